@@ -1,0 +1,53 @@
+"""relprop explains the predictions of PyTorch models by relevance propagation."""
+
+from relprop.attribution import LRP, Attribution, DeepTaylor, Gradient, GradientXInput
+from relprop.conservation import Account, ConservationReport
+from relprop.errors import (
+    ConservationError,
+    DeepTaylorWarning,
+    InputError,
+    InputTypeError,
+    MissingExtraError,
+    ModelError,
+    NumericalError,
+    RelpropError,
+    RelpropWarning,
+    RuleError,
+    TargetError,
+    TargetIndexError,
+    TargetTypeError,
+    TrainingModeWarning,
+    UncoveredOperationError,
+    UncoveredOperationWarning,
+)
+from relprop.rules import Plan, Rules
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LRP",
+    "Account",
+    "Attribution",
+    "ConservationError",
+    "ConservationReport",
+    "DeepTaylor",
+    "DeepTaylorWarning",
+    "Gradient",
+    "GradientXInput",
+    "InputError",
+    "InputTypeError",
+    "MissingExtraError",
+    "ModelError",
+    "NumericalError",
+    "Plan",
+    "RelpropError",
+    "RelpropWarning",
+    "RuleError",
+    "Rules",
+    "TargetError",
+    "TargetIndexError",
+    "TargetTypeError",
+    "TrainingModeWarning",
+    "UncoveredOperationError",
+    "UncoveredOperationWarning",
+]

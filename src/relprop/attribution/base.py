@@ -1,0 +1,267 @@
+"""The one pipeline: rules, one forward, one backward, and what each method makes of the coefficient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from relprop.conservation import ConservationReport, make_report
+from relprop.errors import InputError, NumericalError, TargetError
+from relprop.inputs import as_args, as_condition, as_inputs, as_layers, as_model, grad_mode, warn_of_training
+from relprop.propagation.call import Call, Selector
+from relprop.propagation.run import Forward, Parts, forward
+from relprop.rules.universal import channel_mask
+from relprop.targets import Target, select
+
+Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Condition: TypeAlias = "Mapping[str, Sequence[int]] | None"
+
+
+class Attribution(ABC):
+    """A method that explains predictions of a model. See the methods below for arguments shared by all.
+
+    Nothing of the model is ever written: no parameter, buffer, attribute or flag, whatever happens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = as_model(model)
+
+    # What a method is --------------------------------------------------------------------------
+
+    def selector(self) -> Selector | None:
+        """Return the rules of one call; None differentiates the model as it is."""
+        return None
+
+    @abstractmethod
+    def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        """Return the attribution of an input ``x`` from its coefficient ``c``."""
+
+    @abstractmethod
+    def claims_completeness(self) -> bool:
+        """Say whether the attribution is meant to sum to the output, so that a delta exists."""
+
+    def make_call(self, **options: Any) -> Call:
+        """Return the state of one call."""
+        return Call(self.model, self.selector(), **options)
+
+    def after_forward(self, passed: Forward) -> None:
+        """Look at a forward pass before its backward runs."""
+
+    # What users call ---------------------------------------------------------------------------
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        condition: Condition = None,
+        return_convergence_delta: bool = False,
+        create_graph: bool = False,
+    ) -> Any:
+        """Return the attribution of every input.
+
+        Args:
+            inputs: a tensor ``[N, ...]`` or a tuple of them. Integers (token ids) are explained at the output of the
+                embedding that consumes them, summed over its features: ``[N, T]``.
+            target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
+                list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, or a callable that
+                receives what the model returned and gives ``[N]``.
+            additional_forward_args: further positional arguments of the model, not explained.
+            forward_kwargs: keyword arguments of the model, not explained.
+            condition: by the name of a module, the channels (dimension 1 of its output) through which relevance flows
+                on; all others are blocked.
+            return_convergence_delta: also return ``delta = f - sum R``, ``[N]``.
+            create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The
+                derivative sees the network as it is, not the rules.
+
+        Returns:
+            a tensor or a tuple of tensors, of the structure, shapes, dtypes and device of ``inputs``; with
+            ``return_convergence_delta`` a pair of that and delta.
+
+        Raises:
+            RelpropError: see :mod:`relprop.errors`.
+        """
+        given = as_inputs(inputs)
+        with self._run(
+            given, [target], additional_forward_args, forward_kwargs, condition, create_graph=create_graph
+        ) as passed:
+            found = self._attributions(passed, given, 0, retain_graph=False)
+            output = passed.selected[0]
+        packed = _like(inputs, found)
+        if not return_convergence_delta:
+            return packed
+        self._require_completeness()
+        return packed, _delta(output, found)
+
+    def attribute_layers(
+        self,
+        inputs: Inputs,
+        layers: str | Sequence[str],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        condition: Condition = None,
+        create_graph: bool = False,
+    ) -> dict[str, Any]:
+        """Return the attribution of the outputs of named modules, all from one backward.
+
+        Returns:
+            by name, a tensor of the shape of the module's output; a tuple in call order for a module that is used
+            more than once.
+        """
+        given = as_inputs(inputs)
+        names = as_layers(self.model, layers)
+        with self._run(
+            given,
+            [target],
+            additional_forward_args,
+            forward_kwargs,
+            condition,
+            layers=names,
+            create_graph=create_graph,
+        ) as passed:
+            _, passages = passed.coefficients(0, retain_graph=False)
+            found: dict[str, Any] = {}
+            for name in names:
+                if name not in passages:
+                    raise InputError(f"Module {name!r} was not called in this forward pass.")
+                if not all(passages[name]):
+                    raise InputError(f"The output of module {name!r} does not depend on the input.")
+                maps = tuple(self._total(passed.call, parts) for parts in passages[name])
+                found[name] = maps[0] if len(maps) == 1 else maps
+        return found
+
+    def attribute_targets(
+        self,
+        inputs: Inputs,
+        targets: Sequence[Target],
+        additional_forward_args: Any = None,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        condition: Condition = None,
+        create_graph: bool = False,
+    ) -> Any:
+        """Return the attributions of several targets, ``[T, N, ...]``, from one forward and T backwards."""
+        given = as_inputs(inputs)
+        chosen = list(targets)
+        if not chosen:
+            raise TargetError("No target was given; expected a list of targets.")
+        with self._run(
+            given, chosen, additional_forward_args, forward_kwargs, condition, create_graph=create_graph
+        ) as passed:
+            rows = [
+                self._attributions(passed, given, index, retain_graph=index < len(chosen) - 1)
+                for index in range(len(chosen))
+            ]
+        return _like(inputs, tuple(torch.stack(maps) for maps in zip(*rows, strict=True)))
+
+    def report(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        condition: Condition = None,
+    ) -> ConservationReport:
+        """Return where the relevance went: see :class:`relprop.ConservationReport`."""
+        self._require_completeness()
+        given = as_inputs(inputs)
+        with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
+            found = self._attributions(passed, given, 0, retain_graph=False)
+            sums = sum(part.detach().double().flatten(1).sum(1) for part in found)
+            assert isinstance(sums, Tensor)
+            return make_report(passed.call.records, passed.selected[0].detach().cpu(), sums.cpu())
+
+    # The pipeline ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _run(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Sequence[Target],
+        additional: Any,
+        kwargs: Mapping[str, Any] | None,
+        condition: Condition,
+        layers: Sequence[str] = (),
+        **options: Any,
+    ) -> Iterator[Forward]:
+        """Run the forward pass; when the caller is done with it, nothing of the call is left."""
+        masks = {
+            name: partial(channel_mask, indices=units, where=f"condition at {name!r}")
+            for name, units in as_condition(self.model, condition).items()
+        }
+        warn_of_training(self.model)
+        chosen = [partial(select, target=target, samples=inputs[0].shape[0]) for target in targets]
+        with grad_mode():
+            call = self.make_call(**options)
+            try:
+                passed = forward(call, inputs, as_args(additional), kwargs, chosen, layers, masks)
+                for output in passed.selected:
+                    _check_output(call, output)
+                self.after_forward(passed)
+                call.forget_forward()
+                yield passed
+            finally:
+                call.close()
+
+    def _attributions(
+        self, passed: Forward, inputs: tuple[Tensor, ...], target: int, retain_graph: bool
+    ) -> tuple[Tensor, ...]:
+        roots, _ = passed.coefficients(target, retain_graph)
+        found = []
+        for position, (x, parts) in enumerate(zip(inputs, roots, strict=True)):
+            name = f"input {position}" if len(inputs) > 1 else "the input"
+            if not parts:
+                raise InputError(
+                    f"{name.capitalize()} holds integers, and no embedding of the model consumed them as they are. "
+                    "Give floating point numbers, or the embedded tokens."
+                )
+            if all(c is None for _, c in parts):
+                raise InputError(f"The explained output does not depend on {name}.")
+            total = self._total(passed.call, parts)
+            found.append(total if x.is_floating_point() else total.sum(-1))
+        return tuple(found)
+
+    def _total(self, call: Call, parts: Parts) -> Tensor:
+        """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
+        total: Tensor | None = None
+        for value, c in parts:
+            if c is not None:
+                part = self.result(call, value, c)
+                total = part if total is None else total + part
+        return torch.zeros_like(parts[0][0]) if total is None else total
+
+    def _require_completeness(self) -> None:
+        if not self.claims_completeness():
+            raise InputError(
+                f"{type(self).__name__} does not claim to sum to the output, so it has no convergence delta and no "
+                "report. Use GradientXInput or LRP."
+            )
+
+
+def _check_output(call: Call, output: Tensor) -> None:
+    if not bool(torch.isfinite(output.detach()).all()):
+        raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
+    if not output.requires_grad or not call.graph.reach(output):
+        raise InputError("The explained output does not depend on the input.")
+
+
+def _delta(output: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+    total = sum(part.flatten(1).sum(1) for part in found)
+    assert isinstance(total, Tensor)
+    return output - total
+
+
+def _like(inputs: Inputs, found: tuple[Tensor, ...]) -> Any:
+    """Return a tensor where a tensor was given, and a tuple where a tuple was."""
+    return found if isinstance(inputs, (tuple, list)) else found[0]

@@ -1,0 +1,71 @@
+"""Deep Taylor decomposition."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from relprop.attribution.lrp import LRP
+from relprop.errors import DeepTaylorWarning, RuleError
+from relprop.propagation.run import Forward
+from relprop.rules.presets import preset
+
+
+class DeepTaylor(LRP):
+    """Deep Taylor decomposition of a ReLU network: a first-order expansion of every neuron at a root of its own.
+
+    Definition: the z+ rule, with the bias ignored, on every linear layer but the first; there the w^2 rule for inputs
+    without bounds, or the zB rule for inputs in a box.
+    Conserves: where every neuron has a positive contribution; ``sum R = f`` then, whatever the biases.
+
+    Args:
+        model: any ``nn.Module``; the theory is that of ReLU networks.
+        bounds: None, or the pair ``(low, high)`` of what reaches the first layer (see :class:`relprop.rules.ZBox`).
+
+    Raises:
+        RuleError: where ``bounds`` is no pair with ``low <= high``.
+
+    Warns:
+        DeepTaylorWarning: where a bias is positive. The theory asks for ``b <= 0``, so that the origin of the features
+            is a point where the neuron is silent; with ``b > 0`` the rule still conserves, but is no expansion at a root.
+    Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008).
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
+    >>> for layer in (model[0], model[2]):
+    ...     _ = layer.weight.data.copy_(torch.ones_like(layer.weight))
+    >>> DeepTaylor(model).attribute(torch.tensor([[1.0, 3.0]]))
+    tensor([[4.0000, 4.0000]])
+    """
+
+    def __init__(self, model: nn.Module, bounds: tuple[float | Tensor, float | Tensor] | None = None) -> None:
+        if bounds is None:
+            rules = preset("deep_taylor")
+        elif isinstance(bounds, (tuple, list)) and len(bounds) == 2:
+            rules = preset("deep_taylor_bounded", low=bounds[0], high=bounds[1])
+        else:
+            raise RuleError(f"bounds must be None or a pair (low, high), got {bounds!r}.")
+        super().__init__(model, rules)
+
+    def after_forward(self, passed: Forward) -> None:
+        super().after_forward(passed)
+        largest: list[Tensor] = []
+        names: list[str] = []
+        with torch.no_grad():
+            for site in passed.call.sites:
+                bias = site.effective_bias()
+                if bias is not None and bias.numel():
+                    largest.append(bias.max())
+                    names.append(site.key[0])
+            positive = (torch.stack(largest) > 0).tolist() if largest else []
+        found = [name for name, above in zip(names, positive, strict=True) if above]
+        if found:
+            shown = ", ".join(repr(name) for name in dict.fromkeys(found[:3])) + (", ..." if len(found) > 3 else "")
+            warnings.warn(
+                f"{len(found)} of {len(passed.call.sites)} linear layers have a positive bias ({shown}), where deep Taylor "
+                "decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
+                DeepTaylorWarning,
+                stacklevel=5,
+            )

@@ -1,0 +1,71 @@
+"""The gradient, and the gradient times the input."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from relprop.attribution.base import Attribution
+from relprop.errors import InputError
+from relprop.propagation.call import Call
+
+Form = Literal["raw", "absolute", "squared"]
+
+
+class Gradient(Attribution):
+    """The gradient of the output by the input: what a small change would do.
+
+    Definition: ``df/dx``; ``|df/dx|`` with ``form="absolute"``; ``(df/dx)^2``, the sensitivity, with ``form="squared"``.
+    Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
+
+    Args:
+        model: any ``nn.Module``.
+        form: ``"raw"``, ``"absolute"`` or ``"squared"``.
+    Source: Simonyan et al. 2014 (arXiv:1312.6034); squared: Montavon et al. 2018, section 3.1
+        (doi:10.1016/j.dsp.2017.10.011).
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> Gradient(model, form="squared").attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[9., 1.]])
+    """
+
+    def __init__(self, model: nn.Module, form: Form = "raw") -> None:
+        super().__init__(model)
+        if form not in get_args(Form):
+            raise InputError(f"form must be one of {get_args(Form)}, got {form!r}.")
+        self.form = form
+
+    def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        if self.form == "absolute":
+            return c.abs()
+        return c.square() if self.form == "squared" else c
+
+    def claims_completeness(self) -> bool:
+        return False
+
+
+class GradientXInput(Attribution):
+    """The gradient times the input.
+
+    Definition: ``R_i = x_i df/dx_i``.
+    Conserves: on networks of linear maps, ReLU, LeakyReLU and max pooling without biases, where it is LRP-0.
+
+    Args:
+        model: any ``nn.Module``.
+    Source: Shrikumar et al. 2016 (arXiv:1605.01713).
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> GradientXInput(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 3., -2.]])
+    """
+
+    def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        return x * c
+
+    def claims_completeness(self) -> bool:
+        return True

@@ -1,0 +1,221 @@
+"""The audit: where the relevance of a prediction went."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.errors import ConservationError
+from relprop.propagation.record import Record
+from relprop.rules.plan import table
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one call of a function did with the relevance that arrived.
+
+    Attributes:
+        name: dotted name of the module in which it ran.
+        operation: what ran.
+        rule: by which rule; empty where autograd's own backward is the rule.
+        relevance_out: relevance that arrived at the output, summed over the batch.
+        relevance_in: relevance that left to the inputs.
+        absorbed: by name ("bias", "stabilizer", "softmax", "rule", ...), the shares that the rule declares as gone.
+        unexplained: ``relevance_out - relevance_in - sum(absorbed)``, measured at this call alone.
+        largest: the largest ``|unexplained|`` of a sample (of the batch, where dimension 0 is no batch).
+    """
+
+    name: str
+    operation: str
+    rule: str
+    relevance_out: float
+    relevance_in: float
+    absorbed: dict[str, float]
+    unexplained: float
+    largest: float
+
+    @property
+    def leak(self) -> float:
+        """``relevance_out - relevance_in``."""
+        return self.relevance_out - self.relevance_in
+
+
+@dataclass(frozen=True)
+class ConservationReport:
+    """Where the relevance of a prediction went, call by call, in order of the forward pass.
+
+    Every leak is measured where it happens, as ``<c_out, out> - sum <c_in, in>``; the leaks add up to ``delta``, the
+    difference between the explained output and the sum of the relevance.
+
+    Attributes:
+        entries: one account for every call that relevance passed.
+        output: the explained output ``f``, summed over the batch.
+        relevance: the sum of the relevance of the inputs.
+        delta: ``f - sum R`` for every sample.
+        unseen: the part of delta that leaked at no call relprop could see.
+    """
+
+    entries: tuple[Account, ...]
+    output: float
+    relevance: float
+    delta: Tensor
+    unseen: float
+
+    @property
+    def absorbed(self) -> dict[str, float]:
+        """The declared shares, summed over all calls."""
+        total: dict[str, float] = {}
+        for entry in self.entries:
+            for name, share in entry.absorbed.items():
+                total[name] = total.get(name, 0.0) + share
+        return total
+
+    @property
+    def unexplained(self) -> float:
+        """What no rule declared: the sum over all calls, and what leaked unseen."""
+        return sum(entry.unexplained for entry in self.entries) + self.unseen
+
+    def check(self, tolerance: float = 1e-6) -> None:
+        """Raise where relevance leaked without a rule that says why.
+
+        Args:
+            tolerance: the largest leak that passes, in units of the largest relevance that arrived at any call.
+
+        Raises:
+            ConservationError: names the first call (in order of the forward pass) at fault.
+        """
+        scale = max([abs(self.output), *(abs(entry.relevance_out) for entry in self.entries)])
+        for entry in self.entries:
+            if not entry.largest <= tolerance * scale:
+                raise ConservationError(
+                    f"Relevance leaked at {entry.operation} in module {entry.name!r}: {entry.relevance_out:.6g} arrived, "
+                    f"{entry.relevance_in:.6g} left, {sum(entry.absorbed.values()):.6g} is accounted for, "
+                    f"{entry.unexplained:.6g} is not (tolerance {tolerance:g} of {scale:.6g})."
+                )
+        if not abs(self.unseen) <= tolerance * scale:
+            raise ConservationError(
+                f"{self.unseen:.6g} of the relevance leaked outside every call relprop could see "
+                f"(tolerance {tolerance:g} of {scale:.6g})."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers, strings, lists and dicts."""
+        return {
+            "output": self.output,
+            "relevance": self.relevance,
+            "delta": self.delta.tolist(),
+            "absorbed": self.absorbed,
+            "unexplained": self.unexplained,
+            "unseen": self.unseen,
+            "entries": [
+                {
+                    "name": entry.name,
+                    "operation": entry.operation,
+                    "rule": entry.rule,
+                    "relevance_out": entry.relevance_out,
+                    "relevance_in": entry.relevance_in,
+                    "absorbed": dict(entry.absorbed),
+                    "unexplained": entry.unexplained,
+                }
+                for entry in self.entries
+            ],
+        }
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        names = list(self.absorbed)
+        header = ["module", "call", "rule", "out", "in", *names, "unexplained"]
+        lines = [
+            [
+                entry.name or "(model)",
+                entry.operation,
+                entry.rule or "autograd",
+                _number(entry.relevance_out),
+                _number(entry.relevance_in),
+                *(_number(entry.absorbed.get(name, 0.0)) for name in names),
+                _number(entry.unexplained),
+            ]
+            for entry in self.entries
+        ]
+        if self.unseen and abs(self.unseen) > 1e-9 * max(abs(self.output), 1e-300):
+            lines.append(["(unseen)", "", "", "", "", *("" for _ in names), _number(self.unseen)])
+        total = [_number(value) for value in self.absorbed.values()]
+        lines.append(
+            [
+                "f - sum R",
+                "",
+                "",
+                _number(self.output),
+                _number(self.relevance),
+                *total,
+                _number(self.unexplained),
+            ]
+        )
+        return header, lines
+
+    def __str__(self) -> str:
+        header, lines = self._table()
+        return table(header, lines, right=range(3, len(header)))
+
+    def _repr_html_(self) -> str:
+        header, lines = self._table()
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) -> ConservationReport:
+    """Return the report of a measured call.
+
+    Args:
+        records: its calls.
+        output: the explained output, ``[N]``.
+        relevance: the sum of the relevance of every sample, ``[N]``.
+    """
+    entries = tuple(_account(record) for record in records if record.out is not None or record.into is not None)
+    delta = output.double() - relevance.double()
+    leaked = sum(entry.leak for entry in entries)
+    return ConservationReport(
+        entries,
+        float(output.double().sum()),
+        float(relevance.double().sum()),
+        delta,
+        float(delta.sum()) - leaked,
+    )
+
+
+def _account(record: Record) -> Account:
+    zero = torch.zeros(1, dtype=torch.double)
+    out = zero if record.out is None else record.out.detach().cpu()
+    into = zero if record.into is None else record.into.detach().cpu()
+    shares = {name: share.detach().cpu() for name, share in record.absorbed.items()}
+    sizes = {tensor.shape[0] for tensor in (out, into, *shares.values())}
+    if len(sizes - {1}) > 1 or 1 in sizes:  # some are known for the batch only
+        out, into = out.sum().reshape(1), into.sum().reshape(1)
+        shares = {name: share.sum().reshape(1) for name, share in shares.items()}
+    rest = out - into
+    for share in shares.values():
+        rest = rest - share
+    return Account(
+        record.name,
+        record.operation,
+        record.rule,
+        float(out.sum()),
+        float(into.sum()),
+        {name: float(share.sum()) for name, share in shares.items()},
+        float(rest.sum()),
+        float(rest.abs().max()),
+    )
+
+
+def _number(value: float) -> str:
+    """Return a number as a table shows it; an exact zero as a dot.
+
+    >>> _number(0.0), _number(12.345678)
+    ('.', '12.3457')
+    """
+    return "." if value == 0.0 else f"{value:.6g}"

@@ -1,0 +1,84 @@
+"""Every error and warning relprop raises.
+
+Each error is a :class:`RelpropError` and the built-in exception that fits, so both
+``except RelpropError`` and ``except ValueError`` catch it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RelpropError(Exception):
+    """The root of every error relprop raises."""
+
+
+class InputError(RelpropError, ValueError):
+    """An input has the wrong shape, is empty, or does not reach the output."""
+
+
+class InputTypeError(RelpropError, TypeError):
+    """An input is of a type that cannot be explained."""
+
+
+class TargetError(RelpropError, ValueError):
+    """A target is missing or does not fit the output."""
+
+
+class TargetTypeError(RelpropError, TypeError):
+    """A target is of a type that selects nothing."""
+
+
+class TargetIndexError(RelpropError, IndexError):
+    """A target lies outside the output."""
+
+
+class RuleError(RelpropError, ValueError):
+    """A rule has impossible parameters or stands where it cannot serve."""
+
+
+class ModelError(RelpropError, TypeError):
+    """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained."""
+
+
+class NumericalError(RelpropError, ValueError):
+    """NaN or infinity in the input or in the output."""
+
+
+class ConservationError(RelpropError, ArithmeticError):
+    """Relevance went missing at a layer, and no rule says why."""
+
+
+class UncoveredOperationError(RelpropError, NotImplementedError):
+    """An operation has no rule (raised with ``strict=True``, a warning otherwise)."""
+
+
+class MissingExtraError(RelpropError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class RelpropWarning(UserWarning):
+    """The root of every warning relprop gives."""
+
+
+class UncoveredOperationWarning(RelpropWarning):
+    """An operation has no rule; plain autograd carried the relevance through it."""
+
+
+class TrainingModeWarning(RelpropWarning):
+    """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent."""
+
+
+class DeepTaylorWarning(RelpropWarning):
+    """A premise of deep Taylor decomposition does not hold in the model."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean ...?"`` with the known names nearest to ``name``, or nothing.
+
+    >>> near("conv11", ["conv1", "fc"])
+    " Did you mean 'conv1'?"
+    """
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -1,0 +1,107 @@
+"""What a model is given: checked before anything runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.errors import InputError, InputTypeError, ModelError, NumericalError, TrainingModeWarning, near
+
+
+def as_model(model: Any) -> nn.Module:
+    """Return the model.
+
+    Raises:
+        ModelError: where it is no ``nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ModelError(f"A model must be an instance of torch.nn.Module, got {what}.")
+    return model
+
+
+def as_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """Return the inputs as a tuple of tensors that can be explained.
+
+    Raises:
+        InputTypeError: for anything but tensors of floating point numbers, or of integers (token ids).
+        InputError: for an empty batch, or batches of different sizes.
+        NumericalError: for NaN and infinity.
+    """
+    tensors = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not tensors:
+        raise InputError("No input was given; expected a tensor [N, ...] or a tuple of tensors.")
+    for position, tensor in enumerate(tensors):
+        name = f"Input {position}" if len(tensors) > 1 else "The input"
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise InputTypeError(f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids.")
+        if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.numel() == 0:
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}: there is nothing to explain in an empty batch.")
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise InputError(f"{name} has a batch of {tensor.shape[0]}, the first one of {tensors[0].shape[0]}.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{name} holds NaN or infinity; its relevance would be NaN everywhere.")
+    return tensors
+
+
+def as_args(additional: Any) -> tuple[Any, ...]:
+    """Return further arguments of the model as a tuple."""
+    if additional is None:
+        return ()
+    return additional if isinstance(additional, tuple) else (additional,)
+
+
+def as_layers(model: nn.Module, layers: Any) -> tuple[str, ...]:
+    """Return the names of layers.
+
+    Raises:
+        InputError: for a name that the model does not have.
+    """
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    known = dict(model.named_modules())
+    for name in names:
+        if not isinstance(name, str):
+            raise InputTypeError(f"Layers are given by their names, got {type(name).__name__}.")
+        if name not in known:
+            raise InputError(f"{type(model).__name__} has no module {name!r}.{near(name, filter(None, known))}")
+    return names
+
+
+def as_condition(model: nn.Module, condition: Any) -> dict[str, Sequence[int]]:
+    """Return a condition as a mapping from layer names to channels."""
+    if condition is None:
+        return {}
+    if not isinstance(condition, Mapping):
+        raise InputTypeError(
+            f"condition must map names of layers to lists of channels, got {type(condition).__name__}."
+        )
+    as_layers(model, tuple(condition))
+    return {name: (units,) if isinstance(units, int) else tuple(units) for name, units in condition.items()}
+
+
+def warn_of_training(model: nn.Module) -> None:
+    """Warn where dropout or batch norm in training mode would change the answer; change nothing."""
+    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+    for name, module in model.named_modules():
+        if isinstance(module, changing) and module.training and getattr(module, "p", 1) != 0:
+            warnings.warn(
+                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a random "
+                "or batch-dependent network. Call model.eval() first if that is not meant.",
+                TrainingModeWarning,
+                stacklevel=4,
+            )
+            return
+
+
+@contextmanager
+def grad_mode() -> Iterator[None]:
+    """Differentiate, whatever the caller's mode: ``no_grad`` and ``inference_mode`` end at this door."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

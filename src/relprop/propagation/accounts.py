@@ -1,0 +1,95 @@
+"""The accounts of a report: relevance measured on its way into and out of every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+from relprop.propagation.primitives import Tap
+from relprop.propagation.record import Record, per_sample
+from relprop.propagation.storage import map_tensors, tensors_in
+
+
+def new_record(here: Here, active: list[Tensor]) -> Record:
+    """Open the row of a call."""
+    name, module = here.call.place
+    record = Record(name, type(module).__name__, here.operation, here.kind)
+    record.inputs = tuple(tuple(tensor.shape) for tensor in active)
+    here.call.records.append(record)
+    return record
+
+
+def measured_inputs(
+    here: Here, args: tuple[Any, ...], kwargs: dict[str, Any], active: list[Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with a tap on every active one: what passes it is sent to an input."""
+    assert here.record is not None
+    taps: dict[int, Tensor] = {}
+    for tensor in active:
+        if tensor.requires_grad and id(tensor) not in taps:
+            taps[id(tensor)] = _tap(here, tensor, here.record.send)
+    replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+        lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
+    )
+    return replaced
+
+
+def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool) -> Any:
+    """Note the shape of the output; for a report, tap it, and tell what the operation adds by itself.
+
+    An operation that is ``A x + b`` in its active inputs absorbs ``<c, b>``, and ``b`` is what it gives for
+    zeros. That is computed apart from the taps, so that an operation scaled wrongly does not explain itself.
+    """
+    call, record, account = here.call, here.record, here.account
+    assert record is not None
+    assert account is not None
+    outputs = tensors_in(out)
+    if outputs:
+        record.output = tuple(outputs[0].shape)
+    if not call.measuring:
+        return out
+    offsets: list[Tensor] = []
+    if here.declared is None and known:
+        offsets = here.biases(args, kwargs)
+    taps: dict[int, Tensor] = {}
+    for position, tensor in enumerate(outputs):
+        if tensor.grad_fn is not None and call.graph.reach(tensor):
+            offset = offsets[position] if position < len(offsets) else None
+            taps[id(tensor)] = _output_tap(here, account, tensor, offset)
+    return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
+
+
+def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
+    samples = here.call.samples
+
+    def measure(c: Tensor, value: Tensor) -> None:
+        c, value = c.double(), value.double()
+        account.receive(per_sample(here.call.relevance(value, c), samples))
+        shares = {} if offset is None else {"bias": c * here.passed * offset}
+        if here.declared is not None:
+            shares = here.declared(c * here.passed, value)
+        if isinstance(here.passed, Tensor) or here.passed != 1.0:
+            shares["rule"] = c * (1.0 - here.passed) * value
+        account.absorb({name: per_sample(share, samples) for name, share in shares.items()})
+
+    return _tapped(here, tensor, measure)
+
+
+def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
+    def measure(c: Tensor, value: Tensor) -> None:
+        tell(per_sample(here.call.relevance(value.double(), c.double()), here.call.samples))
+
+    return _tapped(here, tensor, measure)
+
+
+def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
+    """Return a copy with a tap, of which everything is known that was known of the tensor."""
+    call = here.call
+    with torch.enable_grad():
+        out: Tensor = Tap.apply(call, tensor, measure)
+    call.graph.reach(out)
+    call.origins.note(out, call.origins.of(tensor))
+    return out

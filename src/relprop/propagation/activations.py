@@ -1,0 +1,261 @@
+"""Elementwise functions and their quotients ``q(z) = (f(z) - f(0)) / z``, in closed form.
+
+The Pass rule gives the input the coefficient ``c q(z)``. Each quotient takes the arguments of its function;
+its value at 0 is the derivative ``f'(0)``. Written so that nothing cancels, and differentiable at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+from relprop.propagation.numerics import safe
+from relprop.propagation.products import inverse
+from relprop.propagation.provenance import Origin
+
+
+def ratio(value: Tensor, z: Tensor, slope: float | Tensor = 1.0) -> Tensor:
+    """Return ``value / z``, and ``slope`` at ``z = 0``."""
+    zero = z == 0
+    return torch.where(zero, slope, value / torch.where(zero, 1.0, z))
+
+
+def gelu(z: Tensor, approximate: str = "none") -> Tensor:
+    """``Phi(z)``, the distribution function of the normal distribution (or its approximation by tanh)."""
+    if approximate == "tanh":
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    return 0.5 * torch.erfc(-z / math.sqrt(2))
+
+
+def silu(z: Tensor, inplace: bool = False) -> Tensor:
+    """``sigmoid(z)``."""
+    return torch.sigmoid(z)
+
+
+def mish(z: Tensor, inplace: bool = False) -> Tensor:
+    """``tanh(softplus(z))``."""
+    return torch.tanh(F.softplus(z))
+
+
+def tanh(z: Tensor) -> Tensor:
+    """``tanh(z) / z``."""
+    return ratio(torch.tanh(z), z)
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """``(sigmoid(z) - 1/2) / z = tanh(z / 2) / (2 z)``."""
+    return ratio(torch.tanh(z / 2) / 2, z, 0.25)
+
+
+def hardsigmoid(z: Tensor, inplace: bool = False) -> Tensor:
+    """``1/6`` within ``[-3, 3]``, ``+-1 / (2 z)`` outside."""
+    return ratio((z / 6).clamp(-0.5, 0.5), z, 1 / 6)
+
+
+def hardswish(z: Tensor, inplace: bool = False) -> Tensor:
+    """``relu6(z + 3) / 6``."""
+    return (z / 6 + 0.5).clamp(0, 1)
+
+
+def hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """The quotient of ``clamp``."""
+    return clamp(z, min_val, max_val)
+
+
+def relu6(z: Tensor, inplace: bool = False) -> Tensor:
+    """0 below zero, 1 up to six, ``6 / z`` above."""
+    return clamp(z, 0.0, 6.0)
+
+
+def clamp(z: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    """``(clamp(z) - clamp(0)) / z``."""
+    origin = torch.zeros((), dtype=z.dtype, device=z.device).clamp(min, max)
+    inside = torch.ones_like(z)
+    if min is not None:
+        inside = torch.where(z < min, 0.0, inside)
+    if max is not None:
+        inside = torch.where(z > max, 0.0, inside)
+    return ratio(z.clamp(min, max) - origin, z, inside)
+
+
+def clamp_min(z: Tensor, min: Any) -> Tensor:
+    """``clamp`` from below."""
+    return clamp(z, min=min)
+
+
+def clamp_max(z: Tensor, max: Any) -> Tensor:
+    """``clamp`` from above."""
+    return clamp(z, max=max)
+
+
+def elu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """1 above zero, ``alpha (exp(z) - 1) / z`` below."""
+    return torch.where(z > 0, 1.0, alpha * ratio(torch.expm1(z.clamp(max=0)), z))
+
+
+def celu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    """1 above zero, ``alpha (exp(z / alpha) - 1) / z`` below."""
+    return torch.where(z > 0, 1.0, alpha * ratio(torch.expm1(z.clamp(max=0) / alpha), z, 1 / alpha))
+
+
+def selu(z: Tensor, inplace: bool = False) -> Tensor:
+    """The scaled quotient of ``elu``."""
+    return 1.0507009873554804934193349852946 * elu(z, 1.6732632423543772848170429916717)
+
+
+def softplus(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``(softplus(z) - log(2) / beta) / z``."""
+    scaled = z * beta
+    small = scaled.clamp(max=threshold)
+    value = torch.where(scaled > threshold, scaled - math.log(2), torch.log1p(torch.expm1(small) / 2))
+    return ratio(value / beta, z, 0.5)
+
+
+def logsigmoid(z: Tensor) -> Tensor:
+    """``(logsigmoid(z) + log 2) / z``."""
+    return softplus(-z)
+
+
+def softsign(z: Tensor) -> Tensor:
+    """``1 / (1 + |z|)``."""
+    return 1 / (1 + z.abs())
+
+
+def tanhshrink(z: Tensor) -> Tensor:
+    """``1 - tanh(z) / z``."""
+    return 1 - tanh(z)
+
+
+def softshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
+    """``1 - lambda / |z|`` beyond the threshold, 0 within."""
+    outside = z.abs() > lambd
+    return torch.where(outside, 1 - lambd / torch.where(outside, z.abs(), 1.0), 0.0)
+
+
+def hardshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
+    """1 beyond the threshold, 0 within."""
+    return (z.abs() > lambd).to(z.dtype)
+
+
+def exp(z: Tensor) -> Tensor:
+    """``(exp(z) - 1) / z``."""
+    return ratio(torch.expm1(z), z)
+
+
+def expm1(z: Tensor) -> Tensor:
+    """``expm1(z) / z``."""
+    return ratio(torch.expm1(z), z)
+
+
+def log1p(z: Tensor) -> Tensor:
+    """``log1p(z) / z``."""
+    return ratio(torch.log1p(z), z)
+
+
+def erf(z: Tensor) -> Tensor:
+    """``erf(z) / z``."""
+    return ratio(torch.erf(z), z, 2 / math.sqrt(math.pi))
+
+
+def sin(z: Tensor) -> Tensor:
+    """``sin(z) / z``."""
+    return ratio(torch.sin(z), z)
+
+
+def cos(z: Tensor) -> Tensor:
+    """``(cos(z) - 1) / z = -2 sin(z / 2)^2 / z``."""
+    return ratio(-2 * torch.sin(z / 2).square(), z, 0.0)
+
+
+def sinh(z: Tensor) -> Tensor:
+    """``sinh(z) / z``."""
+    return ratio(torch.sinh(z), z)
+
+
+def atan(z: Tensor) -> Tensor:
+    """``atan(z) / z``."""
+    return ratio(torch.atan(z), z)
+
+
+def square(z: Tensor) -> Tensor:
+    """``z``."""
+    return z
+
+
+def sqrt(z: Tensor) -> Tensor:
+    """``1 / sqrt(z)``, 0 at 0."""
+    return ratio(torch.sqrt(z), z, 0.0)
+
+
+def power(z: Tensor, exponent: float) -> Tensor:
+    """``z^(p - 1)`` for ``p > 0``."""
+    return z ** (exponent - 1) if exponent >= 1 else ratio(z**exponent, z, 0.0)
+
+
+# Handlers --------------------------------------------------------------------------------------
+
+
+def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run an elementwise function, explained by the rule from its quotient."""
+    call = here.call
+    out: Tensor = here.func(input, *args, **kwargs)
+    if call.selector is None:
+        return out
+    z = input if call.create_graph else input.detach()
+    value = out if call.create_graph else out.detach()
+    with torch.set_grad_enabled(call.create_graph):
+        if call.handles_zeros and _at_zero(here, input, args, kwargs) == 0.0:
+            q = safe(value) / safe(z)
+        else:
+            q = quotient(z, *args, **kwargs)
+    return here.rule.surrogate(call, input, out, q)  # type: ignore[no-any-return]
+
+
+def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Return ``f(0)``."""
+    with torch.no_grad():
+        return float(here.func(torch.zeros(1, dtype=input.dtype, device=input.device), *args, **kwargs))
+
+
+def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A function linear on each side of zero: plain autograd is the Pass rule, but at units of zero."""
+    call = here.call
+    here.by_autograd()
+    out: Tensor = here.func(input, *args, **kwargs)
+    if call.handles_zeros:
+        out = call.switch(out, input * call.constant(safe(out) / safe(input)))
+    return out
+
+
+def relu(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU: linear on each side of zero, and its output is known to be non-negative."""
+    call = here.call
+    out = piecewise(here, input, inplace) if inplace else piecewise(here, input)
+    call.origins.note(out, Origin(nonnegative=True, factors=call.origins.of(input).factors))
+    return out
+
+
+def gate(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A sigmoid, which may come to act as a gate."""
+    out = elementwise(quotient, here, input, *args, **kwargs)
+    here.call.origins.note(out, Origin(nonnegative=True, gate=True))
+    return out
+
+
+def pow(here: Here, input: Any, exponent: Any) -> Tensor:
+    """``x^p``: explained by its quotient for a positive number ``p``; a negative one divides."""
+    if isinstance(exponent, Tensor) and exponent.numel() == 1 and not here.active(exponent):
+        exponent = exponent.item()
+    if not isinstance(exponent, (int, float)):
+        here.call.name_uncovered("pow", "has an exponent that is no number; plain autograd carries its relevance.")
+        here.by_autograd()
+        return here.func(input, exponent)  # type: ignore[no-any-return]
+    if exponent <= 0:
+        return inverse(here, input, exponent)
+    return elementwise(power, here, input, exponent)

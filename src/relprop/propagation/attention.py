@@ -1,0 +1,63 @@
+"""Handlers of softmax and of attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here, Shares
+from relprop.propagation.products import product
+
+
+def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``softmax``: what the rule makes of the probabilities."""
+    p: Tensor = here.func(input, *args, **kwargs)
+    if here.call.selector is None:
+        return p
+    dim = kwargs.get("dim", args[0] if args else -1)
+    x = input.detach()
+
+    def absorbed(c: Tensor, value: Tensor) -> Shares:
+        # p - J x with J = diag(p) - p p^T: what the linear part of the softmax leaves to its offset.
+        linear = value * (x - (value * x).sum(dim, keepdim=True))
+        return {"softmax": c * (value - linear)}
+
+    here.declared = absorbed
+    return here.rule.probabilities(here.call, p)  # type: ignore[no-any-return]
+
+
+def scaled_dot_product_attention(
+    here: Here,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``softmax(q k^T / sqrt(d) + mask) v``, as two products and a softmax between them."""
+    call = here.call
+    more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
+    native: Tensor = here.func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+    if call.selector is None:
+        return native
+    attention = here.rule
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
+    q, k = product(here, (query, key))
+    scores = q @ k.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~mask, -math.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    p = attention.probabilities(call, torch.softmax(scores, -1))
+    p, v = product(here, (torch.dropout(p, dropout_p, dropout_p > 0), value))
+    out = p @ v
+    return out if dropout_p > 0 else call.switch(native, out)

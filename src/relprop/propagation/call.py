@@ -1,0 +1,229 @@
+"""The state of one attribution. It is made with the call and gone with it."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
+from relprop.propagation.numerics import safe
+from relprop.propagation.primitives import Scale, Switch
+from relprop.propagation.provenance import Graph, Origins
+from relprop.propagation.record import Record
+from relprop.propagation.storage import CopyOnWrite, Protected
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rule that was chosen for one call of an operation.
+
+    Attributes:
+        rule: the rule; None where autograd alone is right.
+        position: where its entry stands in the registry, -1 for none.
+        default: it is what the operation does without any entry.
+        filter: a rule that acts on the output, whatever the operation (Block, Mask, ...).
+    """
+
+    rule: Any
+    position: int = -1
+    default: bool = True
+    filter: Any = None
+
+
+class Selector(Protocol):
+    """What a call asks of a registry of rules that was bound to a model."""
+
+    reaches_zeros: bool
+    last: Choice | None
+
+    def select(
+        self,
+        kind: str,
+        operation: str,
+        name: str,
+        module: nn.Module | None,
+        layer_type: type[nn.Module] | None = None,
+        first: bool = False,
+    ) -> Choice: ...
+
+
+class LinearCall(Protocol):
+    """A linear call of the forward pass; see :class:`relprop.propagation.site.Site`."""
+
+    key: tuple[str, int]
+
+    def release(self) -> None: ...
+
+    def record_last(self) -> None: ...
+
+    def effective_bias(self) -> Tensor | None: ...
+
+
+class Cache(Protocol):
+    """What keeps modified weights between calls."""
+
+    def get(self, key: Hashable, weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+
+@dataclass
+class Call:
+    """One attribution on one thread.
+
+    Attributes:
+        selector: the rules; None lets autograd differentiate everything as it is.
+        create_graph: the relevance will be part of a loss.
+        measuring: relevance is measured at every call (for a report).
+        strict: an operation without a rule is an error.
+        recording: every call is recorded (for a plan); measuring implies it.
+        cache: keeps modified weights from call to call.
+        open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
+            seen, and every leaf that asks for a gradient is an input.
+        explaining: the phase; see :mod:`relprop.propagation.primitives`.
+    """
+
+    model: nn.Module
+    selector: Selector | None
+    create_graph: bool = False
+    measuring: bool = False
+    strict: bool = False
+    recording: bool = False
+    cache: Cache | None = None
+    open_ended: bool = False
+    explaining: bool = True
+    samples: int = 1
+    thread: int = field(default_factory=threading.get_ident)
+    stack: list[tuple[str, nn.Module]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    before_last: set[Any] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.graph = Graph(self._is_input if self.open_ended else None)
+        self.origins = Origins()
+        self.saving = CopyOnWrite()
+        self.protected = Protected(self.model)
+        self.tokens: list[Tokens] = []
+        self.recording = self.recording or self.measuring
+        self.sites: list[LinearCall] = []
+
+    def _is_input(self, leaf: Tensor) -> bool:
+        """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
+        return leaf.requires_grad and not self.protected.owns(leaf)
+
+    @property
+    def handles_zeros(self) -> bool:
+        """Relevance reaches units whose activation is zero."""
+        return self.selector is not None and self.selector.reaches_zeros
+
+    @property
+    def place(self) -> tuple[str, nn.Module | None]:
+        """The name and the innermost module that is running."""
+        return self.stack[-1] if self.stack else ("", self.model)
+
+    # What rules and handlers explain with ------------------------------------------------------
+
+    def constant(self, x: Tensor) -> Tensor:
+        """Return ``x`` as a constant: nothing passes while explaining, everything afterwards."""
+        return self.scale(x, 0.0) if self.create_graph else x.detach()
+
+    def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
+        """Return ``x``; the coefficient that passes back is multiplied by ``factor``."""
+        out: Tensor = Scale.apply(self, x, factor)
+        return out
+
+    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
+        """Return the value of ``native``, explained as ``surrogate``."""
+        out: Tensor = Switch.apply(self, native if self.create_graph else native.detach(), surrogate)
+        return out
+
+    def safe(self, a: Tensor) -> Tensor:
+        """Return ``a``, made safe to divide by where relevance reaches units of zero."""
+        return safe(a) if self.handles_zeros else a
+
+    def relevance(self, a: Tensor, c: Tensor) -> Tensor:
+        """Return ``R = a c``."""
+        return self.safe(a) * c
+
+    # Roots -------------------------------------------------------------------------------------
+
+    def root(self, value: Tensor, connected: bool) -> Tensor:
+        """Return a non-leaf copy of the value, from which activity starts."""
+        source = value if connected else value.detach().requires_grad_()
+        with torch.enable_grad():
+            start = source.clone()
+        self.graph.add_root(start)
+        return start
+
+    # Names of what is not covered ---------------------------------------------------------------
+
+    def name_uncovered(self, operation: str, why: str) -> None:
+        """Warn, once an operation and place, that no rule covers it; with ``strict`` raise."""
+        name, module = self.place
+        where = f"module {name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
+        message = f"{operation} in {where} {why}"
+        if self.strict:
+            raise UncoveredOperationError(message)
+        if message not in self.warned:
+            self.warned.add(message)
+            warnings.warn(message, UncoveredOperationWarning, stacklevel=2)
+
+    def name_unseen(self, tensor: Tensor) -> None:
+        """Name the autograd node that made an active tensor outside every call that was seen."""
+        node = tensor.grad_fn
+        assert node is not None
+        title = node.name()
+        if title == "CheckpointFunctionBackward":
+            raise ModelError(
+                "Reentrant gradient checkpointing hides the network from relprop. "
+                "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        self.name_uncovered(title, "was made by no call relprop can see; plain autograd carries its relevance.")
+        if self.recording:
+            name, module = self.place
+            self.records.append(
+                Record(name, type(module).__name__, title, "unseen", covered=False, output=tuple(tensor.shape))
+            )
+
+    # The end -----------------------------------------------------------------------------------
+
+    def forget_forward(self) -> None:
+        """Let go of what only the forward needed."""
+        self.graph.clear()
+        self.origins.clear()
+        self.stack.clear()
+        for site in self.sites:
+            site.release()
+
+    def close(self) -> None:
+        """End the explanation: from here on every primitive differentiates truly."""
+        self.explaining = False
+        self.before_last = set()
+        self.forget_forward()
+        self.saving.clear()
+        self.protected.clear()
+        for tokens in self.tokens:
+            tokens.names.clear()
+            tokens.roots.clear()
+
+
+@dataclass
+class Tokens:
+    """An integer input, explained at the outputs of the embeddings that consume it.
+
+    Attributes:
+        names: the tensors that hold the ids: the input, and its copies of the same shape.
+        roots: the outputs of the embeddings, from which activity starts.
+    """
+
+    names: list[Tensor]
+    roots: list[Tensor] = field(default_factory=list)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is these ids."""
+        return any(tensor is name for name in self.names)

@@ -1,0 +1,94 @@
+"""What a handler is given: one call of one operation, and the rule that is chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.propagation.call import Call, Choice
+from relprop.propagation.record import Record
+from relprop.propagation.storage import map_tensors, tensors_in
+
+Shares = dict[str, Tensor]
+
+
+@dataclass
+class Here:
+    """One call of a function with active arguments.
+
+    Attributes:
+        call: the attribution it is part of.
+        func: the function as the model called it.
+        operation, kind: name and kind of the operation.
+        choice: the rule chosen for it.
+        record: its row in the plan and the report, if one is kept.
+        account: the row its output is measured in: its own, unless it was folded into another.
+        declared: the shares its rule declares as gone, from the coefficient and the value of the output.
+        passed: the part of the coefficient of the output that a filter let pass.
+    """
+
+    call: Call
+    func: Callable[..., Any]
+    operation: str
+    kind: str
+    choice: Choice = Choice(None)
+    record: Record | None = None
+    account: Record | None = None
+    declared: Callable[[Tensor, Tensor], Shares] | None = None
+    passed: float | Tensor = 1.0
+
+    @property
+    def rule(self) -> Any:
+        return self.choice.rule
+
+    def choose(self, layer_type: type[nn.Module] | None = None, first: bool = False) -> None:
+        """Choose the rule by the place where the call runs."""
+        selector = self.call.selector
+        if selector is not None:
+            self.choice = selector.select(self.kind, self.operation, *self.call.place, layer_type, first)
+        if self.record is not None:
+            shown = [repr(rule) for rule in (self.choice.rule, self.choice.filter) if rule is not None]
+            self.record.rule, self.record.default = " then ".join(shown), self.choice.default
+
+    def active(self, x: Any) -> bool:
+        """Say whether an argument depends on the explained input."""
+        return isinstance(x, Tensor) and self.call.graph.reach(x) > 0
+
+    def note(self, text: str) -> None:
+        """Add a remark to the row of this call."""
+        if self.record is not None:
+            self.record.notes.append(text)
+
+    def by_autograd(self) -> None:
+        """Say in the row of this call that autograd's own backward is the rule."""
+        if self.record is not None:
+            self.record.rule = ""
+
+    def absorbs_nothing(self) -> None:
+        """Declare that the operation, as it is explained, absorbs nothing."""
+        self.declared = declares_nothing
+
+    def biases(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """Return what the function gives where its active arguments are zero."""
+
+        def zeroed(tensor: Tensor) -> Tensor:
+            return torch.zeros_like(tensor) if self.active(tensor) else tensor.detach()
+
+        with torch.no_grad():
+            args, kwargs = map_tensors(zeroed, (args, kwargs))
+            return tensors_in(self.func(*args, **kwargs))
+
+
+def declares_nothing(c: Tensor, value: Tensor) -> Shares:
+    """Declare that the operation absorbs nothing (or that another row declares it)."""
+    return {}
+
+
+def native(here: Here, *args: Any, **kwargs: Any) -> Any:
+    """Run a function as it is: autograd's own backward carries its relevance."""
+    here.by_autograd()
+    return here.func(*args, **kwargs)

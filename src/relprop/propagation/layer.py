@@ -1,0 +1,267 @@
+"""A linear map with parameters, whatever module or function it was called by.
+
+A rule sees a :class:`LinearMap` and nothing else: the weight, the bias, the map itself with any weight
+in the place of its own, and the transpose.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Geometry(ABC):
+    """How a weight acts on an input: everything about a linear call except its tensors."""
+
+    layer_type: type[nn.Module]
+    """The module this call is selected as where it runs in no module of a matching type."""
+
+    @abstractmethod
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``weight a + bias``."""
+
+    @abstractmethod
+    def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        """Return ``weight^T c``, shaped as ``like``, the input of the call."""
+
+    @abstractmethod
+    def ones(self, like: Tensor) -> Tensor:
+        """Return a 1 for every input of one sample; broadcasts over the batch of the output."""
+
+    def shift(self, bias: Tensor, z: Tensor) -> Tensor:
+        """Return the bias in a shape that broadcasts to the output ``z``."""
+        return bias
+
+    def channels(self, a: Tensor) -> int | None:
+        """Return the dimension of the channels of the input ``a``, where it has such a thing."""
+        return None
+
+    def folds(self, z: Tensor) -> bool:
+        """Say whether dimension 1 of the output ``z`` holds the output channels of a batch."""
+        return False
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Return the weight with every output channel multiplied by its entry of ``scale``."""
+        raise NotImplementedError(type(self).__name__)  # reached only where folds() says True
+
+
+@dataclass(frozen=True)
+class Dense(Geometry):
+    """``z = a weight^T + bias`` over the last dimension."""
+
+    layer_type = nn.Linear
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(a, weight, bias)
+
+    def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        return torch.matmul(c, weight)
+
+    def ones(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like[:1] if like.dim() > 1 else like)
+
+    def folds(self, z: Tensor) -> bool:
+        return z.dim() == 2
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        return weight * scale[:, None]
+
+
+@dataclass(frozen=True)
+class Convolution(Geometry):
+    """A convolution, or its transpose, in one to three dimensions.
+
+    ``extra`` is the zero padding that ``padding="same"`` adds behind an input when an even kernel makes
+    it asymmetric, one number per dimension.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = (0,)
+    extra: tuple[int, ...] = ()
+
+    @property
+    def layer_type(self) -> type[nn.Module]:  # type: ignore[override]  # depends on the dimensions
+        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        mirrored = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        return (mirrored if self.transposed else plain)[self.dimensions - 1]
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.stride)
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        batched = self._padded(a if self._has_batch(a) else a[None])
+        z = torch.convolution(
+            batched,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
+        return z if self._has_batch(a) else z[0]
+
+    def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        batched = self._padded(like if self._has_batch(like) else like[None])
+        # The input gradient alone; the input itself lends only its shape.
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            c if self._has_batch(like) else c[None],
+            batched,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            (True, False, False),
+        )[0]
+        for dimension, added in enumerate(self.extra, start=2):
+            gradient = gradient.narrow(dimension, 0, gradient.shape[dimension] - added)
+        return gradient if self._has_batch(like) else gradient[0]
+
+    def ones(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like[:1] if self._has_batch(like) else like)
+
+    def shift(self, bias: Tensor, z: Tensor) -> Tensor:
+        return bias.reshape(-1, *(1,) * self.dimensions)
+
+    def channels(self, a: Tensor) -> int | None:
+        return 1 if self._has_batch(a) else 0
+
+    def folds(self, z: Tensor) -> bool:
+        return self._has_batch(z)
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        if not self.transposed:
+            return weight * scale.reshape(-1, *(1,) * (self.dimensions + 1))
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        channels = scale.reshape(self.groups, 1, -1, *(1,) * self.dimensions)
+        return (grouped * channels).reshape(weight.shape)
+
+    def _has_batch(self, tensor: Tensor) -> bool:
+        return tensor.dim() == self.dimensions + 2
+
+    def _padded(self, a: Tensor) -> Tensor:
+        if not any(self.extra):
+            return a
+        return F.pad(a, [side for added in reversed(self.extra) for side in (0, added)])
+
+
+@dataclass(frozen=True)
+class Contraction(Geometry):
+    """Any other product of an input with a parameter: ``matmul``, ``einsum``, ``addmm`` and their kin."""
+
+    product: Callable[[Tensor, Tensor], Tensor]
+    layer_type = nn.Linear
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        z = self.product(a, weight)
+        return z if bias is None else z + bias
+
+    def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        with torch.enable_grad():
+            origin = torch.zeros_like(like).requires_grad_()
+            z = self.product(origin, weight)
+            connected = c.requires_grad or weight.requires_grad
+            return torch.autograd.grad(z, origin, c, create_graph=connected)[0]
+
+    def ones(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """The linear map ``z = W a + b`` of one call, as a rule sees it.
+
+    Attributes:
+        weight: the weight passed to the call, with a batch norm behind it folded in.
+        bias: the bias likewise, or None.
+        nonnegative_input: the input is known to hold nothing below zero.
+        positive_output_only: no relevance arrives where ``z <= 0``.
+    """
+
+    geometry: Geometry
+    like: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    nonnegative_input: bool = False
+    positive_output_only: bool = False
+    cache: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+
+    def forward(self, a: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Return ``weight a + bias``: the layer's own weight by default, no bias by default."""
+        return self.geometry.forward(a, self.weight if weight is None else weight, bias)
+
+    def transpose(self, c: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return ``weight^T c``, shaped as the layer's input; the layer's own weight by default."""
+        return self.geometry.transpose(c, self.weight if weight is None else weight, self.like)
+
+    def modified(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``change(weight)``, kept from an earlier call where the user asked for that."""
+        return change(self.weight) if self.cache is None else self.cache(change, self.weight)
+
+    def shift(self, z: Tensor) -> Tensor | float:
+        """Return the bias as it broadcasts to the output, or 0."""
+        return 0.0 if self.bias is None else self.geometry.shift(self.bias, z)
+
+    def channels(self, a: Tensor) -> int | None:
+        """Return the dimension of the input's channels, where it has such a thing."""
+        return self.geometry.channels(a)
+
+    def ones(self) -> Tensor:
+        """Return a 1 for every input; broadcasts over the batch."""
+        return self.geometry.ones(self.like)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Which map a call applied: its geometry, and the batch norm that was folded into it, if one was.
+
+    ``parameters`` below are the tensors of the call: weight, bias, and for a folded batch norm its
+    weight, bias, running mean and running variance.
+    """
+
+    geometry: Geometry
+    epsilon: float | None = None
+
+    def resolve(self, parameters: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and bias of the one linear map that the call was.
+
+        With batch norm: ``s = gamma / sqrt(var + eps)``, ``W' = s W``, ``b' = s (b - mean) + beta``.
+        """
+        weight, bias = parameters[:2]
+        assert weight is not None
+        if self.epsilon is None:
+            return weight, bias
+        gamma, beta, mean, variance = parameters[2:]
+        assert mean is not None
+        assert variance is not None
+        scale = torch.rsqrt(variance + self.epsilon)
+        if gamma is not None:
+            scale = gamma * scale
+        shift = scale * (-mean if bias is None else bias - mean)
+        return self.geometry.scaled(weight, scale), shift if beta is None else shift + beta
+
+
+def same_padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return ``padding="same"`` as symmetric padding and what is added behind the input.
+
+    >>> same_padding((4, 3), (1, 1))
+    ((1, 1), (1, 0))
+    """
+    totals = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+    return tuple(total // 2 for total in totals), tuple(total % 2 for total in totals)

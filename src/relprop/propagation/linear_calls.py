@@ -1,0 +1,312 @@
+"""Handlers of linear maps with parameters, and of the batch norm that may be folded into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.propagation.handler import Here, declares_nothing
+from relprop.propagation.layer import Affine, Contraction, Convolution, Dense, Geometry, same_padding
+from relprop.propagation.normalization import over_batch
+from relprop.propagation.primitives import Linear
+from relprop.propagation.products import product
+from relprop.propagation.provenance import ACTIVE, Origin
+from relprop.propagation.site import Site
+
+
+def apply(
+    here: Here,
+    geometry: Geometry,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    compute: Callable[[], Tensor],
+) -> Tensor:
+    """Run a linear map by the rule that stands here, and remember what its output came from."""
+    call = here.call
+    if call.selector is None:
+        here.by_autograd()
+        return compute()
+    here.kind = "linear"
+    here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
+    site = Site(call, here.choice, Affine(geometry), a, (weight, bias))
+    site.record = here.record
+    here.declared = declares_nothing  # the site declares what its rule absorbs
+    if site.nonnegative:
+        here.note("a >= 0")
+    z: Tensor = Linear.apply(site, compute, a, weight, bias)
+    if call.recording:
+        site.node = z.grad_fn
+    call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
+    return z
+
+
+def linear(here: Here, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``."""
+    return _layer(here, Dense(), input, weight, bias, lambda b: here.func(input, weight, b))
+
+
+def convolution(
+    dimensions: int,
+) -> Callable[..., Tensor]:
+    """Return the handler of a convolution in so many dimensions."""
+
+    def handler(
+        here: Here,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        steps, spread = _each(stride, dimensions), _each(dilation, dimensions)
+        extra: tuple[int, ...] = ()
+        if padding == "same":
+            width, extra = same_padding(tuple(weight.shape[2:]), spread)
+        else:
+            width = _each(0 if isinstance(padding, str) else padding, dimensions)
+        geometry = Convolution(steps, width, spread, groups, False, _each(0, dimensions), extra)
+        return _layer(
+            here,
+            geometry,
+            input,
+            weight,
+            bias,
+            lambda b: here.func(input, weight, b, stride, padding, dilation, groups),
+        )
+
+    return handler
+
+
+def transposed_convolution(dimensions: int) -> Callable[..., Tensor]:
+    """Return the handler of a transposed convolution in so many dimensions."""
+
+    def handler(
+        here: Here,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Tensor:
+        geometry = Convolution(
+            _each(stride, dimensions),
+            _each(padding, dimensions),
+            _each(dilation, dimensions),
+            groups,
+            True,
+            _each(output_padding, dimensions),
+        )
+        return _layer(
+            here,
+            geometry,
+            input,
+            weight,
+            bias,
+            lambda b: here.func(input, weight, b, stride, padding, output_padding, groups, dilation),
+        )
+
+    return handler
+
+
+def _layer(
+    here: Here,
+    geometry: Geometry,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    run: Callable[[Tensor | None], Tensor],
+) -> Tensor:
+    """Run a layer call; where its weight depends on the input too, it is a product."""
+    if here.active(weight):
+        a, w = product(here, (input, weight))
+        z = geometry.forward(a, w, None)
+    elif here.active(input):
+        if bias is None or not here.active(bias):
+            return apply(here, geometry, input, weight, bias, lambda: run(bias))
+        z = apply(here, geometry, input, weight, None, lambda: run(None))
+    else:
+        return run(bias)
+    return z if bias is None else z + geometry.shift(bias, z)
+
+
+def matmul(here: Here, input: Tensor, other: Tensor) -> Tensor:
+    """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot`` and ``@``, against a parameter, a constant or a factor."""
+    left, right = here.active(input), here.active(other)
+    if left and right:
+        return here.func(*product(here, (input, other)))  # type: ignore[no-any-return]
+    constant, a = (other, input) if left else (input, other)
+    if not _is_parameter(here, constant):
+        here.by_autograd()
+        return here.func(input, other)  # type: ignore[no-any-return]
+    if left and other.dim() == 2:
+        return apply(here, Dense(), a, other.mT, None, lambda: here.func(input, other))
+    forward = torch.matmul if left else _reversed_matmul
+    return apply(here, Contraction(forward), a, constant, None, lambda: here.func(input, other))
+
+
+def _reversed_matmul(a: Tensor, weight: Tensor) -> Tensor:
+    return torch.matmul(weight, a)
+
+
+def addmm(here: Here, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    """``addmm``, ``addmv`` and ``baddbmm``: ``beta input + alpha mat1 @ mat2``."""
+    if beta == 1 and alpha == 1 and here.active(mat1) and not here.active(mat2) and not here.active(input):
+        if mat2.dim() == 2 and _is_parameter(here, mat2):
+            geometry = Dense()
+            return apply(here, geometry, mat1, mat2.mT, input, lambda: here.func(input, mat1, mat2))
+    func, here.func = here.func, torch.matmul
+    try:
+        z = matmul(here, mat1, mat2) if here.active(mat1) or here.active(mat2) else mat1 @ mat2
+    finally:
+        here.func = func
+    return beta * input + alpha * z
+
+
+def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
+    """``einsum`` of any number of operands."""
+    tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
+    if not isinstance(equation, str) or any(not isinstance(tensor, Tensor) for tensor in tensors):
+        here.call.name_uncovered("einsum", "is called with sublists; call it with an equation.")
+        return here.func(equation, *operands)  # type: ignore[no-any-return]
+    active = [here.active(tensor) for tensor in tensors]
+    if sum(active) > 1:
+        return torch.einsum(equation, *product(here, tuple(tensors)))  # type: ignore[no-any-return]
+    if len(tensors) == 2 and _is_parameter(here, tensors[1 - active.index(True)]):
+        position = active.index(True)
+
+        def contraction(a: Tensor, weight: Tensor) -> Tensor:
+            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))  # type: ignore[no-any-return]
+
+        a, weight = tensors[position], tensors[1 - position]
+        return apply(here, Contraction(contraction), a, weight, None, lambda: contraction(a, weight))
+    here.by_autograd()
+    return here.func(equation, *operands)  # type: ignore[no-any-return]
+
+
+def _is_parameter(here: Here, tensor: Tensor) -> bool:
+    """Say whether a factor is a parameter, a view of one, or made from one that is trained."""
+    return isinstance(tensor, nn.Parameter) or tensor.requires_grad or here.call.protected.owns_parameter(tensor)
+
+
+# Batch norm ------------------------------------------------------------------------------------
+
+
+def batch_norm(
+    here: Here,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm``: folded into the linear map before it where the two are one linear map."""
+    call = here.call
+    origin = call.origins.of(input)
+    compute = lambda x: here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)  # noqa: E731
+    if call.selector is None:
+        return compute(input)
+    if training or running_mean is None or running_var is None:
+        consumed(here, input)
+        here.note("not folded: batch statistics")
+        return over_batch(here, input, weight, bias, eps, compute(input))
+    site = origin.site
+    if (
+        site is None
+        or here.choice.filter is not None
+        or not _foldable(here, site, input, (running_mean, running_var, weight, bias))
+    ):
+        consumed(here, input)
+        here.note("not folded")
+        here.by_autograd()
+        return compute(input)
+    assert site.a is not None
+    affine = Affine(site.affine.geometry, eps)
+    parameters = (*site.parameters, weight, bias, running_mean, running_var)
+    folded = Site(call, site.choice, affine, site.a, parameters)
+    folded.record = here.account = site.record
+    here.declared = declares_nothing  # the site declares what its rule absorbs
+    if here.record is not None and site.record is not None:
+        here.by_autograd()
+        here.note("folded into the layer above")
+        site.record.notes.append("batch norm folded")
+    out: Tensor = Linear.apply(folded, lambda: compute(input.detach()), site.a, *parameters)
+    site.superseded = True
+    if call.recording:
+        site.node, folded.node = None, out.grad_fn
+    call.origins.note(out, Origin(site=folded, factors=origin.factors))
+    for watch in site.watchers:
+        watch(out)
+    return out
+
+
+def torch_batch_norm(
+    here: Here,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.batch_norm``, which takes the same tensors in another order."""
+
+    def reordered(
+        x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, train: bool, rate: float, epsilon: float
+    ) -> Tensor:
+        return torch.batch_norm(x, gamma, beta, mean, var, train, rate, epsilon, cudnn_enabled)
+
+    func, here.func = here.func, reordered
+    try:
+        return batch_norm(here, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    finally:
+        here.func = func
+
+
+def _foldable(here: Here, site: Site, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
+    return (
+        site.affine.epsilon is None
+        and site.affine.geometry.folds(z)
+        and site.a is not None
+        and site.a._version == site.version
+        and not any(here.active(parameter) for parameter in parameters)
+    )
+
+
+def consumed(here: Here, z: Tensor) -> None:
+    """Note that something other than a ReLU takes the output of a linear call."""
+    site = here.call.origins.of(z).site
+    if site is not None:
+        site.consumers.append(False)
+
+
+def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``F.embedding``: where token ids are explained, activity starts at its output."""
+    value: Tensor = here.func(input, weight, *args, **kwargs)
+    here.by_autograd()
+    for tokens in here.call.tokens:
+        if tokens.holds(input):
+            value = here.call.root(value, here.call.create_graph and value.requires_grad)
+            tokens.roots.append(value)
+    return value
+
+
+def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """Return one number per dimension."""
+    if isinstance(value, int):
+        return (value,) * dimensions
+    return tuple(value) * dimensions if len(value) == 1 else tuple(value)

@@ -1,0 +1,237 @@
+"""The only function mode: every call a model makes passes here, and meets the handler of its operation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from relprop.propagation.accounts import measured_inputs, measured_output, new_record
+from relprop.propagation.call import Call
+from relprop.propagation.handler import Here
+from relprop.propagation.operations import Operation, decomposed, operation_of
+from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.writes import twin_of, written_by
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Function = Callable[..., Any]
+
+
+class RelevanceMode(TorchFunctionMode):
+    """Runs the operations of one call by the rules, on the thread that entered it."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
+        with self.call.saving.hooks:
+            return self.run(func, args, kwargs or {})
+
+    def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Run one function call of the model."""
+        call = self.call
+        if func in _UPDATES_STATISTICS:
+            args, kwargs = self._own_statistics(func, args, kwargs)
+        if not call.protected.untouched:
+            args, kwargs = map_tensors(call.protected.current, (args, kwargs))
+        written = written_by(func, args, kwargs)
+        if written:
+            return self._write(func, args, kwargs, written)
+        active = self._active(args, kwargs)
+        if not active:
+            return func(*args, **kwargs)
+        return self._explain(func, args, kwargs, active)
+
+    def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
+        """Return the arguments that depend on the explained input."""
+        if not torch.is_grad_enabled():
+            return []
+        call, active = self.call, []
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.grad_fn is not None:
+                seen = call.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+                if call.graph.reach(tensor):
+                    active.append(tensor)
+                    if not seen:
+                        call.name_unseen(tensor)
+            elif call.graph.reach(tensor) or any(tokens.holds(tensor) for tokens in call.tokens):
+                active.append(tensor)
+        return active
+
+    def _explain(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+        """Run a call with active arguments by the rule of its operation."""
+        operation = operation_of(func)
+        if operation is None:
+            return self._unknown(func, args, kwargs, active)
+        return self._explain_as(operation, func, args, kwargs, active)
+
+    def _explain_as(
+        self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
+    ) -> Any:
+        call = self.call
+        if operation.composite:
+            if call.selector is None:
+                return func(*args, **kwargs)
+            with self:
+                return decomposed(func)(*args, **kwargs)
+        if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
+            for tensor in active:
+                site = call.origins.of(tensor).site
+                if site is not None:
+                    site.consumers.append(operation.name == "relu")
+        here = Here(call, func, operation.name, operation.kind)
+        if call.recording and operation.kind != "view":
+            here.record = here.account = new_record(here, active)
+        given = args, kwargs
+        if call.measuring and here.record is not None:
+            args, kwargs = measured_inputs(here, args, kwargs, active)
+        if operation.kind != "linear":  # which must know its layer to choose
+            here.choose()
+        out = operation.handler(here, *args, **kwargs)
+        if here.choice.filter is not None:
+            inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
+            out = map_tensors(lambda tensor: here.choice.filter.output(here, tensor, inputs), out)
+        if here.record is not None:
+            out = measured_output(here, out, *given, known=operation.deterministic)
+        self._reached(out)
+        return out
+
+    def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+        """Run a function that the table does not hold; it is named where relevance passes it."""
+        call = self.call
+        out = func(*args, **kwargs)
+        if not any(call.graph.reach(tensor) for tensor in tensors_in(out)):
+            return out  # a query, a comparison, an index: nothing of it carries relevance
+        name = getattr(func, "__name__", str(func))
+        if call.selector is not None:
+            call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+        here = Here(call, func, name, "unknown")
+        if call.recording:
+            here.record = here.account = new_record(here, active)
+            here.record.covered = False
+            if call.measuring:
+                args, kwargs = measured_inputs(here, args, kwargs, active)
+                out = func(*args, **kwargs)
+            out = measured_output(here, out, args, kwargs, known=False)
+            self._reached(out)
+        return out
+
+    def _reached(self, out: Any) -> None:
+        """Walk the nodes that a seen call made, so that an unseen one will be noticed."""
+        for tensor in tensors_in(out):
+            self.call.graph.reach(tensor)
+
+    # Writes ------------------------------------------------------------------------------------
+
+    def _write(self, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
+        """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
+        call = self.call
+        if any(call.protected.owns(tensor) for tensor in written):
+            originals = {id(tensor): tensor for tensor in written}
+
+            def substitute(tensor: Tensor) -> Tensor:
+                owned = id(tensor) in originals and call.protected.owns(tensor)
+                return call.protected.copy_for_writing(tensor) if owned else tensor
+
+            func(*map_tensors(substitute, args), **map_tensors(substitute, kwargs))
+            # What the model may assign back to itself is its own tensor.
+            return written[0] if len(written) == 1 else tuple(written)
+        for tensor in written:
+            call.saving.before_write(tensor)
+        active = self._active(args, kwargs)
+        if not active:
+            return func(*args, **kwargs)
+        twin = twin_of(func, args, kwargs)
+        if twin is None:
+            return self._write_without_twin(func, args, kwargs, active, written)
+        operation = operation_of(twin.func)
+        if operation is not None and operation.name == "relu" and not call.measuring and not call.handles_zeros:
+            return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
+        new = self.run(twin.func, twin.args, twin.kwargs)
+        for target, value in zip(written, tensors_in(new), strict=False):
+            self._assign(target, value)
+        return written[0] if len(written) == 1 else tuple(written)
+
+    def _write_without_twin(
+        self,
+        func: Function,
+        args: Args,
+        kwargs: Kwargs,
+        active: list[Tensor],
+        written: list[Tensor],
+    ) -> Any:
+        """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
+        out = func(*args, **kwargs)
+        if any(not any(tensor is target for target in written) for tensor in active):
+            name = getattr(func, "__name__", str(func))
+            self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+        self._reached(out)
+        return out
+
+    def _assign(self, target: Tensor, value: Tensor) -> None:
+        """Write a computed value into the tensor that the model meant to write."""
+        call = self.call
+        origin = call.origins.of(value)
+        if target.shape != value.shape:
+            with torch.no_grad():  # an empty ``out=`` takes the shape of the result
+                target.resize_(value.shape)
+        call.saving.before_write(target)
+        target.copy_(value)
+        call.origins.note(target, origin)
+        call.graph.reach(target)
+
+    def _own_statistics(self, func: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Give a call that updates statistics or weights inside itself this call's copies of them."""
+        protected = self.call.protected
+        given = inspect.signature(_UPDATES_STATISTICS[func]).bind(*args, **kwargs).arguments
+        updates = _UPDATES_STATISTICS[func](**given)
+        owned = {id(tensor) for tensor in updates if tensor is not None and protected.owns(tensor)}
+        if not owned:
+            return args, kwargs
+        swapped: tuple[Args, Kwargs] = map_tensors(
+            lambda tensor: protected.copy_for_writing(tensor) if id(tensor) in owned else tensor,
+            (args, kwargs),
+        )
+        return swapped
+
+
+def _batch_norm_updates(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor]:  # fmt: skip
+    return [running_mean, running_var] if training else []
+
+
+def _torch_batch_norm_updates(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any
+) -> list[Tensor]:
+    return [running_mean, running_var] if training else []
+
+
+def _instance_norm_updates(
+    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor]:  # fmt: skip
+    return [running_mean, running_var] if use_input_stats else []
+
+
+def _embedding_updates(
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *rest: Any, **more: Any
+) -> list[Tensor]:
+    return [] if max_norm is None else [weight]
+
+
+_UPDATES_STATISTICS: dict[Function, Callable[..., list[Tensor]]] = {
+    F.batch_norm: _batch_norm_updates,
+    torch.batch_norm: _torch_batch_norm_updates,
+    F.instance_norm: _instance_norm_updates,
+    F.embedding: _embedding_updates,
+}

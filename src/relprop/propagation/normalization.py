@@ -1,0 +1,120 @@
+"""Handlers of the normalisations that divide by a statistic of their own input.
+
+The mean is linear and needs nothing; the standard deviation is what the Norm rule speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+
+
+def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:
+    """Return ``(x - mean) / sqrt(var + eps)`` over ``dims``, with the divisor as the rule passes relevance to it."""
+    here.kind = "norm"
+    here.choose()
+    if centered:
+        x = x - x.mean(tuple(dims), keepdim=True)
+    scale = torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps)
+    return x * here.rule.denominator(here.call, scale)  # type: ignore[no-any-return]
+
+
+def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return the native value, explained as ``weight x + bias``."""
+    if weight is not None:
+        x = x * weight
+    if bias is not None:
+        x = x + bias
+    return here.call.switch(native, x.to(native.dtype))
+
+
+def over_batch(
+    here: Here, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, native: Tensor
+) -> Tensor:
+    """Batch norm by the statistics of the batch."""
+    if here.call.selector is None:
+        return native
+    x = standardized(here, input, [0, *range(2, input.dim())], eps)
+    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+
+
+def layer_norm(
+    here: Here,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """``layer_norm``."""
+    native: Tensor = here.func(input, normalized_shape, weight, bias, eps)
+    if here.call.selector is None:
+        return native
+    x = standardized(here, input, range(-len(normalized_shape), 0), eps)
+    return with_affine(here, native, x, weight, bias)
+
+
+def rms_norm(
+    here: Here,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """``rms_norm``."""
+    native: Tensor = here.func(input, normalized_shape, weight, eps)
+    if here.call.selector is None:
+        return native
+    tiny = torch.finfo(input.dtype).eps if eps is None else eps
+    x = standardized(here, input, range(-len(normalized_shape), 0), tiny, centered=False)
+    return with_affine(here, native, x, weight, None)
+
+
+def group_norm(
+    here: Here,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """``group_norm``."""
+    native: Tensor = here.func(input, num_groups, weight, bias, eps)
+    if here.call.selector is None:
+        return native
+    grouped = input.reshape(input.shape[0], num_groups, -1)
+    x = standardized(here, grouped, [2], eps).reshape(input.shape)
+    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+
+
+def instance_norm(
+    here: Here,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.instance_norm``; by running statistics it is affine."""
+    native: Tensor = here.func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if here.call.selector is None:
+        return native
+    if not use_input_stats:
+        here.by_autograd()
+        return native
+    x = standardized(here, input, range(2, input.dim()), eps)
+    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+
+
+def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return a parameter of the channels (dimension 1), so that it broadcasts."""
+    return None if parameter is None else parameter.reshape(1, -1, *(1,) * (x.dim() - 2))

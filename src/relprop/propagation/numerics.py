@@ -1,0 +1,52 @@
+"""The three guarded quotients on which every rule stands."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TAU = 1e-30
+"""What stands in for an activation of exactly zero, so that ``R / a`` exists."""
+
+
+def safe(a: Tensor) -> Tensor:
+    """Return ``a``, with the signed tiny ``tau = 1e-30`` where ``|a| < tau`` (``sign(0) = +1``).
+
+    Relevance that is not a multiple of the activation (zB, w^2, flat) reaches units with ``a = 0``,
+    where the coefficient ``c = R / a`` does not exist; ``R / safe(a)`` does.
+
+    >>> safe(torch.tensor([0.0, -2.0])).tolist()
+    [1.0000000031710769e-30, -2.0]
+    """
+    tau = torch.full((), TAU, dtype=a.dtype, device=a.device)
+    return torch.where(a.abs() < TAU, torch.where(a < 0, -tau, tau), a)
+
+
+def stabilize(z: Tensor, epsilon: float | Tensor = 1e-6) -> Tensor:
+    """Return ``z + epsilon * sign(z)`` with ``sign(0) = +1``.
+
+    >>> stabilize(torch.tensor([0.0, -2.0]), 0.5).tolist()
+    [0.5, -2.5]
+    """
+    return torch.where(z < 0, z - epsilon, z + epsilon)
+
+
+def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor = 0.0) -> Tensor:
+    """Return ``numerator / stabilize(denominator, stabilizer)``; without a stabilizer, ``x / 0 = 0``.
+
+    In half precision the quotient is computed in float32 and brought back into the range of the type,
+    so that a share of zero stays zero instead of ``inf * 0``.
+
+    >>> quotient(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0])).tolist()
+    [1.5, 0.0]
+    """
+    dtype = numerator.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        limits = torch.finfo(dtype)
+        exact = quotient(numerator.float(), denominator.float(), stabilizer)
+        return exact.clamp(limits.min, limits.max).to(dtype)
+    if isinstance(stabilizer, Tensor) or stabilizer != 0.0:
+        return numerator / stabilize(denominator, stabilizer)
+    empty = denominator.abs() <= TAU
+    # The division is guarded on both sides: its derivative must not meet 0 / 0 either.
+    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))

@@ -1,0 +1,104 @@
+"""Handlers of pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+from relprop.propagation.numerics import TAU, quotient, safe
+from relprop.propagation.provenance import Origin
+
+AVERAGES: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+
+
+def max_pool(dimensions: int) -> Callable[..., Any]:
+    """Return the handler of max pooling in so many dimensions."""
+
+    def handler(
+        here: Here,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        def average(x: Tensor) -> Tensor:
+            return AVERAGES[dimensions](x, kernel_size, stride or kernel_size, padding, ceil_mode, False)
+
+        out = here.func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        plain = (
+            dilation == 1
+            or tuple(dilation if isinstance(dilation, (tuple, list)) else (dilation,)) == (1,) * dimensions
+        )
+        return _pooled(here, input, out, average if plain else None)
+
+    return handler
+
+
+def adaptive_max_pool(dimensions: int) -> Callable[..., Any]:
+    """Return the handler of adaptive max pooling in so many dimensions."""
+
+    def handler(here: Here, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        out = here.func(input, output_size, return_indices)
+        return _pooled(here, input, out, lambda x: ADAPTIVE[dimensions](x, output_size))
+
+    return handler
+
+
+def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Tensor] | None) -> Any:
+    call = here.call
+    value = out[0] if isinstance(out, tuple) else out
+    nonnegative = call.origins.of(input).nonnegative
+    if call.selector is not None:
+        value = here.rule.pooled(here, input, value, average)
+    call.origins.note(value, Origin(nonnegative=nonnegative))
+    return (value, *out[1:]) if isinstance(out, tuple) else value
+
+
+def lp_pool(dimensions: int) -> Callable[..., Tensor]:
+    """Return the handler of power-average pooling: homogeneous, so the share of an input is ``a^p / sum a^p``.
+
+    The derivative of the root is infinite at zero; written as a sum of ``a`` times constants it is not.
+    """
+
+    def handler(
+        here: Here,
+        input: Tensor,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+    ) -> Tensor:
+        call = here.call
+        out: Tensor = here.func(input, norm_type, kernel_size, stride, ceil_mode)
+        if call.selector is None:
+            return out
+        here.by_autograd()
+
+        def average(x: Tensor) -> Tensor:
+            return AVERAGES[dimensions](x, kernel_size, stride or kernel_size, 0, ceil_mode)
+
+        size = kernel_size**dimensions if isinstance(kernel_size, int) else prod(kernel_size)
+        weight = call.constant(input ** (norm_type - 1))
+        root = call.constant(quotient(torch.ones_like(out), out ** (norm_type - 1)))
+        surrogate = size * average(input * weight) * root
+        if call.handles_zeros:
+            surrogate = torch.where(out == 0, average(input * call.constant(TAU / safe(input))), surrogate)
+        explained = call.switch(out, surrogate)
+        call.origins.note(explained, Origin(nonnegative=call.origins.of(input).nonnegative))
+        return explained
+
+    return handler

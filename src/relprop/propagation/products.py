@@ -1,0 +1,91 @@
+"""Handlers of products and quotients: where several active tensors meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here, declares_nothing
+from relprop.propagation.numerics import safe
+from relprop.propagation.provenance import Origin
+
+
+def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the factors of a product, each carrying the share of the relevance that the rule gives it.
+
+    Factors that do not depend on the input are constants. Where a gate (a sigmoid) multiplies something
+    that is none, the rule for gates is chosen.
+    """
+    call = here.call
+    if call.selector is None:
+        return factors
+    active = [here.active(factor) for factor in factors]
+    origins = [call.origins.of(factor) if on else Origin() for factor, on in zip(factors, active, strict=True)]
+    gates = tuple(origin.gate for origin in origins)
+    here.kind = "gate" if any(gates) and sum(active) > sum(gates) else "product"
+    here.choose()
+    counts = tuple(origin.factors if on else 0 for origin, on in zip(origins, active, strict=True))
+    shares: tuple[float, ...] = here.rule.shares(counts, gates)
+    return tuple(
+        factor if not on or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
+        for factor, on, share in zip(factors, active, shares, strict=True)
+    )
+
+
+def multiply(here: Here, input: Any, other: Any) -> Tensor:
+    """``*``: by a constant it is linear, by another active tensor a product."""
+    call = here.call
+    if not (here.active(input) and here.active(other)):
+        x, factor = (input, other) if here.active(input) else (other, input)
+        return scaled(here, x, factor, here.func(input, other))
+    first, second = call.origins.of(input), call.origins.of(other)
+    out: Tensor = here.func(*product(here, (input, other)))
+    count = first.factors + second.factors
+    call.origins.note(out, Origin(factors=count, nonnegative=first.nonnegative and second.nonnegative))
+    return out
+
+
+def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """``/``: what divides is a constant (Norm)."""
+    if rounding_mode is not None:
+        here.by_autograd()
+        return here.func(input, other, rounding_mode=rounding_mode)  # type: ignore[no-any-return]
+    here.declared = declares_nothing
+    if here.active(other):
+        return here.func(input, denominator(here, other))  # type: ignore[no-any-return]
+    return scaled(here, input, 1.0, here.func(input, other))
+
+
+def reversed_divide(here: Here, other: Tensor, input: Any) -> Tensor:
+    """``input / other`` where only ``other`` is a tensor (``Tensor.__rdiv__``)."""
+    return here.func(denominator(here, other), input)  # type: ignore[no-any-return]
+
+
+def inverse(here: Here, input: Tensor, *args: Any) -> Tensor:
+    """``rsqrt``, ``reciprocal`` and negative powers: what divides is a constant (Norm)."""
+    return denominator(here, here.func(input, *args))
+
+
+def denominator(here: Here, x: Tensor) -> Tensor:
+    """Return what divides, as the rule passes relevance to it."""
+    if here.call.selector is None:
+        return x
+    here.kind, here.declared = "norm", declares_nothing
+    here.choose()
+    return here.rule.denominator(here.call, x)  # type: ignore[no-any-return]
+
+
+def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:
+    """Return ``out = factor x`` for a constant factor; at ``x = 0`` relevance passes unless the factor is 0."""
+    call = here.call
+    here.by_autograd()
+    origin = call.origins.of(x)
+    if call.handles_zeros:
+        passed = call.constant(safe(out) / safe(x))
+        if isinstance(factor, Tensor) or factor == 0:
+            passed = torch.where(torch.as_tensor(factor, device=out.device) == 0, torch.zeros_like(passed), passed)
+        out = call.switch(out, x * passed)
+    call.origins.note(out, Origin(gate=origin.gate, factors=origin.factors))
+    return out

@@ -1,0 +1,71 @@
+"""What one function call did: a row of the plan, and of the report once its relevance was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Record:
+    """One call of a function on the way from the input to the output.
+
+    Attributes:
+        name: dotted name of the module in which the function ran ("" for the model itself).
+        module: type of that module.
+        operation: name of the operation.
+        kind: what rules serve it.
+        rule: the rule, as it prints; empty where autograd alone is right.
+        default: no entry of the registry chose the rule.
+        covered: False where no rule is known for the operation.
+        inputs, output: shapes.
+        notes: what else is worth knowing ("folded", "not folded", "a >= 0", ...).
+        out, into: relevance that arrived at the output and was sent to the inputs, one entry a sample.
+        absorbed: by name, the shares that rules declare as gone.
+    """
+
+    name: str
+    module: str
+    operation: str
+    kind: str
+    rule: str = ""
+    default: bool = False
+    covered: bool = True
+    inputs: tuple[tuple[int, ...], ...] = ()
+    output: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    out: Tensor | None = None
+    into: Tensor | None = None
+    absorbed: dict[str, Tensor] = field(default_factory=dict)
+
+    def receive(self, relevance: Tensor) -> None:
+        """Add relevance that arrived at the output."""
+        self.out = added(self.out, relevance)
+
+    def send(self, relevance: Tensor) -> None:
+        """Add relevance that was sent to an input."""
+        self.into = added(self.into, relevance)
+
+    def absorb(self, shares: Mapping[str, Tensor]) -> None:
+        """Add shares that were declared as gone."""
+        for name, share in shares.items():
+            self.absorbed[name] = added(self.absorbed.get(name), share)
+
+
+def per_sample(relevance: Tensor, samples: int) -> Tensor:
+    """Sum relevance over everything but the batch: ``[samples]``, or ``[1]`` where dimension 0 is no batch."""
+    relevance = relevance.double()
+    if relevance.dim() > 0 and relevance.shape[0] == samples:
+        return relevance.flatten(1).sum(1) if relevance.dim() > 1 else relevance
+    return relevance.sum().reshape(1)
+
+
+def added(total: Tensor | None, share: Tensor) -> Tensor:
+    """Add two sums; where only one of them is known per sample, the result is over the batch."""
+    if total is None:
+        return share
+    if total.shape != share.shape:
+        return total.sum().reshape(1) + share.sum().reshape(1)
+    return total + share

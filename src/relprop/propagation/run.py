@@ -1,0 +1,200 @@
+"""One forward pass by the rules of a call, and the backward that carries the coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from relprop.errors import InputError
+from relprop.propagation.call import Call, Tokens
+from relprop.propagation.hooks import ModuleHooks
+from relprop.propagation.mode import RelevanceMode
+from relprop.propagation.provenance import nodes_before_last
+from relprop.propagation.record import Record, per_sample
+from relprop.propagation.storage import Saved, tensors_in
+
+ChannelMask = Callable[[Tensor], Tensor]
+Parts = list[tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class Passage:
+    """One output of an observed module: the edges at which its coefficient arrives, each with its value.
+
+    A convolution whose batch norm was folded has two: the pair's output, and the plain one that other consumers see.
+    """
+
+    edges: list[GradientEdge] = field(default_factory=list)
+    values: list[Saved] = field(default_factory=list)
+
+
+@dataclass
+class Forward:
+    """A forward pass that was run by the rules of a call.
+
+    Attributes:
+        call: its state.
+        output: what the model returned.
+        roots: for every input, the edges at which its coefficients arrive.
+        values: for every edge of every input, the value that the coefficient belongs to.
+        selected: what is explained, for every target.
+        passages: by module name, the outputs that were asked for, in call order.
+    """
+
+    call: Call
+    output: Any = None
+    roots: list[list[GradientEdge]] = field(default_factory=list)
+    values: list[list[Tensor]] = field(default_factory=list)
+    selected: list[Tensor] = field(default_factory=list)
+    passages: dict[str, list[Passage]] = field(default_factory=dict)
+
+    def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
+        """Run the backward of one target.
+
+        Returns:
+            for every input, and for every observed output of a module, the values at its edges, each with the
+            coefficient that arrived (None where none did).
+        """
+        call, output = self.call, self.selected[target]
+        if call.selector is not None and call.selector.last is not None:
+            call.before_last = nodes_before_last([output])
+        inputs = [edge for edges in self.roots for edge in edges]
+        layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
+        found = torch.autograd.grad(
+            output,
+            [*inputs, *layers],
+            torch.ones_like(output),
+            retain_graph=retain_graph or call.create_graph,
+            create_graph=call.create_graph,
+            allow_unused=True,
+        )
+        left = iter(found)
+        roots = [[(value, next(left)) for value in values] for values in self.values]
+        passages = {
+            name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]
+            for name, observed in self.passages.items()
+        }
+        return roots, passages
+
+
+def forward(
+    call: Call,
+    inputs: Sequence[Tensor],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    targets: Sequence[Callable[[Any], Tensor]] = (),
+    layers: Sequence[str] = (),
+    condition: Mapping[str, ChannelMask] | None = None,
+) -> Forward:
+    """Run the model on copies of the inputs, and select what is explained.
+
+    Args:
+        call: the state of the call.
+        inputs: floating tensors, or integers that an embedding consumes.
+        args, kwargs: further arguments of the model.
+        targets: from the model's output to one number per sample.
+        layers: modules whose outputs are observed.
+        condition: by module name, the mask of its output through which relevance flows on.
+    """
+    passed = Forward(call)
+    condition = dict(condition or {})
+    given, starts = _starts(call, inputs)
+    call.samples = inputs[0].shape[0] if inputs[0].dim() else 1
+
+    def observe(name: str, output: Any) -> None:
+        if name in condition:
+            _condition(call, name, output, condition[name])
+        if name in layers:
+            _observe(passed, name, output)
+
+    with ExitStack() as stack:
+        stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe))
+        stack.enter_context(RelevanceMode(call))
+        passed.output = call.model(*given, *args, **(kwargs or {}))
+        passed.selected = [target(passed.output) for target in targets]
+    for start in starts:
+        tensors = start.roots if isinstance(start, Tokens) else [start]
+        passed.roots.append([get_gradient_edge(tensor) for tensor in tensors])
+    for value, start in zip(inputs, starts, strict=True):
+        passed.values.append([root.detach() for root in start.roots] if isinstance(start, Tokens) else [value])
+    return passed
+
+
+def _starts(call: Call, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | Tokens]]:
+    """Return what the model is given, and where activity starts."""
+    given: list[Tensor] = []
+    starts: list[Tensor | Tokens] = []
+    for value in inputs:
+        if value.is_floating_point():
+            root = call.root(value, call.create_graph and value.requires_grad)
+            given.append(root)
+            starts.append(root)
+        else:
+            ids = value.clone()
+            tokens = Tokens([ids])
+            call.tokens.append(tokens)
+            given.append(ids)
+            starts.append(tokens)
+    return given, starts
+
+
+def _observe(passed: Forward, name: str, output: Any) -> None:
+    """Note where the coefficient of a module's output arrives."""
+    call = passed.call
+    passage = Passage()
+    passed.passages.setdefault(name, []).append(passage)
+
+    def watch(tensor: Tensor) -> None:
+        if tensor.requires_grad:
+            passage.edges.append(get_gradient_edge(tensor))
+            passage.values.append(call.saving.save(tensor if call.create_graph else tensor.detach()))
+
+    _watch(call, name, output, watch)
+
+
+def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
+    """Let relevance flow on through the chosen channels of a module's output only."""
+    record = None
+    if call.measuring:
+        record = Record(name, type(call.place[1]).__name__, "condition", "condition", "condition")
+        call.records.append(record)
+
+    def watch(tensor: Tensor) -> None:
+        if not tensor.requires_grad:
+            return
+        factor = mask(tensor)
+        value = call.saving.save(tensor.detach()) if record is not None else None
+
+        def keep(c: Tensor) -> Tensor:
+            if not call.explaining:
+                return c
+            if record is not None and value is not None:
+                out = per_sample(call.relevance(value.tensor.double(), c.double()), call.samples)
+                into = per_sample(call.relevance(value.tensor.double(), (c * factor).double()), call.samples)
+                record.receive(out)
+                record.send(into)
+                record.absorb({"condition": out - into})
+            return c * factor
+
+        tensor.register_hook(keep)
+
+    _watch(call, name, output, watch)
+
+
+def _watch(call: Call, name: str, output: Any, watch: Callable[[Tensor], None]) -> None:
+    """Show a module's output to a watcher, and the batch norm that may yet be folded into it."""
+    tensors = tensors_in(output)
+    if not tensors:
+        raise InputError(
+            f"Module {name!r} returned {type(output).__name__}, which holds no tensor to read relevance at."
+        )
+    site = call.origins.of(tensors[0]).site
+    if site is not None:
+        site.watchers.append(watch)
+    watch(tensors[0])

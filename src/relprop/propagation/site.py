@@ -1,0 +1,120 @@
+"""The place of one linear call: what its rule needs when the coefficient arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.propagation.call import Call, Choice
+from relprop.propagation.layer import Affine, LinearMap
+from relprop.propagation.record import Record, per_sample
+
+Watcher = Callable[[Tensor], None]
+
+
+class Site:
+    """One linear call, with the rule chosen for it and what its input and its output are known to be.
+
+    Attributes:
+        affine: the map the call applied.
+        a: the input (None once the forward is over: only a batch norm that follows asks for it).
+        parameters: the tensors of the call.
+        nonnegative: the input is known to hold nothing below zero.
+        consumers: for every seen call that took the output, whether it was a ReLU.
+        node: its autograd node, where a plan is made and until the forward is over.
+        superseded: a batch norm was folded into it, so that its plain output has no consumer but others'.
+        watchers: told of the outputs of a batch norm that was folded into this call.
+        key: where the call stands, and how many linear calls came before it.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        choice: Choice,
+        affine: Affine,
+        a: Tensor,
+        parameters: tuple[Tensor | None, ...],
+    ) -> None:
+        self.phase = call
+        self.choice = choice
+        self.affine = affine
+        self.a: Tensor | None = a
+        self.version = a._version
+        self.parameters = parameters
+        self.key = (call.place[0], len(call.sites))
+        self.nonnegative = call.origins.of(a).nonnegative
+        self.consumers: list[bool] = []
+        self.watchers: list[Watcher] = []
+        self.record: Record | None = None
+        self.node: Any = None
+        self.superseded = False
+        call.sites.append(self)
+        check_precision(choice.rule, a.dtype)
+
+    def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap:
+        """Return the linear map as the rule sees it."""
+        call, dtype = self.phase, weight.dtype
+        cache = None
+        if call.cache is not None and not call.create_graph:
+            keep, key = call.cache, self.key
+            cache = lambda change, tensor: keep.get((key, change), tensor, change)  # noqa: E731
+        # Under autocast the call computed in half precision with weights it cast itself.
+        return LinearMap(
+            self.affine.geometry,
+            a.detach(),
+            weight if weight.dtype == a.dtype else weight.to(a.dtype),
+            bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
+            self.nonnegative,
+            bool(self.consumers) and all(self.consumers) and not call.handles_zeros and not call.open_ended,
+            cache,
+        )
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor:
+        """Return the coefficient of the input by the rule that stands here."""
+        call = self.phase
+        rule = self.rule_at(node)
+        check_precision(rule, a.dtype)
+        z = call.safe(z.to(a.dtype))
+        c = c.to(a.dtype)
+        if self.record is not None and call.measuring:
+            with torch.no_grad():
+                shares = rule.absorbed(layer, a, z, c)
+            self.record.absorb({name: per_sample(share, call.samples) for name, share in shares.items()})
+        found: Tensor = rule.coefficient(layer, a, z, c)
+        return found
+
+    def rule_at(self, node: Any) -> Any:
+        """Return the rule, now that the graph shows whether this is the last linear layer."""
+        selector = self.phase.selector
+        last = None if selector is None else selector.last
+        if last is not None and last.position > self.choice.position and node not in self.phase.before_last:
+            return last.rule
+        return self.choice.rule
+
+    def record_last(self) -> None:
+        """Show in the row of this call that the rule for the last layer stands here, once the graph is complete."""
+        if self.record is not None and self.node is not None:
+            self.record.rule = repr(self.rule_at(self.node))
+
+    def effective_bias(self) -> Tensor | None:
+        """Return the bias of the map, with its batch norm; None where a batch norm took the call over."""
+        if self.superseded or not self.parameters:
+            return None
+        return self.affine.resolve(self.parameters)[1]
+
+    def release(self) -> None:
+        """Let go of what only the forward needed."""
+        self.a, self.node, self.parameters, self.watchers = None, None, (), []
+
+
+def check_precision(rule: Any, dtype: torch.dtype) -> None:
+    """Refuse rules that give relevance to zeros in a type that cannot hold ``R / tau``."""
+    if dtype == torch.float16 and rule.reaches_zeros:
+        raise RuleError(
+            f"{rule!r} gives relevance to units whose activation is zero; its coefficient R / {1e-30:g} does not "
+            "fit float16 (largest 65504). Use bfloat16 or float32."
+        )

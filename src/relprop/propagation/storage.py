@@ -1,0 +1,129 @@
+"""Who may write where: saved tensors are copied before a write, and the model is never written to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Saved:
+    """One tensor that the backward will need."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class CopyOnWrite:
+    """Keeps what autograd saves, and clones it before somebody writes into its storage.
+
+    The hooks also stand above those of non-reentrant checkpointing, whose recomputation would run
+    outside the function mode: with them nothing is recomputed.
+    """
+
+    def __init__(self) -> None:
+        self._by_storage: dict[int, weakref.WeakSet[Saved]] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.save, self._load)
+
+    def save(self, tensor: Tensor) -> Saved:
+        """Keep a tensor as it is now, whatever is written into its storage later."""
+        saved = Saved(tensor)
+        key = _storage(tensor)
+        slots = self._by_storage.get(key)
+        if slots is None:
+            slots = self._by_storage[key] = weakref.WeakSet()
+        slots.add(saved)
+        return saved
+
+    @staticmethod
+    def _load(saved: Saved) -> Tensor:
+        return saved.tensor
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Clone everything saved from the tensor's storage."""
+        for saved in self._by_storage.pop(_storage(tensor), ()):
+            saved.tensor = saved.tensor.clone()
+
+    def clear(self) -> None:
+        self._by_storage = {}
+
+
+class Protected:
+    """The parameters and buffers of a model; whoever writes to one writes to a copy for this call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {_storage(tensor) for tensor in model.parameters()} - {0}
+        self._owned = self._parameters | ({_storage(tensor) for tensor in model.buffers()} - {0})
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def untouched(self) -> bool:
+        """Say whether nothing has been written so far."""
+        return not self._copies
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in a parameter's or buffer's storage."""
+        return bool(self._owned) and _storage(tensor) in self._owned
+
+    def owns_parameter(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in a parameter's storage."""
+        return bool(self._parameters) and _storage(tensor) in self._parameters
+
+    def copy_for_writing(self, tensor: Tensor) -> Tensor:
+        """Return the same view of this call's copy of the storage, which it makes at the first write."""
+        key = _storage(tensor)
+        if key not in self._copies:
+            whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+            self._copies[key] = (tensor, whole.clone())
+        return self.current(tensor)
+
+    def current(self, tensor: Tensor) -> Tensor:
+        """Return what stands for the tensor in this call: its copy where it has been written."""
+        if not _has_storage(tensor):
+            return tensor
+        entry = self._copies.get(_storage(tensor))
+        if entry is None:
+            return tensor
+        return entry[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def clear(self) -> None:
+        self._copies = {}
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every tensor in nested tuples, lists, dicts and slices."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        mapped = [map_tensors(function, item) for item in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    return tree
+
+
+def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
+    """Return every tensor in nested tuples, lists and dicts, in order."""
+    found = [] if found is None else found
+    if isinstance(tree, Tensor):
+        found.append(tree)
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            tensors_in(item, found)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            tensors_in(item, found)
+    return found
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if _has_storage(tensor) else id(tensor)

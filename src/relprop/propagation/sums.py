@@ -1,0 +1,115 @@
+"""Handlers of sums: linear, so autograd is right, but for sums of exactly zero.
+
+Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exactly zero the coefficient
+``R / tau`` would reach every term whole; there the terms share it equally instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+from relprop.propagation.numerics import TAU, safe
+from relprop.propagation.products import scaled
+from relprop.propagation.provenance import Origin
+
+
+def add(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``input + alpha other``."""
+    return _signed_sum(here, input, other, alpha)
+
+
+def sub(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``input - alpha other``."""
+    return _signed_sum(here, input, other, -alpha)
+
+
+def rsub(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """``other - alpha input``."""
+    return _signed_sum(here, other, input, -alpha)
+
+
+def neg(here: Here, input: Tensor) -> Tensor:
+    """``-input``."""
+    return scaled(here, input, -1.0, here.func(input))
+
+
+def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
+    call = here.call
+    here.by_autograd()
+    out = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
+    terms = [x for x in (first, second) if here.active(x)]
+    origins = [call.origins.of(x) for x in terms]
+    nonnegative = alpha >= 0 and len(terms) == 2 and all(origin.nonnegative for origin in origins)
+    if call.handles_zeros:
+        surrogate = sum(_term(here, x, out, 1.0 if x is first else alpha, len(terms)) for x in terms)
+        assert isinstance(surrogate, Tensor)
+        out = call.switch(out, surrogate)
+    call.origins.note(out, Origin(nonnegative=nonnegative))
+    return out
+
+
+def _term(here: Here, x: Tensor, out: Tensor, factor: float, terms: int) -> Tensor:
+    """Return ``factor x``, explained so that at ``out = 0`` it receives the relevance over ``terms``."""
+    equal = TAU / terms / safe(x)
+    return x * here.call.constant(torch.where(out == 0, equal, torch.full_like(out, factor)))
+
+
+def total(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``sum``: at zero, every term receives its equal part."""
+    call = here.call
+    here.by_autograd()
+    out: Tensor = here.func(input, *args, **kwargs)
+    if call.handles_zeros:
+        terms = input.numel() / max(out.numel(), 1)
+        share = call.constant(TAU / terms / safe(input))
+        even = here.func(input * share, *args, **kwargs)
+        out = call.switch(out, torch.where(out.detach() == 0, even, out))
+    call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
+    return out
+
+
+def average(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``mean`` and average pooling: at zero, every term receives its equal part."""
+    call = here.call
+    here.by_autograd()
+    out: Tensor = here.func(input, *args, **kwargs)
+    if call.handles_zeros:
+        even = here.func(input * call.constant(TAU / safe(input)), *args, **kwargs)
+        out = call.switch(out, torch.where(out.detach() == 0, even, out))
+    call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
+    return out
+
+
+def keep_sign(here: Here, *args: Any, **kwargs: Any) -> Any:
+    """Pooling, upsampling and concatenation: what is non-negative stays so."""
+    call = here.call
+    here.by_autograd()
+    out = here.func(*args, **kwargs)
+    if isinstance(out, Tensor):
+        first = args[0] if args else next(iter(kwargs.values()))
+        parts = list(first) if isinstance(first, (list, tuple)) else [first]
+        nonnegative = all(isinstance(part, Tensor) and call.origins.of(part).nonnegative for part in parts)
+        call.origins.note(out, Origin(nonnegative=nonnegative))
+    return out
+
+
+def keep_origin(here: Here, *args: Any, **kwargs: Any) -> Any:
+    """Views and copies: the values are those of the input."""
+    call = here.call
+    here.by_autograd()
+    out = here.func(*args, **kwargs)
+    source = args[0] if args else next(iter(kwargs.values()))
+    if isinstance(source, Tensor) and not source.requires_grad and isinstance(out, Tensor):
+        for tokens in call.tokens:
+            if tokens.holds(source) and out.shape == source.shape and not out.is_floating_point():
+                tokens.names.append(out)
+    elif isinstance(source, Tensor):
+        origin = call.origins.of(source)
+        for part in [out] if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else []:
+            if isinstance(part, Tensor) and part is not source:
+                call.origins.note(part, Origin(0, None, origin.nonnegative, origin.gate, origin.factors))
+    return out

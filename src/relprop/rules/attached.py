@@ -1,0 +1,62 @@
+"""`Rules.attach`: the user's own forward passes build graphs that explain."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from relprop.propagation.call import Call
+from relprop.propagation.hooks import ModuleHooks
+from relprop.propagation.mode import RelevanceMode
+
+if TYPE_CHECKING:
+    from relprop.rules.registry import Rules
+
+
+class Attached:
+    """A context in which forward passes of a model build graphs whose gradients are coefficients.
+
+    Every leaf that asks for a gradient and is no parameter is an explained input ``x``; the gradient ``c`` of an output
+    by it gives the relevance ``R = x c``. The graphs go on to explain after the block, until :meth:`finish`; after that
+    they differentiate truly, also by the parameters.
+
+    >>> import torch; from relprop import Rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> x = torch.randn(4, 3, requires_grad=True)
+    >>> with Rules.preset("epsilon").attach(model) as attached:
+    ...     output = model(x)
+    >>> (c,) = torch.autograd.grad(output.sum(), x)
+    >>> attached.finish()
+    >>> (x * c).shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, rules: Rules, model: nn.Module) -> None:
+        self._selection = rules.bind(model)
+        self._call = Call(model, self._selection, create_graph=True, open_ended=True)
+        self._stack = ExitStack()
+        self._model = model
+
+    def __enter__(self) -> Attached:
+        with ExitStack() as stack:
+            stack.enter_context(ModuleHooks(self._model, self._call))
+            stack.enter_context(RelevanceMode(self._call))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if error is not None:
+            self.finish()
+            return
+        self._call.forget_forward()
+        self._selection.verify()
+
+    def finish(self) -> None:
+        """Let the graphs built inside differentiate truly from here on; nothing of the call is kept."""
+        self._call.close()

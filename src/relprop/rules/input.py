@@ -1,0 +1,181 @@
+"""Rules for the first layer, whose relevance is no multiple of the activation.
+
+They give relevance to inputs of zero too. All three leave the bias out, and conserve without it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.propagation.layer import LinearMap
+from relprop.propagation.numerics import TAU, quotient, safe
+from relprop.rules.linear import check_nonnegative, negative, positive
+from relprop.rules.rule import LinearRule
+
+
+@dataclass(frozen=True, eq=False)
+class ZBox(LinearRule):
+    """The zB rule: for inputs in a box, such as pixels.
+
+    Definition: ``R_j = sum_k (a_j w_jk - l_j (w_jk)+ - h_j (w_jk)-) / stab(sum_j ...) R_k``.
+    Bias: ignored.
+    Conserves: always, but for the stabilizer.
+
+    Args:
+        low, high: the least and the greatest value an input can take, ``low <= a <= high``: numbers, or tensors that
+            broadcast to the layer's input; one number per channel for a convolution. Bounds are those of what reaches
+            the layer: normalised bounds, where the model normalises inside.
+        stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``low > high``, or where the bounds do not broadcast to the layer's input.
+    Source: Montavon et al. 2017, eq. 16 (doi:10.1016/j.patcog.2016.11.008).
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, ZBox(0.0, 1.0, stabilizer=0)).attribute(torch.tensor([[1.0, 0.0]]))
+    tensor([[2.2500, 0.7500]])
+    """
+
+    low: float | Tensor
+    high: float | Tensor
+    stabilizer: float = 1e-6
+    reaches_zeros = True
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        try:
+            ordered = bool((low.to(high.device) <= high).all())
+        except RuntimeError:
+            raise RuleError(
+                f"ZBox: low and high must broadcast to each other, got shapes {tuple(low.shape)} and {tuple(high.shape)}."
+            ) from None
+        if not ordered:
+            raise RuleError(f"ZBox: low must be <= high everywhere, got low={self.low!r}, high={self.high!r}.")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ZBox):
+            return NotImplemented
+        pairs = ((self.low, other.low), (self.high, other.high), (self.stabilizer, other.stabilizer))
+        return all(torch.equal(torch.as_tensor(mine), torch.as_tensor(theirs)) for mine, theirs in pairs)
+
+    def __hash__(self) -> int:
+        return hash((ZBox, self.stabilizer))
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        low, high = self._bounds(layer, a)
+        plus, minus = layer.modified(positive), layer.modified(negative)
+        c_in = quotient(z * c, self._sum(layer, z, low, high), self.stabilizer)
+        relevance = a * layer.transpose(c_in) - low * layer.transpose(c_in, plus) - high * layer.transpose(c_in, minus)
+        return relevance / safe(a)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        total = self._sum(layer, z, *self._bounds(layer, a))
+        return {"stabilizer": z * c - quotient(z * c, total, self.stabilizer) * total}
+
+    def _sum(self, layer: LinearMap, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        plus, minus = layer.modified(positive), layer.modified(negative)
+        return z - layer.shift(z) - layer.forward(low, plus) - layer.forward(high, minus)
+
+    def _bounds(self, layer: LinearMap, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bounds as inputs of one sample, broadcast over the batch where they are the same for all."""
+        found = []
+        for name, bound in (("low", self.low), ("high", self.high)):
+            tensor = torch.as_tensor(bound, dtype=a.dtype, device=a.device)
+            channels = layer.channels(a)
+            if channels is not None and tensor.dim() == 1 and tensor.shape[0] == a.shape[channels]:
+                tensor = tensor.reshape(-1, *(1,) * (a.dim() - channels - 1))
+            one = layer.ones()
+            try:
+                shape = torch.broadcast_shapes(tensor.shape, one.shape)
+                if torch.broadcast_shapes(shape, a.shape) != a.shape:
+                    raise RuntimeError
+            except RuntimeError:
+                raise RuleError(
+                    f"ZBox: {name} has shape {tuple(tensor.shape)}, which does not broadcast to the input "
+                    f"{tuple(a.shape)} of the layer. Give a number, one number per channel, or a tensor of that shape."
+                ) from None
+            found.append(tensor.expand(shape))
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class _ByWeight(LinearRule):
+    """Relevance shared in proportion to some non-negative function of the weights, whatever the input."""
+
+    stabilizer: float = 1e-6
+    reaches_zeros = True
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+
+    @abstractmethod
+    def weight(self, w: Tensor) -> Tensor:
+        """Return the share of every weight, up to a common factor."""
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        weight = layer.modified(self.weight)
+        return layer.transpose(quotient(z * c, layer.forward(layer.ones(), weight), self.stabilizer), weight) / safe(a)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        total = layer.forward(layer.ones(), layer.modified(self.weight))
+        kept = quotient(z * c, total, self.stabilizer) * total
+        return {
+            "stabilizer": torch.where(total.abs() <= TAU, 0.0, z * c - kept),
+            "rule": torch.where(total.abs() <= TAU, z * c, 0.0),
+        }
+
+
+@dataclass(frozen=True)
+class WSquare(_ByWeight):
+    """The w^2 rule: for inputs without bounds.
+
+    Definition: ``R_j = sum_k w_jk^2 / stab(sum_j w_jk^2) R_k``; padding is no input.
+    Bias: ignored.
+    Conserves: always, but for the stabilizer.
+
+    Args:
+        stabilizer: in units of ``w^2``; 1e-6 by default.
+    Source: Montavon et al. 2017, eq. 12 (doi:10.1016/j.patcog.2016.11.008).
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, WSquare(stabilizer=0)).attribute(torch.tensor([[1.0, -7.0]]))
+    tensor([[9., 1.]])
+    """
+
+    def weight(self, w: Tensor) -> Tensor:
+        """Return ``w^2``."""
+        return w.square()
+
+
+@dataclass(frozen=True)
+class Flat(_ByWeight):
+    """The flat rule: every input alike.
+
+    Definition: ``R_j = sum_k 1 / n_k R_k``, with ``n_k`` the number of inputs that reach output ``k``; padding is none.
+    Bias: ignored.
+    Conserves: always, but for the stabilizer.
+
+    Args:
+        stabilizer: without unit; 1e-6 by default.
+    Source: Lapuschkin et al. 2019, supplement (doi:10.1038/s41467-019-08987-4).
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Flat(stabilizer=0)).attribute(torch.tensor([[1.0, 0.0]]))
+    tensor([[1.5000, 1.5000]])
+    """
+
+    def weight(self, w: Tensor) -> Tensor:
+        """Return 1 for every weight."""
+        return torch.ones_like(w)

@@ -1,0 +1,401 @@
+"""Rules for linear maps: how the relevance of ``z_k = sum_j a_j w_jk + b_k`` is shared among the inputs ``a_j``.
+
+In the notation of Bach et al. 2015 (doi:10.1371/journal.pone.0130140) and of Montavon et al. 2019
+(doi:10.1007/978-3-030-28954-6_10): ``R_k = z_k c_k`` arrives, ``R_j = a_j c_j`` leaves, and a rule is the map from
+the coefficients ``c_k`` to ``c_j``. Every rule works on every linear layer type, since it only uses the map and
+its transpose. ``(x)+ = max(0, x)``, ``(x)- = min(0, x)``; ``stab(z, e) = z + e sign(z)`` with ``sign(0) = +1``.
+
+With ``bias="absorb"`` the bias takes part in the denominator and keeps its share of the relevance; with
+``bias="ignore"`` the denominator leaves it out and all relevance flows on. A ``stabilizer`` of 0 takes the exact
+quotient, with ``0 / 0 = 0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.propagation.layer import LinearMap
+from relprop.propagation.numerics import TAU, quotient, stabilize
+from relprop.rules.rule import Bias, LinearRule
+
+
+def positive(x: Tensor) -> Tensor:
+    """Return ``(x)+``."""
+    return x.clamp(min=0)
+
+
+def negative(x: Tensor) -> Tensor:
+    """Return ``(x)-``."""
+    return x.clamp(max=0)
+
+
+def _part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) -> Tensor | None:
+    """Return a part of the bias as it takes part in the denominator."""
+    return None if bias is None or how == "ignore" else part(bias)
+
+
+def check_nonnegative(rule: object, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")
+
+
+def _check_bias(rule: object, bias: str) -> None:
+    if bias not in ("absorb", "ignore"):
+        raise RuleError(f"{type(rule).__name__}: bias must be 'absorb' or 'ignore', got {bias!r}.")
+
+
+@dataclass(frozen=True)
+class Zero(LinearRule):
+    """LRP-0: each input receives the share of its contribution.
+
+    Definition: ``R_j = sum_k a_j w_jk / z_k R_k``; the coefficient is the gradient itself.
+    Bias: in ``z``; keeps its share.
+    Conserves: without biases.
+    Source: Bach et al. 2015, eq. 56.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Zero()).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 3., -2.]])
+    """
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return layer.transpose(c)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        return {"bias": c * layer.shift(z)}
+
+
+@dataclass(frozen=True)
+class Epsilon(LinearRule):
+    """LRP-epsilon: weak and contradictory contributions are absorbed.
+
+    Definition: ``R_j = sum_k a_j w_jk / stab(z_k, epsilon) R_k``.
+    Bias: in ``z``; keeps its share unless ``bias="ignore"``.
+    Conserves: up to biases and ``epsilon``.
+
+    Args:
+        epsilon: in units of ``z``; 1e-6 by default.
+        relative: multiply ``epsilon`` by the root mean square of ``z``, sample by sample (the ``0.1 std`` of the
+            tutorial); ``epsilon`` has no unit then.
+        bias: ``"absorb"`` or ``"ignore"``.
+
+    Raises:
+        RuleError: where ``epsilon`` is negative.
+    Source: Bach et al. 2015, eq. 58; Montavon et al. 2019, section 10.2.1.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Epsilon(1.0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1.5000, -1.0000]])
+    """
+
+    epsilon: float = 1e-6
+    relative: bool = False
+    bias: Bias = "absorb"
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, epsilon=self.epsilon)
+        _check_bias(self, self.bias)
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return layer.transpose(quotient(z * c, self._sum(layer, z), self._stabilizer(z)))
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        total, epsilon = self._sum(layer, z), self._stabilizer(z)
+        c_in = quotient(z * c, total, epsilon)
+        if self.bias == "ignore":
+            return {"stabilizer": z * c - c_in * total}
+        return {"bias": c_in * layer.shift(z), "stabilizer": z * c - c_in * z}
+
+    def _sum(self, layer: LinearMap, z: Tensor) -> Tensor:
+        return z if self.bias == "absorb" or layer.bias is None else z - layer.shift(z)
+
+    def _stabilizer(self, z: Tensor) -> float | Tensor:
+        if not self.relative:
+            return self.epsilon
+        wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return self.epsilon * wide.square().mean(dim=tuple(range(1, z.dim())), keepdim=True).sqrt()
+
+
+@dataclass(frozen=True)
+class Gamma(LinearRule):
+    """LRP-gamma: contributions of the output's own sign are favoured, for inputs of any sign.
+
+    Definition: where ``z_k >= 0``, with the part ``P_k = sum_j (a_j w_jk)+ + (b_k)+``,
+    ``R_j = sum_k (a_j w_jk + gamma (a_j w_jk)+) / stab(z_k + gamma P_k) R_k``; where ``z_k < 0`` the mirror image, with
+    ``(.)-`` in the place of ``(.)+``. For ``a >= 0`` and ``z >= 0`` that is the rule of the tutorial, with weights
+    ``w + gamma (w)+``. ``gamma = 0`` is LRP-0, ``gamma -> inf`` is alpha1-beta0 where ``z > 0``.
+    Bias: as an input of 1; keeps its share unless ``bias="ignore"``, which also takes the sign from ``z - b``.
+    Conserves: up to biases and the stabilizer.
+
+    Args:
+        gamma: without unit; 0.25 by default.
+        bias: ``"absorb"`` or ``"ignore"``.
+        stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``gamma`` or ``stabilizer`` is negative.
+    Source: Montavon et al. 2019, section 10.2.1; for signed inputs Andéol et al. 2021, appendix.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Gamma(1.0, stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1.5000, -0.5000]])
+    """
+
+    gamma: float = 0.25
+    bias: Bias = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
+        _check_bias(self, self.bias)
+
+    def favour_positive(self, w: Tensor) -> Tensor:
+        """Return ``w + gamma (w)+``."""
+        return torch.add(w, positive(w), alpha=self.gamma)
+
+    def favour_negative(self, w: Tensor) -> Tensor:
+        """Return ``w + gamma (w)-``."""
+        return torch.add(w, negative(w), alpha=self.gamma)
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        up = layer.modified(self.favour_positive)
+        if layer.nonnegative_input and layer.positive_output_only and self.bias == "absorb":
+            total = layer.forward(a, up, _part(self.favour_positive, layer.bias, self.bias))
+            return layer.transpose(torch.where(z > 0, quotient(z * c, total, self.stabilizer), 0.0), up)
+        above, below = self._quotients(layer, a, z, c)
+        down = layer.modified(self.favour_negative)
+        if layer.nonnegative_input:
+            return layer.transpose(above, up) + layer.transpose(below, down)
+        return torch.where(
+            a < 0,
+            layer.transpose(above, down) + layer.transpose(below, up),
+            layer.transpose(above, up) + layer.transpose(below, down),
+        )
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        above, below = self._quotients(layer, a, z, c)
+        total, favoured = self._sums(layer, a, z)
+        lower = (1 + self.gamma) * total - self.gamma * favoured
+        upper = total + self.gamma * favoured
+        shares = {"stabilizer": z * c - above * upper - below * lower}
+        if self.bias == "absorb" and layer.bias is not None:
+            b = layer.geometry.shift(layer.bias, z)
+            shares["bias"] = above * self.favour_positive(b) + below * self.favour_negative(b)
+        return shares
+
+    def _sums(self, layer: LinearMap, a: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of all contributions and that of the positive ones, with the bias as it takes part."""
+        bias = _part(positive, layer.bias, self.bias)
+        favoured = layer.forward(positive(a), layer.modified(positive), bias)
+        if not layer.nonnegative_input:
+            favoured = favoured + layer.forward(negative(a), layer.modified(negative))
+        return (z - layer.shift(z) if self.bias == "ignore" else z), favoured
+
+    def _quotients(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``R / denominator`` where ``z >= 0`` and where ``z < 0``, and 0 elsewhere."""
+        total, favoured = self._sums(layer, a, z)
+        # Of all contributions the negative ones are the total less the positive: no third sum is needed.
+        shared = torch.where(total < 0, (1 + self.gamma) * total - self.gamma * favoured, total + self.gamma * favoured)
+        every = quotient(z * c, shared, self.stabilizer)
+        return torch.where(total < 0, 0.0, every), torch.where(total < 0, every, 0.0)
+
+
+@dataclass(frozen=True)
+class AlphaBeta(LinearRule):
+    """LRP-alpha-beta: positive and negative contributions are shared out apart.
+
+    Definition: ``R_j = sum_k (alpha (a_j w_jk)+ / stab(P_k) - beta (a_j w_jk)- / stab(N_k)) R_k`` with
+    ``P_k = sum_j (a_j w_jk)+ + (b_k)+`` and ``N_k = sum_j (a_j w_jk)- + (b_k)-``.
+    Bias: ``(b)+`` with the positive part, ``(b)-`` with the negative; out of both with ``bias="ignore"``.
+    Conserves: up to biases, and only where contributions of both signs occur.
+
+    Args:
+        alpha, beta: without unit, both >= 0, ``alpha - beta = 1``; 2 and 1 by default.
+        bias: ``"absorb"`` or ``"ignore"``.
+        stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``alpha - beta`` is not 1 or one of them is negative.
+    Source: Bach et al. 2015, eq. 60.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, AlphaBeta(2, 1, stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 2., -1.]])
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    bias: Bias = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
+        _check_bias(self, self.bias)
+        if abs(self.alpha - self.beta - 1.0) > 1e-6:
+            raise RuleError(
+                f"AlphaBeta: alpha - beta must be 1 for relevance to be conserved, "
+                f"got alpha={self.alpha!r}, beta={self.beta!r}."
+            )
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return _signed_coefficient(layer, a, *self._quotients(layer, a, z, c))
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        above, below = self._quotients(layer, a, z, c)
+        upper, lower = _signed_sums(layer, a, self.bias, below is not None)
+        bias = above * layer_part(layer, z, positive)
+        stabilizer = self.alpha * _lost(z * c, upper, above / self.alpha)
+        if below is not None:
+            bias = bias + below * layer_part(layer, z, negative)
+            stabilizer = stabilizer - self.beta * _lost(z * c, lower, -below / self.beta)
+        shares = {"stabilizer": stabilizer}
+        shares["rule"] = self.alpha * _dropped(z * c, upper)
+        if below is not None:
+            shares["rule"] = shares["rule"] - self.beta * _dropped(z * c, lower)
+        return shares if self.bias == "ignore" else {"bias": bias, **shares}
+
+    def _quotients(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what multiplies the positive and the negative contributions."""
+        upper, lower = _signed_sums(layer, a, self.bias, self.beta != 0)
+        relevance = z * c
+        above = self.alpha * quotient(relevance, upper, self.stabilizer)
+        return above, None if self.beta == 0 else -self.beta * quotient(relevance, lower, self.stabilizer)
+
+
+@dataclass(frozen=True)
+class ZPlus(LinearRule):
+    """The z+ rule: positive contributions alone.
+
+    Definition: ``R_j = sum_k (a_j w_jk)+ / stab(P_k) R_k`` with ``P_k = sum_j (a_j w_jk)+ + (b_k)+``; alpha-beta with
+    ``alpha = 1, beta = 0``.
+    Bias: ``(b)+`` in ``P``; out of it with ``bias="ignore"``.
+    Conserves: without biases, where positive contributions exist.
+
+    Args:
+        bias: ``"absorb"`` or ``"ignore"``.
+        stabilizer: in units of ``z``; 1e-6 by default.
+    Source: Montavon et al. 2017, eq. 15 (doi:10.1016/j.patcog.2016.11.008); its root point is the rescaled excitation.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, ZPlus(stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[1., 0.]])
+    """
+
+    bias: Bias = "absorb"
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+        _check_bias(self, self.bias)
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        upper, _ = _signed_sums(layer, a, self.bias, False)
+        return _signed_coefficient(layer, a, quotient(z * c, upper, self.stabilizer), None)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        return AlphaBeta(1.0, 0.0, self.bias, self.stabilizer).absorbed(layer, a, z, c)
+
+
+@dataclass(frozen=True)
+class Rho(LinearRule):
+    """The tutorial's general rule: any change of the weights, any change of the sums.
+
+    Definition: ``R_j = sum_k a_j rho(w_jk) / incr(sum_j a_j rho(w_jk) + rho(b_k)) R_k``.
+    Bias: goes through ``rho`` as the weights do.
+    Conserves: up to ``rho(b)`` and what ``incr`` adds.
+
+    Args:
+        rho: from a weight (or a bias) to a tensor of the same shape.
+        incr: from the sums to the denominators; the identity by default. ``x / 0 = 0``.
+    Source: Montavon et al. 2019, eq. 10.3 (the generic rule).
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Rho(lambda w: w.clamp(min=0))).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[1., 0.]])
+    """
+
+    rho: Callable[[Tensor], Tensor]
+    incr: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name, function in (("rho", self.rho), ("incr", self.incr)):
+            if function is not None and not callable(function):
+                raise RuleError(f"Rho: {name} must be a function of a tensor, got {function!r}.")
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return layer.transpose(self._quotient(layer, a, z, c)[0], layer.modified(self.rho))
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        c_in, total = self._quotient(layer, a, z, c)
+        shares = {"stabilizer": z * c - c_in * total}
+        if layer.bias is not None:
+            shares["bias"] = c_in * layer.geometry.shift(self.rho(layer.bias), z)
+        return shares
+
+    def _quotient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        bias = None if layer.bias is None else self.rho(layer.bias)
+        total = layer.forward(a, layer.modified(self.rho), bias)
+        return quotient(z * c, total if self.incr is None else self.incr(total)), total
+
+
+def layer_part(layer: LinearMap, z: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor | float:
+    """Return a part of the bias as it broadcasts to the output, or 0."""
+    return 0.0 if layer.bias is None else layer.geometry.shift(part(layer.bias), z)
+
+
+def _signed_sums(layer: LinearMap, a: Tensor, how: Bias, both: bool) -> tuple[Tensor, Tensor]:
+    """Return the sums of the positive and, where asked for, of the negative contributions."""
+    plus, minus = layer.modified(positive), layer.modified(negative)
+    if layer.nonnegative_input:
+        upper = layer.forward(a, plus, _part(positive, layer.bias, how))
+        return upper, layer.forward(a, minus, _part(negative, layer.bias, how)) if both else upper
+    right, left = positive(a), negative(a)
+    upper = layer.forward(right, plus, _part(positive, layer.bias, how)) + layer.forward(left, minus)
+    if not both:
+        return upper, upper
+    return upper, layer.forward(right, minus, _part(negative, layer.bias, how)) + layer.forward(left, plus)
+
+
+def _signed_coefficient(layer: LinearMap, a: Tensor, above: Tensor, below: Tensor | None) -> Tensor:
+    """Return the coefficient that shares ``above`` among positive and ``below`` among negative contributions."""
+    plus, minus = layer.modified(positive), layer.modified(negative)
+    c = layer.transpose(above, plus)
+    if below is not None:
+        c = c + layer.transpose(below, minus)
+    if layer.nonnegative_input:
+        return c
+    mirrored = layer.transpose(above, minus)
+    if below is not None:
+        mirrored = mirrored + layer.transpose(below, plus)
+    return torch.where(a < 0, mirrored, c)
+
+
+def _lost(relevance: Tensor, total: Tensor, c: Tensor) -> Tensor:
+    """Return what the stabilizer took, where there was something to share."""
+    return torch.where(total.abs() <= TAU, 0.0, relevance - c * total)
+
+
+def _dropped(relevance: Tensor, total: Tensor) -> Tensor:
+    """Return the relevance of outputs that no contribution of that sign reached."""
+    return torch.where(total.abs() <= TAU, relevance, 0.0)
+
+
+__all__ = ["AlphaBeta", "Epsilon", "Gamma", "Rho", "ZPlus", "Zero", "negative", "positive", "stabilize"]

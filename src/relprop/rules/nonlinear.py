@@ -1,0 +1,138 @@
+"""Rules for what is not a linear map with parameters: activations, pooling, products, norms, softmax.
+
+Each writes the operation as it is to be explained, with parts of it held constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.propagation.numerics import quotient
+from relprop.rules.linear import check_nonnegative
+from relprop.rules.rule import Flow, NormRule, PoolingRule, ProductRule, SoftmaxRule
+
+
+@dataclass(frozen=True)
+class WinnerTakesAll(PoolingRule):
+    """Max pooling: the largest input receives everything; plain autograd.
+
+    Definition: ``R_j = R_k`` where ``a_j`` is the maximum of window ``k``, 0 elsewhere.
+    Conserves: always.
+    Source: Bach et al. 2015, section "pooling".
+    """
+
+    def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
+        return out
+
+
+@dataclass(frozen=True)
+class AveragePool(PoolingRule):
+    """Max pooling explained as average pooling of the same windows.
+
+    Definition: ``R_j = sum_k (a_j / n) / stab(mean of window k) R_k``.
+    Conserves: up to the stabilizer.
+
+    Args:
+        stabilizer: in units of the activation; 1e-6 by default.
+
+    Raises:
+        RuleError: on dilated pooling, whose windows no average pooling has.
+    Source: Montavon et al. 2019, section 10.3.2 (doi:10.1007/978-3-030-28954-6_10).
+    """
+
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+
+    def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
+        if average is None:
+            raise RuleError("AveragePool: dilated max pooling has no average pooling of the same windows.")
+        mean = average(a)
+        return flow.switch(out, mean * flow.constant(quotient(flow.safe(out), mean, self.stabilizer)))
+
+
+@dataclass(frozen=True)
+class Uniform(ProductRule):
+    """A product: all factors alike.
+
+    Definition: factors that are themselves products of ``m_1, m_2, ...`` active factors receive the shares
+    ``m_i / sum m`` of the relevance, so that association does not matter.
+    Conserves: always.
+    Source: Achtibat et al. 2024, proposition 3.3 (arXiv:2402.05602).
+    """
+
+    def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
+        return tuple(count / sum(counts) for count in counts)
+
+
+@dataclass(frozen=True)
+class SignalTakesAll(ProductRule):
+    """A gated product: the gate is a constant, the signal receives everything.
+
+    Definition: ``R_signal = R``, ``R_gate = 0``; several signals share as in Uniform.
+    Conserves: always.
+    Source: Arras et al. 2017 (doi:10.18653/v1/W17-5221), and 2019 (doi:10.1007/978-3-030-28954-6_11).
+    """
+
+    def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
+        signals = [0 if gate else count for count, gate in zip(counts, gates, strict=True)]
+        return tuple(count / sum(signals) for count in signals)
+
+
+@dataclass(frozen=True)
+class Norm(NormRule):
+    """What divides is a constant: the standard deviation of a normalisation, any denominator.
+
+    Definition: in ``a / b`` the relevance of the quotient goes to ``a``.
+    Conserves: always (subtracting the mean is linear).
+    Source: Ali et al. 2022, section 3.2 (arXiv:2202.07304).
+    """
+
+    def denominator(self, flow: Flow, x: Tensor) -> Tensor:
+        return flow.constant(x)
+
+
+@dataclass(frozen=True)
+class TaylorSoftmax(SoftmaxRule):
+    """Softmax by its first-order Taylor expansion, which is autograd's own backward.
+
+    Definition: ``R_i = x_i (R_i - p_i sum_j R_j)``.
+    Conserves: no; the offset of the expansion absorbs, and the report says how much.
+    Source: Achtibat et al. 2024, proposition 3.1 (arXiv:2402.05602).
+    """
+
+    def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
+        return p
+
+
+@dataclass(frozen=True)
+class AttnLRP(SoftmaxRule):
+    """Attention: a Taylor softmax between two uniform products.
+
+    Definition: the values receive 1/2, the queries and the keys what the softmax passes on of the other half.
+    Conserves: but for the softmax.
+    Source: Achtibat et al. 2024 (arXiv:2402.05602).
+    """
+
+    serves = frozenset({"attention"})
+
+    def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
+        return p
+
+
+@dataclass(frozen=True)
+class CPLRP(SoftmaxRule):
+    """Attention probabilities are constants: all relevance goes through the values.
+
+    Definition: ``R_v = p v c``; nothing for queries and keys.
+    Conserves: always.
+    Source: Ali et al. 2022, section 3.1 (arXiv:2202.07304).
+    """
+
+    def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
+        return flow.constant(p)

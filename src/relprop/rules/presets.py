@@ -1,0 +1,124 @@
+"""Compositions of rules under the names the field knows them by.
+
+Sources: Kohlbrenner et al. 2020 (arXiv:1910.09840) for the composites of epsilon on dense and another rule on
+convolutional layers; Montavon et al. 2019 for gamma; Montavon et al. 2017 for deep Taylor; Achtibat et al. 2024
+(arXiv:2402.05602) for AttnLRP; Ali et al. 2022 (arXiv:2202.07304) for CP-LRP.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relprop.errors import RuleError, near
+from relprop.rules.input import Flat, WSquare, ZBox
+from relprop.rules.linear import AlphaBeta, Epsilon, Gamma, Zero, ZPlus
+from relprop.rules.nonlinear import CPLRP
+from relprop.rules.registry import Rules
+from relprop.rules.rule import Rule
+from relprop.rules.universal import Detach
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def everywhere(rule: Rule) -> Rules:
+    """Return the registry of one rule for every linear layer.
+
+    >>> print(everywhere(Zero()))
+    every linear layer => Zero()
+    """
+    return Rules().set(every_linear_layer, rule)
+
+
+def every_linear_layer(name: str, module: nn.Module) -> bool:
+    """Say yes: only linear calls ask for a linear rule."""
+    return True
+
+
+every_linear_layer.__name__ = "every linear layer"
+
+
+def _composite(convolution: Rule, epsilon: float = 1e-6) -> Rules:
+    return Rules().set(nn.Linear, Epsilon(epsilon)).set(CONVOLUTIONS, convolution)
+
+
+def _deep_taylor() -> Rules:
+    return everywhere(ZPlus(bias="ignore")).first(WSquare())
+
+
+def _deep_taylor_bounded(low: float | Tensor, high: float | Tensor) -> Rules:
+    return everywhere(ZPlus(bias="ignore")).first(ZBox(low, high))
+
+
+def _epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Rules:
+    return _composite(Gamma(gamma), epsilon).first(ZBox(low, high))
+
+
+def _cp_lrp(epsilon: float = 1e-6) -> Rules:
+    rules = everywhere(Epsilon(epsilon)).set(torch.softmax, Detach())
+    return rules.set(F.scaled_dot_product_attention, CPLRP())
+
+
+PRESETS: dict[str, Callable[..., Rules]] = {
+    "lrp0": lambda: everywhere(Zero()),
+    "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
+    "epsilon_plus": lambda epsilon=1e-6: _composite(ZPlus(), epsilon),
+    "epsilon_plus_flat": lambda epsilon=1e-6: _composite(ZPlus(), epsilon).first(Flat()),
+    "epsilon_gamma": lambda epsilon=1e-6, gamma=0.25: _composite(Gamma(gamma), epsilon),
+    "epsilon_gamma_box": _epsilon_gamma_box,
+    "epsilon_alpha2_beta1": lambda epsilon=1e-6: _composite(AlphaBeta(2, 1), epsilon),
+    "epsilon_alpha2_beta1_flat": lambda epsilon=1e-6: _composite(AlphaBeta(2, 1), epsilon).first(Flat()),
+    "alpha1_beta0": lambda: everywhere(AlphaBeta(1, 0)),
+    "alpha2_beta1": lambda: everywhere(AlphaBeta(2, 1)),
+    "zplus": lambda: everywhere(ZPlus()),
+    "wsquare": lambda: everywhere(WSquare()),
+    "flat": lambda: everywhere(Flat()),
+    "deep_taylor": _deep_taylor,
+    "deep_taylor_bounded": _deep_taylor_bounded,
+    "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
+    "cp_lrp": _cp_lrp,
+}
+
+
+def preset(name: str, **options: Any) -> Rules:
+    """Return the rules of a preset.
+
+    Args:
+        name: one of ``PRESETS``.
+        options: ``low`` and ``high`` for the presets with zB at the input (see :class:`ZBox`), ``epsilon`` and
+            ``gamma`` for those that use them.
+
+    Raises:
+        RuleError: for an unknown name, and for options that are missing or that the preset does not take.
+
+    >>> print(preset("epsilon"))
+    every linear layer => Epsilon(epsilon=1e-06, relative=False, bias='absorb')
+    """
+    if name not in PRESETS:
+        raise RuleError(f"No preset is named {name!r}.{near(name, PRESETS)} Known: {', '.join(PRESETS)}.")
+    try:
+        inspect.signature(PRESETS[name]).bind(**options)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(PRESETS[name]).parameters) or "no options"
+        raise RuleError(f"The preset {name!r} takes {takes}: {error}.") from None
+    return PRESETS[name](**options)
+
+
+def as_rules(rules: Any) -> Rules:
+    """Return a registry from a preset's name, a registry, or one rule for every linear layer.
+
+    Raises:
+        RuleError: for anything else.
+    """
+    if isinstance(rules, Rules):
+        return rules
+    if isinstance(rules, str):
+        return preset(rules)
+    if isinstance(rules, Rule):
+        return everywhere(rules)
+    raise RuleError(f"rules must be a preset's name, a Rules or one rule, got {rules!r}.")

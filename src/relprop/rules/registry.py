@@ -1,0 +1,302 @@
+"""`Rules`: which rule goes where."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from torch import Tensor, nn
+
+from relprop.errors import RuleError, near
+from relprop.propagation.call import Choice
+from relprop.propagation.operations import operation_of
+from relprop.rules.input import Flat, WSquare, ZBox
+from relprop.rules.linear import AlphaBeta, Epsilon, Gamma, Rho, Zero, ZPlus
+from relprop.rules.nonlinear import (
+    CPLRP,
+    AttnLRP,
+    AveragePool,
+    Norm,
+    SignalTakesAll,
+    TaylorSoftmax,
+    Uniform,
+    WinnerTakesAll,
+)
+from relprop.rules.rule import FilterRule, LinearRule, Rule
+from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector
+from relprop.rules.universal import Block, Detach, Mask, Pass
+
+if TYPE_CHECKING:
+    from relprop.rules.attached import Attached
+    from relprop.rules.plan import Plan
+
+Selectable: TypeAlias = "str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., Any]"
+RuleLike: TypeAlias = "Rule | str"
+
+DEFAULTS: dict[str, Rule] = {
+    "linear": Zero(),
+    "activation": Pass(),
+    "pooling": WinnerTakesAll(),
+    "product": Uniform(),
+    "gate": SignalTakesAll(),
+    "norm": Norm(),
+    "softmax": TaylorSoftmax(),
+    "attention": AttnLRP(),
+}
+"""What each kind of operation does where no entry says otherwise; other kinds need no rule."""
+
+_NAMED: dict[str, Callable[..., Rule]] = {
+    "lrp0": Zero,
+    "zero": Zero,
+    "epsilon": Epsilon,
+    "gamma": Gamma,
+    "alpha_beta": AlphaBeta,
+    "alpha2_beta1": AlphaBeta,
+    "alpha1_beta0": lambda: AlphaBeta(1.0, 0.0),
+    "zplus": ZPlus,
+    "zbox": ZBox,
+    "wsquare": WSquare,
+    "flat": Flat,
+    "rho": Rho,
+    "pass": Pass,
+    "block": Block,
+    "mask": Mask,
+    "detach": Detach,
+    "average_pool": AveragePool,
+    "winner_takes_all": WinnerTakesAll,
+    "uniform": Uniform,
+    "signal_takes_all": SignalTakesAll,
+    "norm": Norm,
+    "taylor_softmax": TaylorSoftmax,
+    "attnlrp": AttnLRP,
+    "cp_lrp": CPLRP,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a registry."""
+
+    selector: Selector
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Rules:
+    """An ordered, immutable registry of rules.
+
+    Every call returns a new registry. The last entry that matches a call wins; that is the only precedence.
+    Entries are asked about the innermost module that is running. A linear call in no module of a matching type is
+    selected as the layer it is (``F.conv2d`` as ``nn.Conv2d``). A linear layer that nothing matches gets
+    :class:`Zero`; what the other operations do by themselves is in ``DEFAULTS``.
+
+    >>> from relprop.rules import Epsilon, Gamma, ZBox
+    >>> rules = Rules().set(nn.Linear, Epsilon(0.25)).set("features.*", "gamma").first(ZBox(0.0, 1.0))
+    >>> print(rules)
+    Linear       => Epsilon(epsilon=0.25, relative=False, bias='absorb')
+    'features.*' => Gamma(gamma=0.25, bias='absorb', stabilizer=1e-06)
+    first        => ZBox(low=0.0, high=1.0, stabilizer=1e-06)
+    """
+
+    entries: tuple[Entry, ...] = ()
+    named: ClassVar[dict[str, Callable[..., Rule]]] = _NAMED
+
+    def set(self, selector: Selectable, rule: RuleLike) -> Rules:
+        """Return these rules with one more entry.
+
+        Args:
+            selector: a module type or a tuple of types (subclasses match), a glob over module names, an operation
+                such as ``torch.softmax`` (wherever and however it is called), or a predicate of a module's name
+                and the module.
+            rule: a rule, or the registered name of one.
+
+        Raises:
+            RuleError: for a selector or a rule that is none of these.
+        """
+        return Rules((*self.entries, Entry(_selector(selector), as_rule(rule))))
+
+    def first(self, rule: RuleLike) -> Rules:
+        """Return these rules with ``rule`` for the first linear layers: no path from the input passes another."""
+        return Rules((*self.entries, Entry(First(), as_rule(rule, LinearRule))))
+
+    def last(self, rule: RuleLike) -> Rules:
+        """Return these rules with ``rule`` for the last linear layers: no path to the target passes another."""
+        return Rules((*self.entries, Entry(Last(), as_rule(rule, LinearRule))))
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Rules:
+        """Return the rules that the field knows by this name; see :mod:`relprop.rules.presets`."""
+        from relprop.rules.presets import preset
+
+        return preset(name, **options)
+
+    @classmethod
+    def register(cls, name: str, rule: Callable[..., Rule]) -> None:
+        """Make a rule known by a name: ``Rules.register("my_rule", MyRule)``, then ``.set(nn.Linear, "my_rule")``.
+
+        Raises:
+            RuleError: where the name is taken by another rule.
+        """
+        if not isinstance(name, str) or not callable(rule):
+            raise RuleError(f"register needs a name and a rule class, got {name!r} and {rule!r}.")
+        if cls.named.get(name, rule) is not rule:
+            raise RuleError(f"{name!r} is already registered; choose another name.")
+        cls.named[name] = rule
+
+    def plan(self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Plan:
+        """Return what will happen to these inputs: every call, in order, with its module, shapes and rule.
+
+        ``options`` are those of ``attribute`` (``additional_forward_args``, ``forward_kwargs``).
+        """
+        from relprop.rules.plan import make_plan
+
+        return make_plan(self, model, inputs, target, **options)
+
+    def attach(self, model: nn.Module) -> Attached:
+        """Return a context in which the user's own forward passes build graphs that explain.
+
+        Inside, every leaf that asks for a gradient and is no parameter is an explained input. The gradient of an
+        output by it, times it, is the relevance, until ``attached.finish()`` makes the graph differentiate truly.
+        """
+        from relprop.rules.attached import Attached
+
+        return Attached(self, model)
+
+    def bind(self, model: nn.Module) -> Selection:
+        """Return these rules for one call on a model.
+
+        Raises:
+            RuleError: where a glob matches no module.
+        """
+        return Selection(self, model)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "no entries: LRP-0 on every linear layer"
+        width = max(len(str(entry.selector)) for entry in self.entries)
+        return "\n".join(f"{entry.selector!s:<{width}} => {entry.rule!r}" for entry in self.entries)
+
+
+class Selection:
+    """The rules of one call on one model; see :class:`relprop.propagation.call.Selector`."""
+
+    def __init__(self, rules: Rules, model: nn.Module) -> None:
+        self._entries = rules.entries
+        self._served: set[int] = set()
+        self._refused: dict[int, Place] = {}
+        self._known: dict[Any, Choice] = {}
+        self.reaches_zeros = any(entry.rule.reaches_zeros for entry in rules.entries)
+        lasts = [index for index, entry in enumerate(rules.entries) if isinstance(entry.selector, Last)]
+        self.last = Choice(rules.entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
+        self._modules = dict(model.named_modules())
+        self._check_names()
+
+    def select(
+        self,
+        kind: str,
+        operation: str,
+        name: str,
+        module: nn.Module | None,
+        layer_type: type[nn.Module] | None = None,
+        first: bool = False,
+    ) -> Choice:
+        """Return the rule of one call; see :class:`relprop.propagation.call.Choice`."""
+        key = (kind, operation, name, id(module), layer_type, first)
+        if key not in self._known:
+            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first))
+        return self._known[key]
+
+    def _search(self, place: Place) -> Choice:
+        found: FilterRule | None = None
+        for index in range(len(self._entries) - 1, -1, -1):
+            entry = self._entries[index]
+            if isinstance(entry.selector, Last) or not entry.selector.matches(place):
+                continue
+            rule = entry.rule
+            if place.kind in rule.serves:
+                self._served.add(index)
+                return Choice(rule, index, False, found)
+            if isinstance(rule, FilterRule) and rule.filters(place.kind):
+                self._served.add(index)
+                found = found or rule
+            else:
+                self._refused.setdefault(index, place)
+        return Choice(DEFAULTS.get(place.kind), -1, True, found)
+
+    def _check_names(self) -> None:
+        for entry in self._entries:
+            selector = entry.selector
+            if isinstance(selector, ByName) and not any(map(selector.matches_name, self._modules)):
+                known = [name for name in self._modules if name]
+                raise RuleError(
+                    f"{selector.pattern!r} matches no module of {type(self._modules['']).__name__}."
+                    f"{near(selector.pattern, known)}"
+                )
+
+    def verify(self) -> None:
+        """Raise where an entry met only calls that its rule cannot serve, or could meet none at all."""
+        for index, entry in enumerate(self._entries):
+            if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
+                continue
+            place = self._refused.get(index)
+            if place is not None and place.kind != "view":
+                raise RuleError(
+                    f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
+                    f"module {place.name!r}; it serves {' and '.join(sorted(entry.rule.serves)) or 'nothing'} operations."
+                )
+            if isinstance(entry.selector, ByName) and place is None:
+                self._check_containers(entry.selector)
+
+    def _check_containers(self, selector: ByName) -> None:
+        matched = {name: module for name, module in self._modules.items() if selector.matches_name(name)}
+        inside = f"{selector.pattern}.*"
+        if all(any(True for _ in module.children()) for module in matched.values()) and any(
+            fnmatch.fnmatchcase(name, inside) for name in self._modules
+        ):
+            raise RuleError(
+                f"{selector.pattern!r} matches modules in which nothing runs but their parts. "
+                f"For the parts write {inside!r}."
+            )
+
+
+def as_rule(rule: RuleLike, kind: type[Rule] = Rule) -> Rule:
+    """Return a rule from a rule or its registered name.
+
+    Raises:
+        RuleError: for an unknown name, a name whose rule needs arguments, or something that is no rule.
+    """
+    if isinstance(rule, str):
+        if rule not in Rules.named:
+            raise RuleError(f"No rule is registered as {rule!r}.{near(rule, Rules.named)}")
+        try:
+            rule = Rules.named[rule]()
+        except TypeError:
+            raise RuleError(f"The rule {rule!r} needs arguments; pass an instance of it, not its name.") from None
+    if not isinstance(rule, kind):
+        hint = " (an instance, not the class)" if isinstance(rule, type) else ""
+        raise RuleError(f"Expected a {kind.__name__}{hint} or a registered name, got {rule!r}.")
+    return rule
+
+
+def _selector(selector: Any) -> Selector:
+    if isinstance(selector, str):
+        return ByName(selector)
+    types = selector if isinstance(selector, tuple) else (selector,)
+    if types and all(isinstance(item, type) and issubclass(item, nn.Module) for item in types):
+        return ByType(types)
+    operation = operation_of(selector) if callable(selector) else None
+    if operation is not None:
+        return ByOperation(operation.name)
+    if callable(selector) and not isinstance(selector, (type, nn.Module)):
+        if (getattr(selector, "__module__", None) or "torch").split(".")[0] == "torch":
+            raise RuleError(f"{selector!r} is no operation relprop knows.")
+        return ByPredicate(selector)
+    raise RuleError(
+        f"A selector is a module type, a tuple of types, a glob over module names, an operation or a predicate; "
+        f"got {selector!r}."
+    )

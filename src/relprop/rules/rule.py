@@ -1,0 +1,138 @@
+"""What a rule is: a small immutable value that says how the relevance of an output is shared among inputs.
+
+There is one abstract class for each kind of operation a rule can serve. A rule knows nothing of hooks,
+function modes or modules: it sees tensors, and for a linear map a :class:`LinearMap`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from relprop.propagation.layer import LinearMap
+
+if TYPE_CHECKING:
+    from relprop.propagation.handler import Here
+
+Bias = Literal["absorb", "ignore"]
+
+
+class Flow(Protocol):
+    """What a rule explains with: constants, shares and substitutes."""
+
+    def constant(self, x: Tensor) -> Tensor:
+        """Return ``x`` as a constant: no relevance passes."""
+
+    def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
+        """Return ``x``; the relevance that passes is multiplied by ``factor``."""
+
+    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
+        """Return the value of ``native``, explained as if it had been ``surrogate``."""
+
+    def safe(self, a: Tensor) -> Tensor:
+        """Return ``a``, made safe to divide by where relevance reaches units of zero."""
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """The root of all rules.
+
+    Attributes:
+        serves: the kinds of operation it can stand at.
+        reaches_zeros: its relevance is no multiple of the activation, and reaches units where that is zero.
+    """
+
+    serves: ClassVar[frozenset[str]] = frozenset()
+    reaches_zeros: ClassVar[bool] = False
+
+
+class LinearRule(Rule):
+    """A rule for linear maps with parameters."""
+
+    serves = frozenset({"linear"})
+
+    @abstractmethod
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient ``R_in / a`` of the input.
+
+        Args:
+            layer: the linear map.
+            a: its input.
+            z: its output, ``W a + b``.
+            c: the coefficient of the output, so that its relevance is ``z * c``.
+        """
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        """Return, by name, the relevance that by definition reaches no input, per output."""
+        return {}
+
+
+class ActivationRule(Rule):
+    """A rule for elementwise functions."""
+
+    serves = frozenset({"activation"})
+
+    @abstractmethod
+    def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:
+        """Return ``out = f(z)`` as it is to be explained; ``quotient`` is ``(f(z) - f(0)) / z``."""
+
+
+class PoolingRule(Rule):
+    """A rule for max pooling."""
+
+    serves = frozenset({"pooling"})
+
+    @abstractmethod
+    def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return the maximum ``out`` as it is to be explained; ``average`` pools the same windows by their mean."""
+
+
+class ProductRule(Rule):
+    """A rule for products of active factors."""
+
+    serves = frozenset({"product", "gate"})
+
+    @abstractmethod
+    def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
+        """Return the share of every factor.
+
+        Args:
+            counts: of how many active factors each is itself a product; 0 for a constant.
+            gates: whether it is a sigmoid.
+        """
+
+
+class NormRule(Rule):
+    """A rule for what divides: standard deviations, norms, denominators."""
+
+    serves = frozenset({"norm"})
+
+    @abstractmethod
+    def denominator(self, flow: Flow, x: Tensor) -> Tensor:
+        """Return the divisor (or its inverse) as it is to be explained."""
+
+
+class SoftmaxRule(Rule):
+    """A rule for the probabilities of a softmax, alone or in an attention."""
+
+    serves = frozenset({"softmax", "attention"})
+
+    @abstractmethod
+    def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
+        """Return the probabilities as they are to be explained."""
+
+
+class FilterRule(Rule):
+    """A rule for the output of any operation, after the operation's own rule."""
+
+    @abstractmethod
+    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output as it is to be explained."""
+
+    def filters(self, kind: str) -> bool:
+        """Say whether it acts on the output of operations of this kind."""
+        return True

@@ -1,0 +1,117 @@
+"""How an entry of a registry says where its rule goes."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """One call of an operation, as selectors see it.
+
+    Attributes:
+        kind, operation: kind and name of the operation.
+        name, module: the innermost module that is running.
+        layer_type: for a linear call, the module type it would be.
+        first: no path from the input to this linear call passes another.
+    """
+
+    kind: str
+    operation: str
+    name: str
+    module: nn.Module | None
+    layer_type: type[nn.Module] | None = None
+    first: bool = False
+
+
+class Selector(ABC):
+    """A condition on the place of a call."""
+
+    @abstractmethod
+    def matches(self, place: Place) -> bool:
+        """Say whether the entry applies to a call."""
+
+
+@dataclass(frozen=True)
+class ByType(Selector):
+    """Calls in modules of a type, and linear calls that are such a layer in all but name."""
+
+    types: tuple[type[nn.Module], ...]
+
+    def matches(self, place: Place) -> bool:
+        if isinstance(place.module, self.types):
+            return True
+        return place.layer_type is not None and issubclass(place.layer_type, self.types)
+
+    def __str__(self) -> str:
+        return " | ".join(item.__name__ for item in self.types)
+
+
+@dataclass(frozen=True)
+class ByName(Selector):
+    """Calls in modules whose dotted name matches a glob."""
+
+    pattern: str
+
+    def matches_name(self, name: str) -> bool:
+        """Say whether a module of this name is meant."""
+        return fnmatch.fnmatchcase(name, self.pattern)
+
+    def matches(self, place: Place) -> bool:
+        return self.matches_name(place.name)
+
+    def __str__(self) -> str:
+        return repr(self.pattern)
+
+
+@dataclass(frozen=True)
+class ByPredicate(Selector):
+    """Calls in modules of which a function of name and module is true."""
+
+    predicate: Callable[[str, nn.Module], bool]
+
+    def matches(self, place: Place) -> bool:
+        return place.module is not None and bool(self.predicate(place.name, place.module))
+
+    def __str__(self) -> str:
+        return getattr(self.predicate, "__name__", repr(self.predicate))
+
+
+@dataclass(frozen=True)
+class ByOperation(Selector):
+    """Calls of an operation, whatever it is called by."""
+
+    operation: str
+
+    def matches(self, place: Place) -> bool:
+        return place.operation == self.operation
+
+    def __str__(self) -> str:
+        return self.operation
+
+
+@dataclass(frozen=True)
+class First(Selector):
+    """Linear calls to which no path from the input passes another."""
+
+    def matches(self, place: Place) -> bool:
+        return place.kind == "linear" and place.first
+
+    def __str__(self) -> str:
+        return "first"
+
+
+@dataclass(frozen=True)
+class Last(Selector):
+    """Linear calls from which no path to the target passes another; resolved in the backward."""
+
+    def matches(self, place: Place) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return "last"

@@ -1,0 +1,116 @@
+"""Rules for any operation: let relevance pass, stop it, or let through chosen units only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.rules.rule import ActivationRule, FilterRule, Flow
+
+if TYPE_CHECKING:
+    from relprop.propagation.handler import Here
+
+
+@dataclass(frozen=True)
+class Pass(ActivationRule, FilterRule):
+    """The identity: relevance passes an elementwise function unchanged.
+
+    Definition: ``R_in = R_out``, that is ``c_in = c_out f(z) / z``; where ``f(0) != 0`` it is about zero,
+    ``c_in = c_out (f(z) - f(0)) / z``, and ``f(0)`` absorbs like a bias. On any other operation that keeps the shape
+    of its one active input, ``R_in = R_out``.
+    Conserves: always, but for ``f(0)``.
+
+    Raises:
+        RuleError: on an operation that changes the shape or has several active inputs.
+    Source: Bach et al. 2015, section on nonlinear units; Ali et al. 2022 (arXiv:2202.07304).
+    """
+
+    def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:
+        return flow.switch(out, z * flow.constant(quotient))
+
+    def filters(self, kind: str) -> bool:
+        return kind != "activation"
+
+    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        if len(inputs) != 1 or inputs[0].shape != out.shape:
+            raise RuleError(
+                f"Pass cannot stand at {here.operation!r}: it needs one active input of the shape of the output, got "
+                f"{[tuple(tensor.shape) for tensor in inputs]} for {tuple(out.shape)}."
+            )
+        (a,) = inputs
+        here.absorbs_nothing()
+        ratio = torch.where(a == 0, 1.0, here.call.safe(out) / torch.where(a == 0, 1.0, a))
+        return here.call.switch(out, a * here.call.constant(ratio))
+
+
+@dataclass(frozen=True)
+class Block(FilterRule):
+    """Nothing passes: relevance ends here.
+
+    Definition: ``R_in = 0``.
+    Conserves: no; the report counts it as taken by the rule.
+    """
+
+    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        here.passed = 0.0
+        return here.call.scale(out, 0.0)
+
+
+@dataclass(frozen=True)
+class Detach(FilterRule):
+    """The output is a constant: a weight, a mask or a probability that is not to be explained.
+
+    Definition: the output counts as no function of the input; a product with it is linear in the other factor.
+    Conserves: always, where the output is a factor.
+    """
+
+    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        here.passed = 0.0
+        return here.call.constant(out)
+
+
+@dataclass(frozen=True)
+class Mask(FilterRule):
+    """Only chosen units (dimension 1 of the output) pass relevance; what they pass follows the operation's own rule.
+
+    Definition: ``c_k = 0`` for every unit ``k`` that is not among ``indices``.
+    Conserves: no; the report counts what is left out as taken by the rule.
+
+    Args:
+        indices: the units, numbers from 0; negative ones count from the end.
+
+    Raises:
+        RuleError: where an index is no integer, or lies outside the output.
+    Source: Achtibat et al. 2023, concept relevance propagation (doi:10.1038/s42256-023-00711-8).
+    """
+
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        try:
+            indices = tuple(int(index) for index in self.indices)
+        except (TypeError, ValueError):
+            raise RuleError(f"Mask: indices must be integers, got {self.indices!r}.") from None
+        object.__setattr__(self, "indices", indices)
+
+    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        here.passed = channel_mask(out, self.indices, f"Mask at {here.operation!r}").to(out.dtype)
+        return here.call.scale(out, here.passed)
+
+
+def channel_mask(out: Tensor, indices: Sequence[int], where: str) -> Tensor:
+    """Return 1 for the units ``indices`` of dimension 1 of ``out`` and 0 for the others, ready to broadcast."""
+    if out.dim() < 2:
+        raise RuleError(f"{where}: the output of shape {tuple(out.shape)} has no dimension 1 to choose units from.")
+    units = out.shape[1]
+    outside = [index for index in indices if not -units <= index < units]
+    if outside:
+        raise RuleError(f"{where}: {outside} lie outside the {units} units of dimension 1.")
+    mask = torch.zeros(units, dtype=out.dtype, device=out.device)
+    mask[list(indices)] = 1.0
+    return mask.reshape(-1, *(1,) * (out.dim() - 2))

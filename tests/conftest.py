@@ -1,0 +1,46 @@
+"""What every test starts from: one thread, fixed seeds, no network, and CUDA only where there is CUDA."""
+
+from __future__ import annotations
+
+import os
+import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # timm: a download becomes an error
+
+import numpy as np
+import pytest
+import torch
+
+# pytest-xdist runs a process for each core; more threads than that only slow each other down.
+torch.set_num_threads(1)
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what scikit-learn draws from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start each test, and the fixtures made for it alone, from the same random numbers."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """Seed each shared fixture too: which test makes it first depends on how tests were distributed."""
+    if fixturedef.scope != "function":
+        _seed()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `cuda` where there is no device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)

@@ -1,0 +1,142 @@
+"""Each example runs at a tiny size, prints what it did and writes its picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+NAMES = ("digits", "right_reasons", "tutorial_walk", "demo")
+
+
+@pytest.fixture(scope="module")
+def examples() -> Iterator[dict[str, ModuleType]]:
+    """The examples as modules, imported as they import each other, and forgotten afterwards."""
+    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
+        plt.switch_backend("Agg")
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: import_module(name) for name in NAMES}
+        for name in NAMES:
+            sys.modules.pop(name, None)
+
+
+def picture(path: Path) -> bool:
+    """Whether there is a picture at ``path`` that holds more than one colour."""
+    return bool(plt.imread(path).std() > 0)
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(NAMES)
+
+
+def test_digits_network_learns(examples: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    digits = examples["digits"]
+    model, data = digits.trained(epochs=4, width=8)
+    assert digits.accuracy(model, data.test_x, data.test_y) > 0.9
+    assert not model.training
+    assert "test accuracy 9" in capsys.readouterr().out
+    assert [len(part) for part in data] == [1347, 1347, 450, 450]
+    assert 0 <= float(data.train_x.min()) < float(data.train_x.max()) <= 1
+
+
+def test_demo_explains_with_every_method(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = examples["demo"]
+    demo.run(tmp_path, epochs=1, rows=2)
+    assert picture(tmp_path / "digits.png")
+    out = capsys.readouterr().out
+    for name in demo.methods(examples["digits"].DigitsNet(4)):
+        assert name.replace("_\n", "_").replace("\n", " ") in out
+    assert str(tmp_path / "digits.png") in out
+
+
+def test_demo_relevances_fit_the_input_and_lrp0_is_gradient_x_input(
+    examples: dict[str, ModuleType],
+) -> None:
+    torch.manual_seed(0)
+    model = examples["digits"].DigitsNet(4).eval()
+    x = torch.rand(2, 1, 8, 8)
+    relevances = examples["demo"].explain(model, x, torch.tensor([1, 2]))
+    assert len(relevances) >= 8
+    assert all(each.shape == x.shape for each in relevances.values())
+    torch.testing.assert_close(relevances["LRP\nlrp0"], relevances["Gradient\nx Input"])
+
+
+def test_demo_main_runs_every_part(
+    examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[str, Path]] = []
+    demo = examples["demo"]
+    monkeypatch.setattr(demo, "run", lambda folder: parts.append(("demo", folder)))
+    for name in ("tutorial_walk", "right_reasons"):
+        monkeypatch.setattr(examples[name], "run", lambda folder, name=name: parts.append((name, folder)))
+    demo.main(tmp_path)
+    assert parts == [(name, tmp_path) for name in ("demo", "tutorial_walk", "right_reasons")]
+
+
+def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType], tmp_path: Path) -> None:
+    maps = examples["tutorial_walk"].walk_dense(tmp_path, epochs=1)
+    assert picture(tmp_path / "tutorial_dense.png")
+    assert list(maps) == ["dense4", "dense3", "dense2", "dense1", "pixels"]
+    top = maps["dense4"]
+    assert torch.count_nonzero(top, dim=1).tolist() == [1] * 4  # only the target carries relevance
+    # zB has no bias and no stabiliser worth the name: what reaches dense1 reaches the pixels.
+    torch.testing.assert_close(maps["pixels"].flatten(1).sum(1), maps["dense1"].sum(1), rtol=1e-3, atol=1e-3)
+
+
+def test_tutorial_walk_through_a_small_vgg(examples: dict[str, ModuleType], tmp_path: Path) -> None:
+    maps = examples["tutorial_walk"].walk_photograph(tmp_path, side=32, width=4, hidden=16)
+    assert picture(tmp_path / "tutorial_vgg16.png")
+    assert len(maps) == 13 + 5 + 3 + 1
+    assert maps["pixels"].shape == (1, 3, 32, 32)
+    # No bias, and LRP-0 in the dense layers: all of the output arrives at the last pooling.
+    torch.testing.assert_close(maps["pool5"].sum(), maps["fc8"].sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_vgg16_has_the_layers_of_configuration_d(examples: dict[str, ModuleType]) -> None:
+    with torch.device("meta"):
+        model = examples["tutorial_walk"].vgg16()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 138_357_544
+    assert model(torch.empty(1, 3, 224, 224, device="meta")).shape == (1, 1000)
+
+
+def test_photograph_fits_the_network(examples: dict[str, ModuleType]) -> None:
+    x = examples["tutorial_walk"].photograph()
+    assert x.shape == (1, 3, 224, 224)
+    assert 0 <= float(x.min()) < 0.1 < 0.9 < float(x.max()) <= 1
+
+
+def test_right_reasons_moves_relevance_into_the_mask(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, regularised = examples["right_reasons"].run(tmp_path, epochs=14)
+    assert picture(tmp_path / "right_reasons.png")
+    assert regularised.outside < plain.outside / 4
+    assert regularised.shuffled > plain.shuffled + 0.2
+    assert regularised.marked > 0.95
+    assert "relevance outside" in capsys.readouterr().out
+
+
+def test_the_share_outside_counts_the_frame_alone(examples: dict[str, ModuleType]) -> None:
+    right = examples["right_reasons"]
+    frame = 1 - right.mask()
+    assert right.mask().sum() == 64
+    shares = right.share_outside(torch.stack([frame, right.mask(), torch.ones(12, 12)])[:, None])
+    torch.testing.assert_close(shares, torch.tensor([1.0, 0.0, 80 / 144]))
+
+
+def test_each_label_has_a_mark_of_its_own_in_the_frame(examples: dict[str, ModuleType]) -> None:
+    right = examples["right_reasons"]
+    x = right.framed(torch.zeros(10, 1, 8, 8), torch.arange(10))
+    assert x.flatten(1).sum(1).tolist() == [4.0] * 10
+    assert float((x * right.mask()).sum()) == 0
+    assert float(x.sum(0).max()) == 1

@@ -1,0 +1,135 @@
+"""Networks of torchvision and timm as they come, against plain autograd, fused copies and explicit rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relprop import LRP, GradientXInput
+from relprop.rules import Epsilon, Gamma, ZPlus
+from tests import explicit, fusion, zoo
+
+# Pairs of a linear layer and the batch norm that is fused into it, by network.
+PAIRS = {
+    "torchvision/vgg16": 0,
+    "torchvision/vgg11_bn": 8,
+    "torchvision/resnet18": 20,
+    "torchvision/resnet50": 53,
+    "torchvision/densenet121": 59,  # of 121: the others normalise a concatenation
+    "torchvision/googlenet": 57,
+    "torchvision/squeezenet1_1": 0,
+    "torchvision/shufflenet_v2_x1_0": 56,
+    "torchvision/mobilenet_v2": 52,
+    "timm/regnetx_002": 44,
+    "timm/resnetv2_50": 32,  # of 49: the others normalise a sum or a pooled map
+}
+
+
+@dataclass
+class Case:
+    name: str
+    model: nn.Module
+    x: Tensor
+    target: Tensor
+    fused: nn.Module
+
+    def explain(self, rules: Any, model: nn.Module | None = None) -> Tensor:
+        return LRP(self.model if model is None else model, rules).attribute(self.x, self.target)
+
+
+@pytest.fixture(scope="module", params=list(PAIRS))
+def network(request: pytest.FixtureRequest) -> Case:
+    name: str = request.param
+    model = zoo.build(name)
+    x = zoo.images(name)
+    return Case(name, model, x, zoo.targets(model, x), fusion.fuse(model, x, expected=PAIRS[name]))
+
+
+@pytest.fixture
+def case(network: Case) -> Iterator[Case]:
+    before = zoo.fingerprint(network.model)
+    yield network
+    assert zoo.fingerprint(network.model) == before, "the explanation changed the model"
+
+
+def test_lrp0_is_gradient_times_input(case: Case) -> None:
+    if case.name == "torchvision/mobilenet_v2":
+        assert saturated(case.model, case.x) > 0.01
+        with pytest.raises(AssertionError):  # ReLU6 hands relevance on where its derivative is zero
+            compare(case.explain("lrp0"), zoo.gradient_times_input(case.model, case.x, case.target), 0.1)
+        return
+    relevance = case.explain("lrp0")
+    compare(relevance, zoo.gradient_times_input(case.model, case.x, case.target), 1e-10)
+    compare(relevance, GradientXInput(case.model).attribute(case.x, case.target), 1e-10)
+
+
+def rule_of_epsilon_gamma(module: nn.Module) -> explicit.Rule:
+    return explicit.epsilon if isinstance(module, nn.Linear) else explicit.gamma
+
+
+RULES: dict[str, tuple[Any, Callable[[nn.Module], explicit.Rule]]] = {
+    "epsilon": ("epsilon", lambda module: explicit.epsilon),
+    "epsilon_gamma": ("epsilon_gamma", rule_of_epsilon_gamma),
+    "gamma": (Gamma(0.25), lambda module: explicit.gamma),
+    "zplus": ("zplus", lambda module: explicit.zplus),
+}
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_equals_fused_copy_and_explicit_rules(case: Case, name: str) -> None:
+    rules, rule_of = RULES[name]
+    relevance = case.explain(rules)
+    if PAIRS[case.name]:
+        compare(relevance, case.explain(rules, case.fused), 1e-9)
+    rewritten = explicit.rewrite(case.fused, explicit.under(rule_of))
+    compare(relevance, zoo.gradient_times_input(rewritten, case.x, case.target), 1e-9)
+
+
+@pytest.mark.parametrize(("preset", "rule"), [("epsilon", Epsilon()), ("zplus", ZPlus())])
+def test_one_rule_everywhere_is_its_preset(case: Case, preset: str, rule: Any) -> None:
+    if case.name not in ("torchvision/resnet18", "timm/regnetx_002"):
+        pytest.skip("the same code for every network: two are enough")
+    assert torch.equal(case.explain(preset), case.explain(rule))
+
+
+def test_standardised_weights_with_group_norm() -> None:
+    model = zoo.build("timm/resnetv2_50x1_bit")
+    x = zoo.images("timm/resnetv2_50x1_bit")
+    target = zoo.targets(model, x)
+    before = zoo.fingerprint(model)
+    reference = explicit.rewrite(model, detached_group_norm)
+    with torch.no_grad():
+        compare(reference(x), model(x), 1e-10)
+    expected = zoo.gradient_times_input(reference, x, target)
+    assert zoo.difference(zoo.gradient_times_input(model, x, target), expected) > 0.1
+    compare(LRP(model, "lrp0").attribute(x, target), expected, 1e-10)
+    assert zoo.fingerprint(model) == before
+
+
+def detached_group_norm(module: nn.Module) -> nn.Module | None:
+    return explicit.GroupNorm(module, fusion.after(module)) if isinstance(module, nn.GroupNorm) else None
+
+
+def compare(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert torch.isfinite(actual).all()
+    assert zoo.difference(actual, expected) <= tolerance
+
+
+def saturated(model: nn.Module, x: Tensor) -> float:
+    """The share of ReLU6 inputs above 6."""
+    counts: list[Tensor] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: counts.append((args[0] > 6).double().flatten()))
+        for module in model.modules()
+        if isinstance(module, nn.ReLU6)
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return float(torch.cat(counts).mean())
