@@ -29,6 +29,7 @@ from relprop import (
 from relprop.visual import grid
 
 LOW, HIGH = 0.0, 1.0  # the range of a pixel
+DASHES = "".join(f"{'-':>{width}}" for width in (9, 12, 12, 12, 13, 13))
 
 
 def methods(model: nn.Module) -> dict[str, Attribution]:
@@ -45,20 +46,20 @@ def methods(model: nn.Module) -> dict[str, Attribution]:
 
 def conservation(report: ConservationReport) -> str:
     """One line of the table: delta, and how the output f is shared out, all parts adding up to 1."""
-    absorbed = [report.absorbed.get(kind, 0.0) for kind in ("bias", "stabilizer", "rule")]
-    rest = report.output - report.relevance - sum(absorbed)
-    parts = [each / report.output for each in (report.relevance, *absorbed, rest)]
-    return f"{float(report.delta.mean()):>9.3f}" + "".join(f"{part:>12.2%}" for part in parts)
+    bias, stabilizer, rule = (report.absorbed.get(kind, 0.0) for kind in ("bias", "stabilizer", "rule"))
+    unexplained = report.output - report.relevance - sum(report.absorbed.values())
+    shares = "".join(f"{part / report.output:>12.1%}" for part in (report.relevance, bias, rule))
+    tiny = "".join(f"{part / report.output:>13.0e}" for part in (stabilizer, unexplained))
+    return f"{float(report.delta.mean()):>9.3f}" + shares + tiny
 
 
 def explain(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Explain ``x`` with every method, print one line of the table for each, return the relevances.
 
-    Delta is the mean of ``f - sum R`` over the samples; the other columns are sums over the samples as shares
-    of the sum of f: what the pixels got, and what biases, stabilisers and the definition of a rule absorbed.
-    A gradient does not decompose f, so it has none of them.
+    Delta is the mean of ``f - sum R`` over the samples; the other columns are sums over the samples as shares of
+    the sum of f: what the pixels got, what biases, the definition of a rule and stabilisers absorbed, and the rest.
     """
-    columns = "".join(f"{name:>12}" for name in ("sum R / f", "bias", "stabilizer", "rule", "unexplained"))
+    columns = f"{'sum R / f':>12}{'bias':>12}{'rule':>12}{'stabilizer':>13}{'unexplained':>13}"
     print(f"\nconservation on {len(x)} test digits, their labels as targets")
     print(f"  {'method':<26}{'delta':>9}{columns}{'time':>9}")
     relevances: dict[str, Tensor] = {}
@@ -69,8 +70,8 @@ def explain(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
             start = time.perf_counter()
             relevances[name] = method.attribute(x, target)
             milliseconds = 1000 * (time.perf_counter() - start)
-            complete = not isinstance(method, Gradient)
-            line = conservation(method.report(x, target)) if complete else f"{'-':>9}" + f"{'-':>12}" * 5
+            # A gradient does not claim to sum to f: it has neither delta nor report.
+            line = DASHES if isinstance(method, Gradient) else conservation(method.report(x, target))
         plain = name.replace("_\n", "_").replace("\n", " ")
         print(f"  {plain:<26}{line}{milliseconds:>6.0f} ms")
         notes += [str(each.message) for each in caught]

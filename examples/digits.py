@@ -28,9 +28,7 @@ def load() -> Digits:
     pixels, labels = load_digits(return_X_y=True)
     split = train_test_split(pixels / 16.0, labels, test_size=0.25, stratify=labels, random_state=0)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in split)
-    return Digits(
-        train_x.float().view(-1, 1, 8, 8), train_y.long(), test_x.float().view(-1, 1, 8, 8), test_y.long()
-    )
+    return Digits(train_x.float().view(-1, 1, 8, 8), train_y.long(), test_x.float().view(-1, 1, 8, 8), test_y.long())
 
 
 class ResidualBlock(nn.Module):
@@ -55,9 +53,7 @@ class DigitsNet(nn.Module):
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.block1 = ResidualBlock(width)
         self.pool1 = nn.MaxPool2d(2)
         self.widen = nn.Sequential(
@@ -73,9 +69,7 @@ class DigitsNet(nn.Module):
         return self.head(torch.flatten(x, 1))
 
 
-def train(
-    model: nn.Module, x: Tensor, y: Tensor, *, epochs: int = 12, batch_size: int = 64, seed: int = 0
-) -> None:
+def train(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int = 12, batch_size: int = 64, seed: int = 0) -> None:
     """Train on cross-entropy with Adam and a one-cycle schedule; leaves the model in evaluation mode."""
     shuffle = torch.Generator().manual_seed(seed)
     batches = -(-len(x) // batch_size)

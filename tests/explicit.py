@@ -29,18 +29,24 @@ def epsilon(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None
 def gamma(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """With gamma 0.25: favours what has the sign of z."""
     z = operation(a, weight, bias)
-    more, less = weight + 0.25 * weight.clamp(min=0), weight + 0.25 * weight.clamp(max=0)
+    up, down = weight + 0.25 * weight.clamp(min=0), weight + 0.25 * weight.clamp(max=0)
     bias_up = None if bias is None else bias + 0.25 * bias.clamp(min=0)
     bias_down = None if bias is None else bias + 0.25 * bias.clamp(max=0)
-    up = operation(a.clamp(min=0), more, bias_up) + operation(a.clamp(max=0), less, None)
-    down = operation(a.clamp(min=0), less, bias_down) + operation(a.clamp(max=0), more, None)
-    return _share(z, torch.where(z >= 0, up, down))
+    favoured = _by_sign(operation, a, up, down, bias_up)
+    mirrored = _by_sign(operation, a, down, up, bias_down)
+    return _share(z, torch.where(z >= 0, favoured, mirrored))
 
 
 def zplus(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    raising = operation(a.clamp(min=0), weight.clamp(min=0), None if bias is None else bias.clamp(min=0))
-    raising = raising + operation(a.clamp(max=0), weight.clamp(max=0), None)
+    positive = None if bias is None else bias.clamp(min=0)
+    raising = _by_sign(operation, a, weight.clamp(min=0), weight.clamp(max=0), positive)
     return _share(operation(a, weight, bias), raising)
+
+
+def _by_sign(operation: Operation, a: Tensor, above: Tensor, below: Tensor, bias: Tensor | None) -> Tensor:
+    """One weight for positive, another for negative inputs."""
+    output = operation(a.clamp(min=0), above, bias)
+    return output + operation(a.clamp(max=0), below, None) if bool((a < 0).any()) else output
 
 
 def _share(z: Tensor, denominator: Tensor) -> Tensor:

@@ -95,6 +95,8 @@ def build() -> Branching:
                     buffer.normal_(std=0.3)
                 elif name.endswith("var"):
                     buffer.uniform_(0.5, 2.0)
+            # A channel whose sum is mostly negative: dead units, and pooling windows that hold nothing else.
+            model.right_norm.bias[0] = -8.0
     return model
 
 

@@ -95,9 +95,9 @@ def epsilon(
     bias: str = "absorb",
 ) -> Tensor:
     parts = layer.products(a)
-    z = parts.sum(2) + layer.offset(bias)
+    z = parts.sum(2) + layer.offset("absorb")
     scale = z.square().mean(1, keepdim=True).sqrt() if relative else torch.ones_like(z[:, :1])
-    return share(parts, z, relevance, epsilon * scale)
+    return share(parts, parts.sum(2) + layer.offset(bias), relevance, epsilon * scale)
 
 
 def gamma(
@@ -136,9 +136,7 @@ def alpha_beta(
     return alpha * up - beta * down
 
 
-def zplus(
-    layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER
-) -> Tensor:
+def zplus(layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER) -> Tensor:
     parts = positive(layer.products(a))
     return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer)
 
@@ -209,11 +207,11 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         moved = {"padding": layer.padding, "output_padding": layer.output_padding}
         return transposed(x, weight, None, **strides, **moved)
     if layer.padding_mode == "zeros":
-        x = F.pad(x, _paddings(layer))
+        x = F.pad(x, paddings(layer))
     return (F.conv1d, F.conv2d, F.conv3d)[dimensions - 1](x, weight, None, **strides)
 
 
-def _paddings(layer: nn.Module) -> list[int]:
+def paddings(layer: nn.Module) -> list[int]:
     """What a convolution adds before and after each dimension, in F.pad's order (last dimension first)."""
     assert isinstance(layer, CONVOLUTIONS)
     pairs = []
@@ -266,9 +264,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def fold(layer: Dense, norm: nn.Module, out_shape: torch.Size) -> Dense:
     """Layer and batch norm as one map; `out_shape` is that of the layer's output, no batch dimension."""
-    scale, shift = (
-        t.reshape(-1, *[1] * (len(out_shape) - 1)).expand(out_shape).flatten() for t in affine(norm)
-    )
+    scale, shift = (t.reshape(-1, *[1] * (len(out_shape) - 1)).expand(out_shape).flatten() for t in affine(norm))
     bias = shift if layer.bias is None else layer.bias * scale + shift
     return Dense(layer.weight * scale[:, None], bias, layer.reach)
 
@@ -276,7 +272,7 @@ def fold(layer: Dense, norm: nn.Module, out_shape: torch.Size) -> Dense:
 def products(layer: nn.Module, a: Tensor) -> Tensor:
     """a_j w_kj as [N, K, J], j running over the padded input where a padding mode pads."""
     if isinstance(layer, CONVOLUTIONS) and layer.padding_mode != "zeros":
-        a = F.pad(a, _paddings(layer), mode=str(layer.padding_mode))
+        a = F.pad(a, paddings(layer), mode=str(layer.padding_mode))
     return dense(layer, a.shape[1:]).products(a.flatten(1))
 
 
@@ -287,7 +283,7 @@ def linear(
     padded = isinstance(layer, CONVOLUTIONS) and layer.padding_mode != "zeros"
     if padded:
         # A padding mode copies entries: their relevance goes back to the entries they are copies of.
-        widths, mode = _paddings(layer), str(layer.padding_mode)
+        widths, mode = paddings(layer), str(layer.padding_mode)
         copies = _matrix(lambda x: F.pad(x, widths, mode=mode), a.shape[1:], a)
         original, a = a, F.pad(a, widths, mode=mode)
         options = {

@@ -53,13 +53,9 @@ def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[Window]
         if isinstance(pool, ADAPTIVE_POOLS):
             spans = [range(o * length // count, -(-(o + 1) * length // count)) for o in range(count)]
         else:
-            kernel, stride, padding = (
-                each(getattr(pool, n), i) for n in ("kernel_size", "stride", "padding")
-            )
+            kernel, stride, padding = (each(getattr(pool, n), i) for n in ("kernel_size", "stride", "padding"))
             step = each(getattr(pool, "dilation", 1), i)
-            spans = [
-                range(s, s + step * kernel, step) for s in range(-padding, count * stride - padding, stride)
-            ]
+            spans = [range(s, s + step * kernel, step) for s in range(-padding, count * stride - padding, stride)]
         axes.append([[p for p in span if 0 <= p < length] for span in spans])
     strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
     return [

@@ -89,9 +89,7 @@ def test_flat_counts_connections_and_not_weights_or_padding() -> None:
     with torch.no_grad():
         conv.weight.copy_(tensor([[[0.0, 1.0, 5.0]]]))
     # Outputs reach inputs {0, 1}, {0, 1, 2}, {1, 2}.
-    found = reference.linear(
-        conv, torch.ones(1, 1, 3).double(), tensor([[[6.0, 6.0, 6.0]]]), "flat", stabilizer=0
-    )
+    found = reference.linear(conv, torch.ones(1, 1, 3).double(), tensor([[[6.0, 6.0, 6.0]]]), "flat", stabilizer=0)
     torch.testing.assert_close(found, tensor([[[5.0, 8.0, 5.0]]]))
 
 
@@ -174,9 +172,7 @@ def test_batch_norm_shares_with_its_shift() -> None:
     found = reference_steps.batch_norm(norm, tensor([[3.0, -1.0]]), tensor([[5.0, 4.0]]))
     torch.testing.assert_close(found, tensor([[6.0, 4.0]]))
     # behind a linear layer z' = (3, -1) with z = (x0 + x1, x1), x = (4, -1): first output (4, -1) of 5/2
-    pair = reference.linear(
-        layer([[1.0, 1.0], [0.0, 1.0]]), tensor([[4.0, -1.0]]), tensor([[5.0, 4.0]]), "lrp0", norm
-    )
+    pair = reference.linear(layer([[1.0, 1.0], [0.0, 1.0]]), tensor([[4.0, -1.0]]), tensor([[5.0, 4.0]]), "lrp0", norm)
     torch.testing.assert_close(pair, tensor([[8.0, 2.0]]))
 
 
@@ -184,9 +180,7 @@ def test_batch_norm_shares_with_its_shift() -> None:
     ("function", "factor"),
     [(torch.tanh, 1.0), (torch.sigmoid, None), (nn.functional.silu, 1.0)],
 )
-def test_activation_keeps_all_but_its_value_at_zero(
-    function: Callable[[Tensor], Tensor], factor: float | None
-) -> None:
+def test_activation_keeps_all_but_its_value_at_zero(function: Callable[[Tensor], Tensor], factor: float | None) -> None:
     z, r = tensor([[1.5, -0.5, 0.0]]), tensor([[2.0, 3.0, 0.0]])
     expected = r * factor if factor else r * (1 - 0.5 / torch.sigmoid(z))
     torch.testing.assert_close(reference_steps.activation(function, z, r), expected)

@@ -93,8 +93,9 @@ class ConservationReport:
         for entry in self.entries:
             if not entry.largest <= tolerance * scale:
                 raise ConservationError(
-                    f"Relevance leaked at {entry.operation} in module {entry.name!r}: {entry.relevance_out:.6g} arrived, "
-                    f"{entry.relevance_in:.6g} left, {sum(entry.absorbed.values()):.6g} is accounted for, "
+                    f"Relevance leaked at {entry.operation} in module {entry.name!r}: "
+                    f"{entry.relevance_out:.6g} arrived, {entry.relevance_in:.6g} left, "
+                    f"{sum(entry.absorbed.values()):.6g} is accounted for, "
                     f"{entry.unexplained:.6g} is not (tolerance {tolerance:g} of {scale:.6g})."
                 )
         if not abs(self.unseen) <= tolerance * scale:

@@ -92,8 +92,8 @@ def warn_of_training(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, changing) and module.training and getattr(module, "p", 1) != 0:
             warnings.warn(
-                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a random "
-                "or batch-dependent network. Call model.eval() first if that is not meant.",
+                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
+                "random or batch-dependent network. Call model.eval() first if that is not meant.",
                 TrainingModeWarning,
                 stacklevel=4,
             )

@@ -13,8 +13,8 @@ from torch import Tensor
 from relprop.errors import ModelError, TargetError, TargetIndexError, TargetTypeError
 
 Target: TypeAlias = (
-    "None | int | np.integer[Any] | Tensor | Sequence[int] | tuple[int, ...] | Sequence[tuple[int, ...]] "
-    "| Callable[[Any], Tensor]"
+    "int | np.integer[Any] | Tensor | Sequence[int] | tuple[int, ...] | Sequence[tuple[int, ...]] "
+    "| Callable[[Any], Tensor] | None"
 )
 
 _FORMS = (
@@ -56,7 +56,9 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
                 f"The output has shape {tuple(tensor.shape)}, so a target must say which entry to explain: {_FORMS}."
             )
         return tensor.reshape(samples)
-    return tensor[(torch.arange(samples, device=tensor.device), *_indices(target, tensor, samples))]
+    rows = torch.arange(samples, device=tensor.device)
+    index = (rows, *_indices(target, tensor, samples))
+    return tensor[index]
 
 
 def output_tensor(output: Any) -> Tensor:

@@ -46,9 +46,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return worst / scale if scale else worst
 
 
-def sequence_distance(
-    modules: Sequence[nn.Module], x: Tensor, seed: Tensor, cases: Sequence[RuleCase]
-) -> float:
+def sequence_distance(modules: Sequence[nn.Module], x: Tensor, seed: Tensor, cases: Sequence[RuleCase]) -> float:
     """Between package and reference on a sequence, with one rule for each of its linear layers in order."""
     model = nn.Sequential(*modules) if len(modules) > 1 else modules[0]
     by_layer = [(case.rule, case.options) for case in cases]

@@ -158,8 +158,7 @@ class Branches(nn.Module):
             sides = [left, right]
             shares = reference_steps.addition([torch.relu(side(a)) for side in sides], relevance)
             relevance = sum(
-                reference.linear(side, a, r, rule.rule, **rule.options)
-                for side, r in zip(sides, shares, strict=True)
+                reference.linear(side, a, r, rule.rule, **rule.options) for side, r in zip(sides, shares, strict=True)
             )
         return relevance
 
@@ -205,9 +204,9 @@ class Reduced(nn.Module):
         lambda h: torch.sum(h.flatten(2), -1),
         lambda h: torch.mean(torch.mean(h, 3), 2),
         lambda h: nn.functional.adaptive_avg_pool2d(h, 1).flatten(1),
-        lambda h: sum(h.flatten(2).unbind(2)),
+        lambda h: torch.stack(h.flatten(2).unbind(2)).sum(0),
     ],
-    ids=["sum", "mean", "flat-sum", "two-means", "pool", "python-sum"],
+    ids=["sum", "mean", "flat-sum", "two-means", "pool", "stacked-sum"],
 )
 def test_a_reduction_of_zeros_shares_equally(reduce: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(6)

@@ -112,9 +112,7 @@ def test_picture_shows_three_channels_as_colours_and_others_as_their_mean() -> N
         ((2, 5, 4, 9), (4, 9)),
     ],
 )
-def test_units_without_a_place_are_folded_and_others_summed(
-    shape: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
+def test_units_without_a_place_are_folded_and_others_summed(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     sample = np.arange(np.prod(shape, dtype=int), dtype=np.float64).reshape(shape)
     result = unit_map(sample)
     assert result.shape == expected

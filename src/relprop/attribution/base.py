@@ -50,7 +50,7 @@ class Attribution(ABC):
         """Return the state of one call."""
         return Call(self.model, self.selector(), **options)
 
-    def after_forward(self, passed: Forward) -> None:
+    def after_forward(self, passed: Forward) -> None:  # noqa: B027  # most methods have nothing to look at
         """Look at a forward pass before its backward runs."""
 
     # What users call ---------------------------------------------------------------------------

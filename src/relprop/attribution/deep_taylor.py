@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,12 @@ class DeepTaylor(LRP):
 
     Warns:
         DeepTaylorWarning: where a bias is positive. The theory asks for ``b <= 0``, so that the origin of the features
-            is a point where the neuron is silent; with ``b > 0`` the rule still conserves, but is no expansion at a root.
+            is a point where the neuron is silent; with ``b > 0`` the rule conserves, but is no expansion at a root.
     Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008).
 
     >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
+    >>> from torch.nn import Linear, ReLU, Sequential
+    >>> model = Sequential(Linear(2, 2, bias=False), ReLU(), Linear(2, 1, bias=False))
     >>> for layer in (model[0], model[2]):
     ...     _ = layer.weight.data.copy_(torch.ones_like(layer.weight))
     >>> DeepTaylor(model).attribute(torch.tensor([[1.0, 3.0]]))
@@ -41,10 +43,11 @@ class DeepTaylor(LRP):
     """
 
     def __init__(self, model: nn.Module, bounds: tuple[float | Tensor, float | Tensor] | None = None) -> None:
-        if bounds is None:
+        given: Any = bounds
+        if given is None:
             rules = preset("deep_taylor")
-        elif isinstance(bounds, (tuple, list)) and len(bounds) == 2:
-            rules = preset("deep_taylor_bounded", low=bounds[0], high=bounds[1])
+        elif isinstance(given, (tuple, list)) and len(given) == 2:
+            rules = preset("deep_taylor_bounded", low=given[0], high=given[1])
         else:
             raise RuleError(f"bounds must be None or a pair (low, high), got {bounds!r}.")
         super().__init__(model, rules)
@@ -64,8 +67,8 @@ class DeepTaylor(LRP):
         if found:
             shown = ", ".join(repr(name) for name in dict.fromkeys(found[:3])) + (", ..." if len(found) > 3 else "")
             warnings.warn(
-                f"{len(found)} of {len(passed.call.sites)} linear layers have a positive bias ({shown}), where deep Taylor "
-                "decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
+                f"{len(found)} of {len(passed.call.sites)} linear layers have a positive bias ({shown}), where deep "
+                "Taylor decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
                 DeepTaylorWarning,
                 stacklevel=5,
             )

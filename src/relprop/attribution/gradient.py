@@ -16,7 +16,7 @@ Form = Literal["raw", "absolute", "squared"]
 class Gradient(Attribution):
     """The gradient of the output by the input: what a small change would do.
 
-    Definition: ``df/dx``; ``|df/dx|`` with ``form="absolute"``; ``(df/dx)^2``, the sensitivity, with ``form="squared"``.
+    Definition: ``df/dx``; ``|df/dx|`` with ``form="absolute"``; ``(df/dx)^2`` (sensitivity) with ``form="squared"``.
     Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
 
     Args:

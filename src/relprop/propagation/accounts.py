@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here
-from relprop.propagation.primitives import Tap
+from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.record import Record, per_sample
 from relprop.propagation.storage import map_tensors, tensors_in
 
@@ -89,7 +89,7 @@ def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
     """Return a copy with a tap, of which everything is known that was known of the tensor."""
     call = here.call
     with torch.enable_grad():
-        out: Tensor = Tap.apply(call, tensor, measure)
+        out = apply(Tap, call, tensor, measure)
     call.graph.reach(out)
     call.origins.note(out, call.origins.of(tensor))
     return out

@@ -210,7 +210,7 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
     z = input if call.create_graph else input.detach()
     value = out if call.create_graph else out.detach()
     with torch.set_grad_enabled(call.create_graph):
-        if call.handles_zeros and _at_zero(here, input, args, kwargs) == 0.0:
+        if call.handles_zeros(input) and _at_zero(here, input, args, kwargs) == 0.0:
             q = safe(value) / safe(z)
         else:
             q = quotient(z, *args, **kwargs)
@@ -228,7 +228,7 @@ def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     call = here.call
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
-    if call.handles_zeros:
+    if call.handles_zeros(input):
         out = call.switch(out, input * call.constant(safe(out) / safe(input)))
     return out
 
@@ -248,7 +248,7 @@ def gate(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any,
     return out
 
 
-def pow(here: Here, input: Any, exponent: Any) -> Tensor:
+def raise_to(here: Here, input: Any, exponent: Any) -> Tensor:
     """``x^p``: explained by its quotient for a positive number ``p``; a negative one divides."""
     if isinstance(exponent, Tensor) and exponent.numel() == 1 and not here.active(exponent):
         exponent = exponent.item()

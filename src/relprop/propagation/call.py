@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
 from relprop.propagation.numerics import safe
-from relprop.propagation.primitives import Scale, Switch
-from relprop.propagation.provenance import Graph, Origins
+from relprop.propagation.primitives import Scale, Switch, apply
+from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Record
 from relprop.propagation.storage import CopyOnWrite, Protected
 
@@ -30,16 +30,21 @@ class Choice:
         filter: a rule that acts on the output, whatever the operation (Block, Mask, ...).
     """
 
-    rule: Any
+    rule: Any = None
     position: int = -1
     default: bool = True
     filter: Any = None
 
 
 class Selector(Protocol):
-    """What a call asks of a registry of rules that was bound to a model."""
+    """What a call asks of a registry of rules that was bound to a model.
 
-    reaches_zeros: bool
+    Attributes:
+        reaches_zeros: where rules give relevance to inputs of zero: "nowhere", at the "first" layers, "everywhere".
+        last: the rule for the last layers, if there is one.
+    """
+
+    reaches_zeros: str
     last: Choice | None
 
     def select(
@@ -116,10 +121,15 @@ class Call:
         """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
         return leaf.requires_grad and not self.protected.owns(leaf)
 
-    @property
-    def handles_zeros(self) -> bool:
-        """Relevance reaches units whose activation is zero."""
-        return self.selector is not None and self.selector.reaches_zeros
+    def handles_zeros(self, x: Tensor) -> bool:
+        """Say whether relevance may reach entries of zero in ``x``.
+
+        Where only rules for the first layer give relevance to zeros, what lies beyond a linear map receives none:
+        relevance flows from it to the first layer, not back.
+        """
+        if self.selector is None or self.selector.reaches_zeros == "nowhere":
+            return False
+        return self.selector.reaches_zeros == "everywhere" or self.graph.reach(x) != BEYOND_LINEAR
 
     @property
     def place(self) -> tuple[str, nn.Module | None]:
@@ -134,21 +144,20 @@ class Call:
 
     def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return ``x``; the coefficient that passes back is multiplied by ``factor``."""
-        out: Tensor = Scale.apply(self, x, factor)
-        return out
+        return apply(Scale, self, x, factor)
 
     def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
         """Return the value of ``native``, explained as ``surrogate``."""
-        out: Tensor = Switch.apply(self, native if self.create_graph else native.detach(), surrogate)
-        return out
+        return apply(Switch, self, native if self.create_graph else native.detach(), surrogate)
 
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""
-        return safe(a) if self.handles_zeros else a
+        return safe(a) if self.handles_zeros(a) else a
 
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
         """Return ``R = a c``."""
-        return self.safe(a) * c
+        nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
+        return (a if nowhere else safe(a)) * c
 
     # Roots -------------------------------------------------------------------------------------
 

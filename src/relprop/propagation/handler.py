@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Here:
     func: Callable[..., Any]
     operation: str
     kind: str
-    choice: Choice = Choice(None)
+    choice: Choice = field(default_factory=Choice)
     record: Record | None = None
     account: Record | None = None
     declared: Callable[[Tensor, Tensor], Shares] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +201,7 @@ class LinearMap:
     nonnegative_input: bool = False
     positive_output_only: bool = False
     cache: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+    _made: dict[Callable[[Tensor], Tensor], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def forward(self, a: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Return ``weight a + bias``: the layer's own weight by default, no bias by default."""
@@ -211,8 +212,10 @@ class LinearMap:
         return self.geometry.transpose(c, self.weight if weight is None else weight, self.like)
 
     def modified(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``change(weight)``, kept from an earlier call where the user asked for that."""
-        return change(self.weight) if self.cache is None else self.cache(change, self.weight)
+        """Return ``change(weight)``: made once for this map, or kept from an earlier call if the user asked for that."""
+        if change not in self._made:
+            self._made[change] = change(self.weight) if self.cache is None else self.cache(change, self.weight)
+        return self._made[change]
 
     def shift(self, z: Tensor) -> Tensor | float:
         """Return the bias as it broadcasts to the output, or 0."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Contraction, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.normalization import over_batch
-from relprop.propagation.primitives import Linear
+from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
 
 
-def apply(
+def apply_linear(
     here: Here,
     geometry: Geometry,
     a: Tensor,
@@ -37,7 +37,7 @@ def apply(
     here.declared = declares_nothing  # the site declares what its rule absorbs
     if site.nonnegative:
         here.note("a >= 0")
-    z: Tensor = Linear.apply(site, compute, a, weight, bias)
+    z = apply(Linear, site, compute, a, weight, bias)
     if call.recording:
         site.node = z.grad_fn
     call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
@@ -131,8 +131,8 @@ def _layer(
         z = geometry.forward(a, w, None)
     elif here.active(input):
         if bias is None or not here.active(bias):
-            return apply(here, geometry, input, weight, bias, lambda: run(bias))
-        z = apply(here, geometry, input, weight, None, lambda: run(None))
+            return apply_linear(here, geometry, input, weight, bias, lambda: run(bias))
+        z = apply_linear(here, geometry, input, weight, None, lambda: run(None))
     else:
         return run(bias)
     return z if bias is None else z + geometry.shift(bias, z)
@@ -148,9 +148,9 @@ def matmul(here: Here, input: Tensor, other: Tensor) -> Tensor:
         here.by_autograd()
         return here.func(input, other)  # type: ignore[no-any-return]
     if left and other.dim() == 2:
-        return apply(here, Dense(), a, other.mT, None, lambda: here.func(input, other))
+        return apply_linear(here, Dense(), a, other.mT, None, lambda: here.func(input, other))
     forward = torch.matmul if left else _reversed_matmul
-    return apply(here, Contraction(forward), a, constant, None, lambda: here.func(input, other))
+    return apply_linear(here, Contraction(forward), a, constant, None, lambda: here.func(input, other))
 
 
 def _reversed_matmul(a: Tensor, weight: Tensor) -> Tensor:
@@ -159,16 +159,16 @@ def _reversed_matmul(a: Tensor, weight: Tensor) -> Tensor:
 
 def addmm(here: Here, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     """``addmm``, ``addmv`` and ``baddbmm``: ``beta input + alpha mat1 @ mat2``."""
-    if beta == 1 and alpha == 1 and here.active(mat1) and not here.active(mat2) and not here.active(input):
-        if mat2.dim() == 2 and _is_parameter(here, mat2):
-            geometry = Dense()
-            return apply(here, geometry, mat1, mat2.mT, input, lambda: here.func(input, mat1, mat2))
+    layer = here.active(mat1) and not here.active(mat2) and mat2.dim() == 2 and _is_parameter(here, mat2)
+    if layer and beta == 1 and alpha == 1 and not here.active(input):
+        return apply_linear(here, Dense(), mat1, mat2.mT, input, lambda: here.func(input, mat1, mat2))
     func, here.func = here.func, torch.matmul
     try:
         z = matmul(here, mat1, mat2) if here.active(mat1) or here.active(mat2) else mat1 @ mat2
     finally:
         here.func = func
-    return beta * input + alpha * z
+    total: Tensor = beta * input + alpha * z
+    return total
 
 
 def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
@@ -179,15 +179,15 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
         return here.func(equation, *operands)  # type: ignore[no-any-return]
     active = [here.active(tensor) for tensor in tensors]
     if sum(active) > 1:
-        return torch.einsum(equation, *product(here, tuple(tensors)))  # type: ignore[no-any-return]
+        return torch.einsum(equation, *product(here, tuple(tensors)))
     if len(tensors) == 2 and _is_parameter(here, tensors[1 - active.index(True)]):
         position = active.index(True)
 
         def contraction(a: Tensor, weight: Tensor) -> Tensor:
-            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))  # type: ignore[no-any-return]
+            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))
 
         a, weight = tensors[position], tensors[1 - position]
-        return apply(here, Contraction(contraction), a, weight, None, lambda: contraction(a, weight))
+        return apply_linear(here, Contraction(contraction), a, weight, None, lambda: contraction(a, weight))
     here.by_autograd()
     return here.func(equation, *operands)  # type: ignore[no-any-return]
 
@@ -214,7 +214,11 @@ def batch_norm(
     """``F.batch_norm``: folded into the linear map before it where the two are one linear map."""
     call = here.call
     origin = call.origins.of(input)
-    compute = lambda x: here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)  # noqa: E731
+
+    def compute(x: Tensor) -> Tensor:
+        out: Tensor = here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        return out
+
     if call.selector is None:
         return compute(input)
     if training or running_mean is None or running_var is None:
@@ -241,7 +245,7 @@ def batch_norm(
         here.by_autograd()
         here.note("folded into the layer above")
         site.record.notes.append("batch norm folded")
-    out: Tensor = Linear.apply(folded, lambda: compute(input.detach()), site.a, *parameters)
+    out = apply(Linear, folded, lambda: compute(input.detach()), site.a, *parameters)
     site.superseded = True
     if call.recording:
         site.node, folded.node = None, out.grad_fn

@@ -153,7 +153,12 @@ class RelevanceMode(TorchFunctionMode):
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
         operation = operation_of(twin.func)
-        if operation is not None and operation.name == "relu" and not call.measuring and not call.handles_zeros:
+        if (
+            operation is not None
+            and operation.name == "relu"
+            and not call.measuring
+            and not call.handles_zeros(active[0])
+        ):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
         new = self.run(twin.func, twin.args, twin.kwargs)
         for target, value in zip(written, tensors_in(new), strict=False):
@@ -193,7 +198,7 @@ class RelevanceMode(TorchFunctionMode):
         protected = self.call.protected
         given = inspect.signature(_UPDATES_STATISTICS[func]).bind(*args, **kwargs).arguments
         updates = _UPDATES_STATISTICS[func](**given)
-        owned = {id(tensor) for tensor in updates if tensor is not None and protected.owns(tensor)}
+        owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
         if not owned:
             return args, kwargs
         swapped: tuple[Args, Kwargs] = map_tensors(
@@ -206,30 +211,30 @@ class RelevanceMode(TorchFunctionMode):
 def _batch_norm_updates(
     input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: Any = 0.1, eps: float = 1e-5,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor | None]:  # fmt: skip
     return [running_mean, running_var] if training else []
 
 
 def _torch_batch_norm_updates(
     input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     return [running_mean, running_var] if training else []
 
 
 def _instance_norm_updates(
     input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
     use_input_stats: bool = True, momentum: Any = 0.1, eps: float = 1e-5,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor | None]:  # fmt: skip
     return [running_mean, running_var] if use_input_stats else []
 
 
 def _embedding_updates(
     input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *rest: Any, **more: Any
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     return [] if max_norm is None else [weight]
 
 
-_UPDATES_STATISTICS: dict[Function, Callable[..., list[Tensor]]] = {
+_UPDATES_STATISTICS: dict[Function, Callable[..., list[Tensor | None]]] = {
     F.batch_norm: _batch_norm_updates,
     torch.batch_norm: _torch_batch_norm_updates,
     F.instance_norm: _instance_norm_updates,

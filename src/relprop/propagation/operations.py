@@ -99,7 +99,7 @@ def _fill() -> None:
     _enter("activation", partial(act.gate, act.hardsigmoid), "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("activation", act.piecewise, "leaky_relu", "rrelu", "prelu", "threshold", "abs", "absolute")
-    _enter("activation", act.pow, "pow", "__pow__", label="pow")
+    _enter("activation", act.raise_to, "pow", "__pow__", label="pow")
 
     _enter("product", products.multiply, "mul", "multiply", "__mul__", "__rmul__", label="mul")
     _enter("product", products.divide, "div", "divide", "true_divide", "__truediv__", label="div")

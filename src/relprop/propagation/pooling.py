@@ -95,7 +95,7 @@ def lp_pool(dimensions: int) -> Callable[..., Tensor]:
         weight = call.constant(input ** (norm_type - 1))
         root = call.constant(quotient(torch.ones_like(out), out ** (norm_type - 1)))
         surrogate = size * average(input * weight) * root
-        if call.handles_zeros:
+        if call.handles_zeros(input):
             surrogate = torch.where(out == 0, average(input * call.constant(TAU / safe(input))), surrogate)
         explained = call.switch(out, surrogate)
         call.origins.note(explained, Origin(nonnegative=call.origins.of(input).nonnegative))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from relprop.propagation.layer import Affine, LinearMap
 
@@ -36,11 +37,11 @@ class LinearSite(Protocol):
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor: ...
 
 
-class Linear(torch.autograd.Function):
+class Linear(Function):
     """A linear map with parameters: ``c_in = rule(layer, a, z, c_out)``."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, site: LinearSite, compute: Callable[[], Tensor], a: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         z = compute()
@@ -70,21 +71,23 @@ def _derivatives(
     with torch.enable_grad():
         needed = ctx.needs_input_grad[2:]
         variables = tuple(
-            tensor if tensor is None or again else tensor.detach().requires_grad_(wanted)
-            for tensor, wanted in zip((a, *parameters), needed, strict=True)
+            tensor if tensor is None or again else tensor.detach().requires_grad_(need)
+            for tensor, need in zip((a, *parameters), needed, strict=True)
         )
+        origin = variables[0]
+        assert origin is not None
         weight, bias = affine.resolve(variables[1:])
-        z = affine.geometry.forward(variables[0], weight.to(c.dtype), bias)
-        wanted = [variable for variable, need in zip(variables, needed, strict=True) if need]
+        z = affine.geometry.forward(origin, weight.to(c.dtype), bias)
+        wanted = [tensor for tensor, need in zip(variables, needed, strict=True) if need and tensor is not None]
         found = iter(torch.autograd.grad(z, wanted, c, create_graph=again, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)
 
 
-class Scale(torch.autograd.Function):
+class Scale(Function):
     """The identity, whose relevance is multiplied by a factor: 0 makes a constant, 1/2 shares a product."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, x: Tensor, factor: float | Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, phase: Phase, x: Tensor, factor: float | Tensor) -> Tensor:
         ctx.phase, ctx.factor = phase, factor
         return x.clone()
 
@@ -94,11 +97,11 @@ class Scale(torch.autograd.Function):
         return None, c * ctx.factor if ctx.phase.explaining else c, None
 
 
-class Switch(torch.autograd.Function):
+class Switch(Function):
     """The value of ``native``; explained as if it had been ``surrogate``, differentiated as it is."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, native: Tensor, surrogate: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, phase: Phase, native: Tensor, surrogate: Tensor) -> Tensor:
         ctx.phase = phase
         return native.clone()
 
@@ -108,13 +111,11 @@ class Switch(torch.autograd.Function):
         return (None, None, c) if ctx.phase.explaining else (None, c, None)
 
 
-class Tap(torch.autograd.Function):
+class Tap(Function):
     """The identity; while explaining, it tells what coefficient passed."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, phase: Phase, x: Tensor, tell: Callable[[Tensor, Tensor], None]
-    ) -> Tensor:
+    def forward(ctx: Any, phase: Phase, x: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
         ctx.phase, ctx.tell = phase, tell
         ctx.save_for_backward(x)
         return x.clone()
@@ -126,3 +127,9 @@ class Tap(torch.autograd.Function):
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 ctx.tell(c.detach(), ctx.saved_tensors[0].detach())
         return None, c, None
+
+
+def apply(primitive: type[Function], *arguments: Any) -> Tensor:
+    """Return ``primitive.apply(*arguments)``: a fresh tensor with the primitive as its node."""
+    out: Tensor = primitive.apply(*arguments)
+    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +74,7 @@ class Forward:
             create_graph=call.create_graph,
             allow_unused=True,
         )
-        left = iter(found)
+        left: Iterator[Tensor | None] = iter(found)
         roots = [[(value, next(left)) for value in values] for values in self.values]
         passages = {
             name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]

@@ -11,6 +11,7 @@ from torch import Tensor
 from relprop.errors import RuleError
 from relprop.propagation.call import Call, Choice
 from relprop.propagation.layer import Affine, LinearMap
+from relprop.propagation.numerics import safe
 from relprop.propagation.record import Record, per_sample
 
 Watcher = Callable[[Tensor], None]
@@ -26,6 +27,7 @@ class Site:
         nonnegative: the input is known to hold nothing below zero.
         consumers: for every seen call that took the output, whether it was a ReLU.
         node: its autograd node, where a plan is made and until the forward is over.
+        reaches_zeros: relevance may arrive at outputs of zero.
         superseded: a batch norm was folded into it, so that its plain output has no consumer but others'.
         watchers: told of the outputs of a batch norm that was folded into this call.
         key: where the call stands, and how many linear calls came before it.
@@ -52,6 +54,7 @@ class Site:
         self.record: Record | None = None
         self.node: Any = None
         self.superseded = False
+        self.reaches_zeros = call.selector is not None and call.selector.reaches_zeros == "everywhere"
         call.sites.append(self)
         check_precision(choice.rule, a.dtype)
 
@@ -69,7 +72,7 @@ class Site:
             weight if weight.dtype == a.dtype else weight.to(a.dtype),
             bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
             self.nonnegative,
-            bool(self.consumers) and all(self.consumers) and not call.handles_zeros and not call.open_ended,
+            bool(self.consumers) and all(self.consumers) and not self.reaches_zeros and not call.open_ended,
             cache,
         )
 
@@ -78,7 +81,8 @@ class Site:
         call = self.phase
         rule = self.rule_at(node)
         check_precision(rule, a.dtype)
-        z = call.safe(z.to(a.dtype))
+        z = z.to(a.dtype)
+        z = safe(z) if self.reaches_zeros else z
         c = c.to(a.dtype)
         if self.record is not None and call.measuring:
             with torch.no_grad():

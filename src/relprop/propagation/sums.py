@@ -44,7 +44,7 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     terms = [x for x in (first, second) if here.active(x)]
     origins = [call.origins.of(x) for x in terms]
     nonnegative = alpha >= 0 and len(terms) == 2 and all(origin.nonnegative for origin in origins)
-    if call.handles_zeros:
+    if all(call.handles_zeros(x) for x in terms):
         surrogate = sum(_term(here, x, out, 1.0 if x is first else alpha, len(terms)) for x in terms)
         assert isinstance(surrogate, Tensor)
         out = call.switch(out, surrogate)
@@ -63,7 +63,7 @@ def total(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     call = here.call
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
-    if call.handles_zeros:
+    if call.handles_zeros(input):
         terms = input.numel() / max(out.numel(), 1)
         share = call.constant(TAU / terms / safe(input))
         even = here.func(input * share, *args, **kwargs)
@@ -77,7 +77,7 @@ def average(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     call = here.call
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
-    if call.handles_zeros:
+    if call.handles_zeros(input):
         even = here.func(input * call.constant(TAU / safe(input)), *args, **kwargs)
         out = call.switch(out, torch.where(out.detach() == 0, even, out))
     call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))

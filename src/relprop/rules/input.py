@@ -55,7 +55,7 @@ class ZBox(LinearRule):
             ordered = bool((low.to(high.device) <= high).all())
         except RuntimeError:
             raise RuleError(
-                f"ZBox: low and high must broadcast to each other, got shapes {tuple(low.shape)} and {tuple(high.shape)}."
+                f"ZBox: low and high must broadcast to each other, got {tuple(low.shape)} and {tuple(high.shape)}."
             ) from None
         if not ordered:
             raise RuleError(f"ZBox: low must be <= high everywhere, got low={self.low!r}, high={self.high!r}.")

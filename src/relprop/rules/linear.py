@@ -23,6 +23,8 @@ from relprop.propagation.layer import LinearMap
 from relprop.propagation.numerics import TAU, quotient, stabilize
 from relprop.rules.rule import Bias, LinearRule
 
+Part = Callable[[Tensor], Tensor]
+
 
 def positive(x: Tensor) -> Tensor:
     """Return ``(x)+``."""
@@ -363,28 +365,29 @@ def layer_part(layer: LinearMap, z: Tensor, part: Callable[[Tensor], Tensor]) ->
 
 def _signed_sums(layer: LinearMap, a: Tensor, how: Bias, both: bool) -> tuple[Tensor, Tensor]:
     """Return the sums of the positive and, where asked for, of the negative contributions."""
-    plus, minus = layer.modified(positive), layer.modified(negative)
+    upper = _same_sign_sum(layer, a, positive, negative, how)
+    return upper, _same_sign_sum(layer, a, negative, positive, how) if both else upper
+
+
+def _same_sign_sum(layer: LinearMap, a: Tensor, part: Part, other: Part, how: Bias) -> Tensor:
+    """Return the sum of the contributions that ``part`` of the weight makes to inputs above zero, ``other`` below."""
+    bias = _part(part, layer.bias, how)
     if layer.nonnegative_input:
-        upper = layer.forward(a, plus, _part(positive, layer.bias, how))
-        return upper, layer.forward(a, minus, _part(negative, layer.bias, how)) if both else upper
-    right, left = positive(a), negative(a)
-    upper = layer.forward(right, plus, _part(positive, layer.bias, how)) + layer.forward(left, minus)
-    if not both:
-        return upper, upper
-    return upper, layer.forward(right, minus, _part(negative, layer.bias, how)) + layer.forward(left, plus)
+        return layer.forward(a, layer.modified(part), bias)
+    above = layer.forward(positive(a), layer.modified(part), bias)
+    return above + layer.forward(negative(a), layer.modified(other))
 
 
 def _signed_coefficient(layer: LinearMap, a: Tensor, above: Tensor, below: Tensor | None) -> Tensor:
     """Return the coefficient that shares ``above`` among positive and ``below`` among negative contributions."""
-    plus, minus = layer.modified(positive), layer.modified(negative)
-    c = layer.transpose(above, plus)
+    c = layer.transpose(above, layer.modified(positive))
     if below is not None:
-        c = c + layer.transpose(below, minus)
+        c = c + layer.transpose(below, layer.modified(negative))
     if layer.nonnegative_input:
         return c
-    mirrored = layer.transpose(above, minus)
+    mirrored = layer.transpose(above, layer.modified(negative))
     if below is not None:
-        mirrored = mirrored + layer.transpose(below, plus)
+        mirrored = mirrored + layer.transpose(below, layer.modified(positive))
     return torch.where(a < 0, mirrored, c)
 
 

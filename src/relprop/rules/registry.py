@@ -139,8 +139,8 @@ class Rules:
         Raises:
             RuleError: where the name is taken by another rule.
         """
-        if not isinstance(name, str) or not callable(rule):
-            raise RuleError(f"register needs a name and a rule class, got {name!r} and {rule!r}.")
+        if not callable(rule):
+            raise RuleError(f"register needs a name and a rule class, got {rule!r}.")
         if cls.named.get(name, rule) is not rule:
             raise RuleError(f"{name!r} is already registered; choose another name.")
         cls.named[name] = rule
@@ -190,7 +190,9 @@ class Selection:
         self._served: set[int] = set()
         self._refused: dict[int, Place] = {}
         self._known: dict[Any, Choice] = {}
-        self.reaches_zeros = any(entry.rule.reaches_zeros for entry in rules.entries)
+        zeros = [entry.selector for entry in rules.entries if entry.rule.reaches_zeros]
+        only_first = all(isinstance(selector, First) for selector in zeros)
+        self.reaches_zeros = "nowhere" if not zeros else "first" if only_first else "everywhere"
         lasts = [index for index, entry in enumerate(rules.entries) if isinstance(entry.selector, Last)]
         self.last = Choice(rules.entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
         self._modules = dict(model.named_modules())
@@ -247,7 +249,7 @@ class Selection:
             if place is not None and place.kind != "view":
                 raise RuleError(
                     f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
-                    f"module {place.name!r}; it serves {' and '.join(sorted(entry.rule.serves)) or 'nothing'} operations."
+                    f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
                 )
             if isinstance(entry.selector, ByName) and place is None:
                 self._check_containers(entry.selector)

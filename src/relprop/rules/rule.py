@@ -38,7 +38,7 @@ class Flow(Protocol):
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule:
     """The root of all rules.
 
     Attributes:
@@ -50,7 +50,7 @@ class Rule(ABC):
     reaches_zeros: ClassVar[bool] = False
 
 
-class LinearRule(Rule):
+class LinearRule(Rule, ABC):
     """A rule for linear maps with parameters."""
 
     serves = frozenset({"linear"})
@@ -71,7 +71,7 @@ class LinearRule(Rule):
         return {}
 
 
-class ActivationRule(Rule):
+class ActivationRule(Rule, ABC):
     """A rule for elementwise functions."""
 
     serves = frozenset({"activation"})
@@ -81,7 +81,7 @@ class ActivationRule(Rule):
         """Return ``out = f(z)`` as it is to be explained; ``quotient`` is ``(f(z) - f(0)) / z``."""
 
 
-class PoolingRule(Rule):
+class PoolingRule(Rule, ABC):
     """A rule for max pooling."""
 
     serves = frozenset({"pooling"})
@@ -91,7 +91,7 @@ class PoolingRule(Rule):
         """Return the maximum ``out`` as it is to be explained; ``average`` pools the same windows by their mean."""
 
 
-class ProductRule(Rule):
+class ProductRule(Rule, ABC):
     """A rule for products of active factors."""
 
     serves = frozenset({"product", "gate"})
@@ -106,7 +106,7 @@ class ProductRule(Rule):
         """
 
 
-class NormRule(Rule):
+class NormRule(Rule, ABC):
     """A rule for what divides: standard deviations, norms, denominators."""
 
     serves = frozenset({"norm"})
@@ -116,7 +116,7 @@ class NormRule(Rule):
         """Return the divisor (or its inverse) as it is to be explained."""
 
 
-class SoftmaxRule(Rule):
+class SoftmaxRule(Rule, ABC):
     """A rule for the probabilities of a softmax, alone or in an attention."""
 
     serves = frozenset({"softmax", "attention"})
@@ -126,7 +126,7 @@ class SoftmaxRule(Rule):
         """Return the probabilities as they are to be explained."""
 
 
-class FilterRule(Rule):
+class FilterRule(Rule, ABC):
     """A rule for the output of any operation, after the operation's own rule."""
 
     @abstractmethod
