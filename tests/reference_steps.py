@@ -30,20 +30,30 @@ def activation(function: Callable[[Tensor], Tensor], z: Tensor, relevance: Tenso
 
 
 def batch_norm(norm: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
-    """Batch norm that follows no linear layer: LRP-0 of the diagonal map it is."""
+    """Batch norm that follows no linear layer: LRP-0 of the diagonal map it is.
+
+    Where an entry and its shift are both zero there is nothing to share with: relevance passes.
+    """
     scale, shift = (t.reshape(-1, *[1] * (a.dim() - 2)) for t in affine(norm))
-    return relevance * quotient(a * scale, a * scale + shift)
+    alone = (a == 0) & (shift == 0)
+    return torch.where(alone, relevance, relevance * quotient(a * scale, a * scale + shift))
 
 
-def addition(terms: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
-    """A sum shares by its terms; where it is exactly zero, equally."""
+def addition(terms: Sequence[Tensor], relevance: Tensor, count: int | None = None) -> list[Tensor]:
+    """A sum shares by its terms; where it is exactly zero, equally.
+
+    `count` is the number of terms where some of them, zeros that pad, are not given: those absorb their part.
+    """
     total = torch.stack(list(terms)).sum(0)
-    equal = relevance / len(terms)
+    equal = relevance / (len(terms) if count is None else count)
     return [torch.where(total == 0, equal, relevance * quotient(t, total)) for t in terms]
 
 
-def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[Window]:
-    """For every output position, the flat indices of the input positions under it, in scan order."""
+def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[tuple[Window, int]]:
+    """For every output position, the flat indices of the input positions under it, in scan order.
+
+    Beside them, how many terms its average has: padding is among them where the pooling counts it.
+    """
 
     def each(value: Any, i: int) -> int:
         return int(value if isinstance(value, int) else value[i])
@@ -56,10 +66,19 @@ def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[Window]
             kernel, stride, padding = (each(getattr(pool, n), i) for n in ("kernel_size", "stride", "padding"))
             step = each(getattr(pool, "dilation", 1), i)
             spans = [range(s, s + step * kernel, step) for s in range(-padding, count * stride - padding, stride)]
-        axes.append([[p for p in span if 0 <= p < length] for span in spans])
+        margin = each(pool.padding, i) if getattr(pool, "count_include_pad", False) else 0
+        counts = [len([p for p in span if -margin <= p < length + margin]) for span in spans]
+        inside = [[p for p in span if 0 <= p < length] for span in spans]
+        axes.append(list(zip(inside, counts, strict=True)))
     strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
     return [
-        [sum(p * s for p, s in zip(place, strides, strict=True)) for place in itertools.product(*spans)]
+        (
+            [
+                sum(p * s for p, s in zip(place, strides, strict=True))
+                for place in itertools.product(*(inside for inside, _ in spans))
+            ],
+            math.prod(count for _, count in spans),
+        )
         for spans in itertools.product(*axes)
     ]
 
@@ -78,14 +97,14 @@ def pool(
     """
     flat_a, flat_r = a.flatten(2), relevance.flatten(2)
     columns = []
-    for k, window in enumerate(_windows(module, a.shape[2:], relevance.shape[2:])):
+    for k, (window, count) in enumerate(_windows(module, a.shape[2:], relevance.shape[2:])):
         values, r = flat_a[:, :, window], flat_r[:, :, k : k + 1]
         if isinstance(module, MAX_POOLS) and rule == "winner":
             given = F.one_hot(values.argmax(2), len(window)).to(r.dtype) * r
         elif isinstance(module, MAX_POOLS):
             given = values / len(window) * quotient(r, values.mean(2, keepdim=True), stabilizer)
         else:
-            given = torch.stack(addition(values.unbind(2), r[:, :, 0]), 2)
+            given = torch.stack(addition(values.unbind(2), r[:, :, 0], count), 2)
         place = F.one_hot(torch.tensor(window), flat_a.shape[2]).to(r.dtype)
         columns.append(given @ place)
     return torch.stack(columns).sum(0).reshape(a.shape)
@@ -123,7 +142,8 @@ def explain(
             relevance = linear(module, a, relevance, name, norm, **options)
             norm = None
         elif isinstance(module, BATCH_NORMS):
-            if i - 1 in by_position:
+            # Of a linear layer only where dimension 1 holds its outputs.
+            if i - 1 in by_position and not (isinstance(modules[i - 1], nn.Linear) and a.dim() > 2):
                 norm = module
             else:
                 relevance = batch_norm(module, a, relevance)

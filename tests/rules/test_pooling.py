@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, Rules
+from relprop.errors import RuleError
 from relprop.rules import AveragePool, Epsilon, Flat
 from tests import reference, reference_steps
 from tests.cases import DTYPE, seed_like, signed
@@ -17,10 +18,11 @@ MAXIMUM = [
     pytest.param(nn.MaxPool1d(2, 1, dilation=3), (2, 3, 9), id="1d-dilation"),
     pytest.param(nn.MaxPool2d(2), (2, 3, 6, 6), id="2d"),
     pytest.param(nn.MaxPool2d(3, 2), (2, 3, 7, 7), id="2d-overlapping"),
-    pytest.param(nn.MaxPool2d((2, 3), (1, 2), dilation=(2, 1)), (2, 2, 6, 7), id="2d-uneven"),
+    pytest.param(nn.MaxPool2d((2, 3), (1, 2)), (2, 2, 6, 7), id="2d-uneven"),
+    pytest.param(nn.MaxPool2d(2, 1, dilation=(2, 1)), (2, 2, 6, 7), id="2d-dilation"),
     pytest.param(nn.MaxPool3d(2, 1), (2, 2, 4, 3, 4), id="3d"),
 ]
-# Windows that reach over the edge hold fewer entries; an average over them divides by what they hold.
+# Windows that reach over the edge hold fewer entries; the rule's average over them divides by what they hold.
 CLIPPED = [
     pytest.param(nn.MaxPool1d(3, 2, padding=1), (2, 3, 8), id="1d-padding"),
     pytest.param(nn.MaxPool2d(3, 2, padding=1), (2, 3, 6, 6), id="2d-padding"),
@@ -72,6 +74,9 @@ def test_in_network(pool: nn.Module, shape: tuple[int, ...], rule: str) -> None:
     assert distance(method.attribute(x, target=weighted(seed)), expected) < TOLERANCE
 
 
+UNDILATED = [case for case in [*MAXIMUM, *CLIPPED] if case.values[0].dilation in (1, (1, 1), (1, 1, 1))]
+
+
 def averaged(stabilizer: float | None) -> Rules:
     rule = AveragePool() if stabilizer is None else AveragePool(stabilizer=stabilizer)
     return Rules().set(nn.Linear, Epsilon()).set((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), rule)
@@ -87,7 +92,7 @@ def expected_average(model: nn.Sequential, x: Tensor, seed: Tensor, stabilizer: 
 
 
 @pytest.mark.parametrize("stabilizer", [None, 0.0, 0.1])
-@pytest.mark.parametrize(("pool", "shape"), [*MAXIMUM, *CLIPPED])
+@pytest.mark.parametrize(("pool", "shape"), UNDILATED)
 def test_average_rule_for_max_pooling(pool: nn.Module, shape: tuple[int, ...], stabilizer: float | None) -> None:
     x = signed(shape, seed=2)
     model = between(pool, x)
@@ -96,7 +101,7 @@ def test_average_rule_for_max_pooling(pool: nn.Module, shape: tuple[int, ...], s
     assert distance(found, expected_average(model, x, seed, stabilizer)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("pool", "shape"), [*MAXIMUM, *CLIPPED])
+@pytest.mark.parametrize(("pool", "shape"), UNDILATED)
 def test_average_rule_without_stabilizer_conserves(pool: nn.Module, shape: tuple[int, ...]) -> None:
     x = signed(shape, seed=3).abs() + 0.1
     model = between(pool, x)
@@ -105,3 +110,9 @@ def test_average_rule_without_stabilizer_conserves(pool: nn.Module, shape: tuple
     rules = Rules().set(type(pool), AveragePool(stabilizer=0.0))
     found = LRP(model, rules).attribute(x, target=1)
     torch.testing.assert_close(found.flatten(1).sum(1), model(x)[:, 1], rtol=1e-10, atol=1e-12)
+
+
+def test_average_rule_does_not_serve_dilated_windows() -> None:
+    pool = nn.MaxPool1d(2, dilation=2)
+    with pytest.raises(RuleError, match="dilated"):
+        LRP(pool, Rules().set(nn.MaxPool1d, AveragePool())).attribute(signed((2, 3, 8)), target=(0, 0))

@@ -231,3 +231,46 @@ def test_flat_at_the_first_layer_alone() -> None:
     lrp0 = ("lrp0", {})
     by_layer = [("flat", {}), *[lrp0] * 5]
     assert distance(found, reference_steps.explain(modules, x, seed, by_layer)[0]) < TOLERANCE
+
+
+class Between(nn.Module):
+    """Something between a layer of zeros and a dense layer with a bias."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4, bias=False)
+        self.last = nn.Linear(4, 1)
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.middle(self.first(x)))
+        return out
+
+
+def norm_without_shift(h: Tensor) -> Tensor:
+    scale = torch.tensor([0.5, 2.0, 3.0, 0.1], dtype=h.dtype)
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return nn.functional.batch_norm(torch.relu(h), zero, one, scale, zero)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        torch.relu,
+        lambda h: 3 * torch.relu(h),
+        lambda h: -h / 255,
+        lambda h: h.relu().sub(torch.tanh(h), alpha=0.5),
+        nn.functional.gelu,
+        nn.functional.silu,
+        nn.functional.hardswish,
+        norm_without_shift,
+    ],
+    ids=["relu", "multiple", "negative-fraction", "difference", "gelu", "silu", "hardswish", "batch-norm"],
+)
+def test_what_is_no_layer_passes_the_relevance_of_zeros_whole(middle: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(7)
+    model = Between(middle).to(DTYPE)
+    x = torch.zeros(2, 3, dtype=DTYPE)
+    out = model(x)
+    found = LRP(model, Flat(stabilizer=0.0)).attribute(x)
+    torch.testing.assert_close(found, (out / 3).expand(2, 3), rtol=1e-10, atol=0)

@@ -212,7 +212,7 @@ class LinearMap:
         return self.geometry.transpose(c, self.weight if weight is None else weight, self.like)
 
     def modified(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``change(weight)``: made once for this map, or kept from an earlier call if the user asked for that."""
+        """Return ``change(weight)``: made once for this map, or kept from an earlier call if that was asked for."""
         if change not in self._made:
             self._made[change] = change(self.weight) if self.cache is None else self.cache(change, self.weight)
         return self._made[change]

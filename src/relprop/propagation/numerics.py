@@ -28,7 +28,9 @@ def stabilize(z: Tensor, epsilon: float | Tensor = 1e-6) -> Tensor:
     >>> stabilize(torch.tensor([0.0, -2.0]), 0.5).tolist()
     [0.5, -2.5]
     """
-    return torch.where(z < 0, z - epsilon, z + epsilon)
+    if not isinstance(epsilon, Tensor):
+        epsilon = torch.full((), epsilon, dtype=z.dtype, device=z.device)
+    return z + torch.copysign(epsilon, z)
 
 
 def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor = 0.0) -> Tensor:

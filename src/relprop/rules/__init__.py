@@ -2,7 +2,7 @@
 
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
-from relprop.rules.linear import AlphaBeta, Epsilon, Gamma, Rho, Zero, ZPlus
+from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
 from relprop.rules.nonlinear import (
     CPLRP,
     AttnLRP,
@@ -25,6 +25,7 @@ from relprop.rules.rule import (
     Rule,
     SoftmaxRule,
 )
+from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 __all__ = [

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
-from relprop.propagation.numerics import TAU, quotient, stabilize
+from relprop.propagation.numerics import quotient
 from relprop.rules.rule import Bias, LinearRule
-
-Part = Callable[[Tensor], Tensor]
 
 
 def positive(x: Tensor) -> Tensor:
@@ -36,7 +34,7 @@ def negative(x: Tensor) -> Tensor:
     return x.clamp(max=0)
 
 
-def _part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) -> Tensor | None:
+def bias_part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) -> Tensor | None:
     """Return a part of the bias as it takes part in the denominator."""
     return None if bias is None or how == "ignore" else part(bias)
 
@@ -47,7 +45,7 @@ def check_nonnegative(rule: object, **numbers: float) -> None:
             raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")
 
 
-def _check_bias(rule: object, bias: str) -> None:
+def check_bias(rule: object, bias: str) -> None:
     if bias not in ("absorb", "ignore"):
         raise RuleError(f"{type(rule).__name__}: bias must be 'absorb' or 'ignore', got {bias!r}.")
 
@@ -106,7 +104,7 @@ class Epsilon(LinearRule):
 
     def __post_init__(self) -> None:
         check_nonnegative(self, epsilon=self.epsilon)
-        _check_bias(self, self.bias)
+        check_bias(self, self.bias)
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
         return layer.transpose(quotient(z * c, self._sum(layer, z), self._stabilizer(z)))
@@ -161,7 +159,7 @@ class Gamma(LinearRule):
 
     def __post_init__(self) -> None:
         check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
-        _check_bias(self, self.bias)
+        check_bias(self, self.bias)
 
     def favour_positive(self, w: Tensor) -> Tensor:
         """Return ``w + gamma (w)+``."""
@@ -174,7 +172,7 @@ class Gamma(LinearRule):
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
         up = layer.modified(self.favour_positive)
         if layer.nonnegative_input and layer.positive_output_only and self.bias == "absorb":
-            total = layer.forward(a, up, _part(self.favour_positive, layer.bias, self.bias))
+            total = layer.forward(a, up, bias_part(self.favour_positive, layer.bias, self.bias))
             return layer.transpose(torch.where(z > 0, quotient(z * c, total, self.stabilizer), 0.0), up)
         above, below = self._quotients(layer, a, z, c)
         down = layer.modified(self.favour_negative)
@@ -199,7 +197,7 @@ class Gamma(LinearRule):
 
     def _sums(self, layer: LinearMap, a: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of all contributions and that of the positive ones, with the bias as it takes part."""
-        bias = _part(positive, layer.bias, self.bias)
+        bias = bias_part(positive, layer.bias, self.bias)
         favoured = layer.forward(positive(a), layer.modified(positive), bias)
         if not layer.nonnegative_input:
             favoured = favoured + layer.forward(negative(a), layer.modified(negative))
@@ -212,106 +210,6 @@ class Gamma(LinearRule):
         shared = torch.where(total < 0, (1 + self.gamma) * total - self.gamma * favoured, total + self.gamma * favoured)
         every = quotient(z * c, shared, self.stabilizer)
         return torch.where(total < 0, 0.0, every), torch.where(total < 0, every, 0.0)
-
-
-@dataclass(frozen=True)
-class AlphaBeta(LinearRule):
-    """LRP-alpha-beta: positive and negative contributions are shared out apart.
-
-    Definition: ``R_j = sum_k (alpha (a_j w_jk)+ / stab(P_k) - beta (a_j w_jk)- / stab(N_k)) R_k`` with
-    ``P_k = sum_j (a_j w_jk)+ + (b_k)+`` and ``N_k = sum_j (a_j w_jk)- + (b_k)-``.
-    Bias: ``(b)+`` with the positive part, ``(b)-`` with the negative; out of both with ``bias="ignore"``.
-    Conserves: up to biases, and only where contributions of both signs occur.
-
-    Args:
-        alpha, beta: without unit, both >= 0, ``alpha - beta = 1``; 2 and 1 by default.
-        bias: ``"absorb"`` or ``"ignore"``.
-        stabilizer: in units of ``z``; 1e-6 by default.
-
-    Raises:
-        RuleError: where ``alpha - beta`` is not 1 or one of them is negative.
-    Source: Bach et al. 2015, eq. 60.
-
-    >>> import torch; from relprop import LRP
-    >>> layer = torch.nn.Linear(2, 1, bias=False)
-    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
-    >>> LRP(layer, AlphaBeta(2, 1, stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
-    tensor([[ 2., -1.]])
-    """
-
-    alpha: float = 2.0
-    beta: float = 1.0
-    bias: Bias = "absorb"
-    stabilizer: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
-        _check_bias(self, self.bias)
-        if abs(self.alpha - self.beta - 1.0) > 1e-6:
-            raise RuleError(
-                f"AlphaBeta: alpha - beta must be 1 for relevance to be conserved, "
-                f"got alpha={self.alpha!r}, beta={self.beta!r}."
-            )
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return _signed_coefficient(layer, a, *self._quotients(layer, a, z, c))
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        above, below = self._quotients(layer, a, z, c)
-        upper, lower = _signed_sums(layer, a, self.bias, below is not None)
-        bias = above * layer_part(layer, z, positive)
-        stabilizer = self.alpha * _lost(z * c, upper, above / self.alpha)
-        if below is not None:
-            bias = bias + below * layer_part(layer, z, negative)
-            stabilizer = stabilizer - self.beta * _lost(z * c, lower, -below / self.beta)
-        shares = {"stabilizer": stabilizer}
-        shares["rule"] = self.alpha * _dropped(z * c, upper)
-        if below is not None:
-            shares["rule"] = shares["rule"] - self.beta * _dropped(z * c, lower)
-        return shares if self.bias == "ignore" else {"bias": bias, **shares}
-
-    def _quotients(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what multiplies the positive and the negative contributions."""
-        upper, lower = _signed_sums(layer, a, self.bias, self.beta != 0)
-        relevance = z * c
-        above = self.alpha * quotient(relevance, upper, self.stabilizer)
-        return above, None if self.beta == 0 else -self.beta * quotient(relevance, lower, self.stabilizer)
-
-
-@dataclass(frozen=True)
-class ZPlus(LinearRule):
-    """The z+ rule: positive contributions alone.
-
-    Definition: ``R_j = sum_k (a_j w_jk)+ / stab(P_k) R_k`` with ``P_k = sum_j (a_j w_jk)+ + (b_k)+``; alpha-beta with
-    ``alpha = 1, beta = 0``.
-    Bias: ``(b)+`` in ``P``; out of it with ``bias="ignore"``.
-    Conserves: without biases, where positive contributions exist.
-
-    Args:
-        bias: ``"absorb"`` or ``"ignore"``.
-        stabilizer: in units of ``z``; 1e-6 by default.
-    Source: Montavon et al. 2017, eq. 15 (doi:10.1016/j.patcog.2016.11.008); its root point is the rescaled excitation.
-
-    >>> import torch; from relprop import LRP
-    >>> layer = torch.nn.Linear(2, 1, bias=False)
-    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
-    >>> LRP(layer, ZPlus(stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
-    tensor([[1., 0.]])
-    """
-
-    bias: Bias = "absorb"
-    stabilizer: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
-        _check_bias(self, self.bias)
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        upper, _ = _signed_sums(layer, a, self.bias, False)
-        return _signed_coefficient(layer, a, quotient(z * c, upper, self.stabilizer), None)
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        return AlphaBeta(1.0, 0.0, self.bias, self.stabilizer).absorbed(layer, a, z, c)
 
 
 @dataclass(frozen=True)
@@ -356,49 +254,3 @@ class Rho(LinearRule):
         bias = None if layer.bias is None else self.rho(layer.bias)
         total = layer.forward(a, layer.modified(self.rho), bias)
         return quotient(z * c, total if self.incr is None else self.incr(total)), total
-
-
-def layer_part(layer: LinearMap, z: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor | float:
-    """Return a part of the bias as it broadcasts to the output, or 0."""
-    return 0.0 if layer.bias is None else layer.geometry.shift(part(layer.bias), z)
-
-
-def _signed_sums(layer: LinearMap, a: Tensor, how: Bias, both: bool) -> tuple[Tensor, Tensor]:
-    """Return the sums of the positive and, where asked for, of the negative contributions."""
-    upper = _same_sign_sum(layer, a, positive, negative, how)
-    return upper, _same_sign_sum(layer, a, negative, positive, how) if both else upper
-
-
-def _same_sign_sum(layer: LinearMap, a: Tensor, part: Part, other: Part, how: Bias) -> Tensor:
-    """Return the sum of the contributions that ``part`` of the weight makes to inputs above zero, ``other`` below."""
-    bias = _part(part, layer.bias, how)
-    if layer.nonnegative_input:
-        return layer.forward(a, layer.modified(part), bias)
-    above = layer.forward(positive(a), layer.modified(part), bias)
-    return above + layer.forward(negative(a), layer.modified(other))
-
-
-def _signed_coefficient(layer: LinearMap, a: Tensor, above: Tensor, below: Tensor | None) -> Tensor:
-    """Return the coefficient that shares ``above`` among positive and ``below`` among negative contributions."""
-    c = layer.transpose(above, layer.modified(positive))
-    if below is not None:
-        c = c + layer.transpose(below, layer.modified(negative))
-    if layer.nonnegative_input:
-        return c
-    mirrored = layer.transpose(above, layer.modified(negative))
-    if below is not None:
-        mirrored = mirrored + layer.transpose(below, layer.modified(positive))
-    return torch.where(a < 0, mirrored, c)
-
-
-def _lost(relevance: Tensor, total: Tensor, c: Tensor) -> Tensor:
-    """Return what the stabilizer took, where there was something to share."""
-    return torch.where(total.abs() <= TAU, 0.0, relevance - c * total)
-
-
-def _dropped(relevance: Tensor, total: Tensor) -> Tensor:
-    """Return the relevance of outputs that no contribution of that sign reached."""
-    return torch.where(total.abs() <= TAU, relevance, 0.0)
-
-
-__all__ = ["AlphaBeta", "Epsilon", "Gamma", "Rho", "ZPlus", "Zero", "negative", "positive", "stabilize"]

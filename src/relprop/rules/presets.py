@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from relprop.errors import RuleError, near
 from relprop.rules.input import Flat, WSquare, ZBox
-from relprop.rules.linear import AlphaBeta, Epsilon, Gamma, Zero, ZPlus
+from relprop.rules.linear import Epsilon, Gamma, Zero
 from relprop.rules.nonlinear import CPLRP
 from relprop.rules.registry import Rules
 from relprop.rules.rule import Rule
+from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

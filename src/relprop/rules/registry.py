@@ -13,7 +13,7 @@ from relprop.errors import RuleError, near
 from relprop.propagation.call import Choice
 from relprop.propagation.operations import operation_of
 from relprop.rules.input import Flat, WSquare, ZBox
-from relprop.rules.linear import AlphaBeta, Epsilon, Gamma, Rho, Zero, ZPlus
+from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
 from relprop.rules.nonlinear import (
     CPLRP,
     AttnLRP,
@@ -26,6 +26,7 @@ from relprop.rules.nonlinear import (
 )
 from relprop.rules.rule import FilterRule, LinearRule, Rule
 from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector
+from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 if TYPE_CHECKING:
