@@ -99,7 +99,7 @@ class Attribution(ABC):
         if not return_convergence_delta:
             return packed
         self._require_completeness()
-        return packed, _delta(output, found)
+        return packed, _delta(output if create_graph else output.detach(), found)
 
     def attribute_layers(
         self,

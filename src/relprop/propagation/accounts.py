@@ -67,8 +67,8 @@ def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | No
 
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = c.double(), value.double()
-        account.receive(per_sample(here.call.relevance(value, c), samples))
-        shares = {} if offset is None else {"bias": c * here.passed * offset}
+        account.receive(per_sample(_relevance(here, value, c), samples))
+        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * offset)}
         if here.declared is not None:
             shares = here.declared(c * here.passed, value)
         if isinstance(here.passed, Tensor) or here.passed != 1.0:
@@ -80,9 +80,14 @@ def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | No
 
 def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
     def measure(c: Tensor, value: Tensor) -> None:
-        tell(per_sample(here.call.relevance(value.double(), c.double()), here.call.samples))
+        tell(per_sample(_relevance(here, value.double(), c.double()), here.call.samples))
 
     return _tapped(here, tensor, measure)
+
+
+def _relevance(here: Here, value: Tensor, c: Tensor) -> Tensor:
+    """Return ``R = a c``; none where no coefficient arrives, even at scores of minus infinity."""
+    return torch.where(c == 0, 0.0, here.call.relevance(value, c))
 
 
 def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.propagation.handler import Here, Shares
+from relprop.propagation.handler import Here
+from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.products import product
+from relprop.propagation.record import per_sample
 
 
 def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -20,13 +23,17 @@ def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs.get("dim", args[0] if args else -1)
     x = input.detach()
 
-    def absorbed(c: Tensor, value: Tensor) -> Shares:
-        # p - J x with J = diag(p) - p p^T: what the linear part of the softmax leaves to its offset.
-        linear = value * (x - (value * x).sum(dim, keepdim=True))
-        return {"softmax": c * (value - linear)}
-
-    here.declared = absorbed
+    here.declared = lambda c, value: {"softmax": c * _offset(value, x, dim)}
     return here.rule.probabilities(here.call, p)  # type: ignore[no-any-return]
+
+
+def _offset(p: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Return ``p - J x`` with ``J = diag(p) - p p^T``: what the linear part of a softmax leaves over.
+
+    Where a score is minus infinity the probability is zero, and contributes nothing.
+    """
+    product = torch.where(p == 0, 0.0, p * x)
+    return p - (product - p * product.sum(dim, keepdim=True))
 
 
 def scaled_dot_product_attention(
@@ -50,14 +57,30 @@ def scaled_dot_product_attention(
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
-    q, k = product(here, (query, key))
-    scores = q @ k.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    factors = replace(here, record=None)  # the row of this call shows the rule for attention
+    q, k = product(factors, (query, key))
+    scores = raw = q @ k.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~mask, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     p = attention.probabilities(call, torch.softmax(scores, -1))
-    p, v = product(here, (torch.dropout(p, dropout_p, dropout_p > 0), value))
+    if here.record is not None and call.measuring:
+        p = _tell_softmax(here, p, raw.detach())
+    p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
     out = p @ v
     return out if dropout_p > 0 else call.switch(native, out)
+
+
+def _tell_softmax(here: Here, p: Tensor, scores: Tensor) -> Tensor:
+    """Return the probabilities with a tap that declares what the softmax between the two products absorbs."""
+    record, samples = here.record, here.call.samples
+    assert record is not None
+
+    def measure(c: Tensor, value: Tensor) -> None:
+        share = c.double() * _offset(value.double(), scores.double(), -1)
+        record.absorb({"softmax": per_sample(share, samples)})
+
+    here.absorbs_nothing()
+    return apply(Tap, here.call, p, measure)

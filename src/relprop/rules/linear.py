@@ -40,12 +40,14 @@ def bias_part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) 
 
 
 def check_nonnegative(rule: object, **numbers: float) -> None:
+    """Raise where a parameter of a rule is negative or NaN."""
     for name, number in numbers.items():
         if not number >= 0:
             raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")
 
 
 def check_bias(rule: object, bias: str) -> None:
+    """Raise where ``bias`` is neither of the two."""
     if bias not in ("absorb", "ignore"):
         raise RuleError(f"{type(rule).__name__}: bias must be 'absorb' or 'ignore', got {bias!r}.")
 
