@@ -50,7 +50,7 @@ def conservation(report: ConservationReport) -> str:
     unexplained = report.output - report.relevance - sum(report.absorbed.values())
     shares = "".join(f"{part / report.output:>12.1%}" for part in (report.relevance, bias, rule))
     tiny = "".join(f"{part / report.output:>13.0e}" for part in (stabilizer, unexplained))
-    return f"{float(report.delta.mean()):>9.3f}" + shares + tiny
+    return f"{round(float(report.delta.mean()), 3) + 0.0:>9.3f}" + shares + tiny  # + 0.0: no minus zero
 
 
 def explain(model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -129,7 +129,10 @@ def walk(
 
 
 def walk_dense(folder: str | Path, *, epochs: int = 12, seed: int = 0) -> dict[str, Tensor]:
-    """Train the dense network on digits and explain one digit of four classes."""
+    """Train the dense network on digits and explain one digit of four classes.
+
+    zB measures each pixel against what it could have been, so empty pixels speak as well: the hole of a zero.
+    """
     data = load()
     torch.manual_seed(seed)
     model = dense_network()

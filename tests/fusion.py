@@ -75,7 +75,7 @@ def fuse_pair(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
         return fuse_linear_bn_eval(layer, _affine(norm))
     assert isinstance(layer, _ConvNd)
     # `fuse_conv_bn_eval` serves every number of dimensions, its annotation names fewer.
-    return fuse_conv_bn_eval(layer, _affine(norm))  # type: ignore[type-var, no-any-return]
+    return fuse_conv_bn_eval(layer, _affine(norm))
 
 
 def _fuse_transposed(layer: _ConvTransposeNd, norm: _BatchNorm) -> nn.Module:
@@ -93,22 +93,21 @@ def _fuse_transposed(layer: _ConvTransposeNd, norm: _BatchNorm) -> nn.Module:
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm with running statistics as `y = scale * x + shift`, per channel."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None
-    weight = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
-    bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
-    scale = weight / torch.sqrt(variance + norm.eps)
-    return scale, bias - mean * scale
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = torch.rsqrt(variance + norm.eps)
+    if not norm.affine:
+        return scale, -mean * scale
+    scale = scale * norm.weight.detach()
+    return scale, norm.bias.detach() - mean * scale
 
 
 def _affine(norm: _BatchNorm) -> _BatchNorm:
     """The same batch norm with explicit weight and bias."""
-    if norm.weight is not None and norm.bias is not None:
+    if norm.affine:
         return norm
     norm = copy.deepcopy(norm)
-    assert norm.running_mean is not None
-    norm.weight = nn.Parameter(torch.ones_like(norm.running_mean)) if norm.weight is None else norm.weight
-    norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean)) if norm.bias is None else norm.bias
+    norm.weight = nn.Parameter(torch.ones_like(norm.get_buffer("running_mean")))
+    norm.bias = nn.Parameter(torch.zeros_like(norm.get_buffer("running_mean")))
     return norm
 
 

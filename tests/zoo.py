@@ -5,33 +5,22 @@ from __future__ import annotations
 import importlib.util
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmarks._torchvision import import_torchvision
 from torch import Tensor, nn
 
 _SIDE = {"torchvision/vgg16": 32, "torchvision/vgg11_bn": 32}  # the others end in a map of 2 x 2 at 64 x 64
-
-
-def _load(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-_compatibility = _load(Path(__file__).parents[1] / "benchmarks" / "_torchvision.py")
 
 
 def library(name: str) -> ModuleType:
     """Import `torchvision` or `timm`; the test that asks is skipped where it is not installed."""
     if importlib.util.find_spec(name) is None or importlib.util.find_spec("torchvision") is None:
         pytest.skip(f"{name} is not installed: pip install 'relprop[zoo]'")
-    torchvision: ModuleType = _compatibility.import_torchvision()
+    torchvision = import_torchvision()
     return torchvision if name == "torchvision" else pytest.importorskip(name)
 
 
@@ -115,7 +104,7 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
     for name, tensor in _tensors(model):
         bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         found[f"tensor {name}"] = (
-            zlib.crc32(bits),
+            zlib.crc32(bits.data),
             id(tensor),
             tensor.data_ptr(),
             tensor._version,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,9 @@ import matplotlib
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from torch import Tensor
+
+from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("digits", "right_reasons", "tutorial_walk", "demo")
@@ -87,10 +92,79 @@ def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType]
     maps = examples["tutorial_walk"].walk_dense(tmp_path, epochs=1)
     assert picture(tmp_path / "tutorial_dense.png")
     assert list(maps) == ["dense4", "dense3", "dense2", "dense1", "pixels"]
-    top = maps["dense4"]
-    assert torch.count_nonzero(top, dim=1).tolist() == [1] * 4  # only the target carries relevance
-    # zB has no bias and no stabiliser worth the name: what reaches dense1 reaches the pixels.
+    assert torch.count_nonzero(maps["dense4"], dim=1).tolist() == [1] * 4  # only the target carries relevance
+    # zB has no bias, and its stabilizer is small: what reaches dense1 reaches the pixels.
     torch.testing.assert_close(maps["pixels"].flatten(1).sum(1), maps["dense1"].sum(1), rtol=1e-3, atol=1e-3)
+
+
+def written_out(
+    model: torch.nn.Sequential, x: Tensor, target: Tensor, gamma: str, epsilon: str, low: Tensor, high: Tensor
+) -> dict[str, Tensor]:
+    """The tutorial's four steps (forward, divide, backward, multiply) from layer to layer, on the relevance itself."""
+    a = [x]
+    for module in model:
+        a.append(module(a[-1]).detach())
+    relevance = torch.zeros_like(a[-1]).scatter(1, target[:, None], a[-1].gather(1, target[:, None]))
+    maps = {}
+    for (name, module), inputs in reversed(list(zip(model.named_children(), a[:-1], strict=True))):
+        maps[name] = relevance
+        if isinstance(module, torch.nn.ReLU):
+            continue
+        if isinstance(module, torch.nn.Flatten):
+            relevance = relevance.view_as(inputs)
+            continue
+        inputs = inputs.clone().requires_grad_()
+        layer = torch.nn.AvgPool2d(2) if isinstance(module, torch.nn.MaxPool2d) else copy.deepcopy(module)
+        if name in ("dense1", "conv1_1"):
+            bounds = [bound.expand_as(inputs).clone().requires_grad_() for bound in (low, high)]
+            layer.bias.data.zero_()
+            parts = [layer, copy.deepcopy(layer), copy.deepcopy(layer)]
+            parts[1].weight.data.clamp_(min=0)
+            parts[2].weight.data.clamp_(max=0)
+            z = parts[0](inputs) - parts[1](bounds[0]) - parts[2](bounds[1])
+            z.backward((relevance / z).detach())
+            relevance = inputs * inputs.grad + bounds[0] * bounds[0].grad + bounds[1] * bounds[1].grad
+        else:
+            if fnmatch(name, gamma):
+                for parameter in layer.parameters():
+                    parameter.data += 0.1 * parameter.data.clamp(min=0)
+            z = layer(inputs)
+            if fnmatch(name, epsilon):
+                z = z + 0.1 * z.flatten(1).pow(2).mean(dim=1).sqrt().view(-1, *[1] * (z.ndim - 1)).detach()
+            # Where z is 0 so is the relevance, and the quotient is 0 / 0.
+            z.backward(torch.where(relevance == 0, 0.0, relevance / z).detach())
+            relevance = inputs * inputs.grad
+        relevance = relevance.detach()
+    return maps | {"pixels": relevance}
+
+
+@pytest.mark.parametrize("network", ["dense", "vgg16"])
+def test_the_walk_equals_the_tutorial_written_out(examples: dict[str, ModuleType], network: str) -> None:
+    walk = examples["tutorial_walk"]
+    torch.manual_seed(0)
+    if network == "dense":
+        model, x = walk.dense_network((30, 20, 10)).double(), torch.rand(3, 1, 8, 8).double()
+        globs, low, high = ("dense2", "dense3"), torch.zeros(1).double(), torch.ones(1).double()
+    else:
+        model, x = walk.vgg16(width=3, hidden=8, side=32, classes=10).double(), torch.randn(3, 3, 32, 32).double()
+        globs, low, high = (
+            ("conv[1-3]_*", "conv[45]_*"),
+            torch.full((3, 1, 1), -5.0).double(),
+            torch.tensor(5.0).double(),
+        )
+        for module in model:
+            if isinstance(module, torch.nn.Conv2d):
+                module.bias.data.normal_(std=0.1)
+    target = torch.tensor([1, 4, 7])
+    expected = written_out(model, x, target, *globs, low, high)
+    method = LRP(model, walk.tutorial_rules(*globs, low=low, high=high))
+    shown = [name for name, module in model.named_children() if not isinstance(module, torch.nn.Flatten)]
+    found = method.attribute_layers(x, shown, target)
+    found["pixels"] = method.attribute(x, target)
+    for name, relevance in found.items():
+        # The rules add a stabilizer of 1e-6 that the tutorial does not have.
+        error = float((relevance - expected[name].view_as(relevance)).norm() / expected[name].norm())
+        assert error < 1e-4, name
 
 
 def test_tutorial_walk_through_a_small_vgg(examples: dict[str, ModuleType], tmp_path: Path) -> None:

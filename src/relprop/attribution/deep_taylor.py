@@ -54,10 +54,11 @@ class DeepTaylor(LRP):
 
     def after_forward(self, passed: Forward) -> None:
         super().after_forward(passed)
+        sites = [site for site in passed.call.sites if not site.superseded]
         largest: list[Tensor] = []
         names: list[str] = []
         with torch.no_grad():
-            for site in passed.call.sites:
+            for site in sites:
                 bias = site.effective_bias()
                 if bias is not None and bias.numel():
                     largest.append(bias.max())
@@ -67,7 +68,7 @@ class DeepTaylor(LRP):
         if found:
             shown = ", ".join(repr(name) for name in dict.fromkeys(found[:3])) + (", ..." if len(found) > 3 else "")
             warnings.warn(
-                f"{len(found)} of {len(passed.call.sites)} linear layers have a positive bias ({shown}), where deep "
+                f"{len(found)} of {len(sites)} linear layers have a positive bias ({shown}), where deep "
                 "Taylor decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
                 DeepTaylorWarning,
                 stacklevel=5,

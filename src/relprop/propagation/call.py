@@ -62,6 +62,7 @@ class LinearCall(Protocol):
     """A linear call of the forward pass; see :class:`relprop.propagation.site.Site`."""
 
     key: tuple[str, int]
+    superseded: bool
 
     def release(self) -> None: ...
 

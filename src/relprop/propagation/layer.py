@@ -192,6 +192,7 @@ class LinearMap:
         bias: the bias likewise, or None.
         nonnegative_input: the input is known to hold nothing below zero.
         positive_output_only: no relevance arrives where ``z <= 0``.
+        zeros_receive: relevance may arrive at outputs of exactly zero (given as ``z = tau``).
     """
 
     geometry: Geometry
@@ -200,6 +201,7 @@ class LinearMap:
     bias: Tensor | None
     nonnegative_input: bool = False
     positive_output_only: bool = False
+    zeros_receive: bool = False
     cache: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
     _made: dict[Callable[[Tensor], Tensor], Tensor] = field(default_factory=dict, repr=False, compare=False)
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Contraction, Convolution, Dense, Geometry, same_padding
-from relprop.propagation.normalization import over_batch
+from relprop.propagation.normalization import over_batch, per_channel
+from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
+from relprop.propagation.sums import mixed
 
 
 def apply_linear(
@@ -145,8 +147,7 @@ def matmul(here: Here, input: Tensor, other: Tensor) -> Tensor:
         return here.func(*product(here, (input, other)))  # type: ignore[no-any-return]
     constant, a = (other, input) if left else (input, other)
     if not _is_parameter(here, constant):
-        here.by_autograd()
-        return here.func(input, other)  # type: ignore[no-any-return]
+        return mixed(here, input, other)
     if left and other.dim() == 2:
         return apply_linear(here, Dense(), a, other.mT, None, lambda: here.func(input, other))
     forward = torch.matmul if left else _reversed_matmul
@@ -188,8 +189,7 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
 
         a, weight = tensors[position], tensors[1 - position]
         return apply_linear(here, Contraction(contraction), a, weight, None, lambda: contraction(a, weight))
-    here.by_autograd()
-    return here.func(equation, *operands)  # type: ignore[no-any-return]
+    return mixed(here, equation, *operands)
 
 
 def _is_parameter(here: Here, tensor: Tensor) -> bool:
@@ -234,7 +234,12 @@ def batch_norm(
         consumed(here, input)
         here.note("not folded")
         here.by_autograd()
-        return compute(input)
+        out = compute(input)
+        if call.handles_zeros(input):
+            alive = torch.ones_like(out) if weight is None else per_channel(weight != 0, input).to(out.dtype)
+            at_zero = input * call.constant(alive * TAU / safe(input))
+            out = call.switch(out, torch.where(out == 0, at_zero, out))
+        return out
     assert site.a is not None
     affine = Affine(site.affine.geometry, eps)
     parameters = (*site.parameters, weight, bias, running_mean, running_var)

@@ -23,6 +23,12 @@ def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centere
     return x * here.rule.denominator(here.call, scale)  # type: ignore[no-any-return]
 
 
+def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return the native value, explained as ``weight x + bias`` with parameters of the channels."""
+    weight = None if weight is None else per_channel(weight, x)
+    return with_affine(here, native, x, weight, None if bias is None else per_channel(bias, x))
+
+
 def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return the native value, explained as ``weight x + bias``."""
     if weight is not None:
@@ -39,7 +45,7 @@ def over_batch(
     if here.call.selector is None:
         return native
     x = standardized(here, input, [0, *range(2, input.dim())], eps)
-    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+    return with_channels(here, native, x, weight, bias)
 
 
 def layer_norm(
@@ -90,7 +96,7 @@ def group_norm(
         return native
     grouped = input.reshape(input.shape[0], num_groups, -1)
     x = standardized(here, grouped, [2], eps).reshape(input.shape)
-    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+    return with_channels(here, native, x, weight, bias)
 
 
 def instance_norm(
@@ -112,9 +118,9 @@ def instance_norm(
         here.by_autograd()
         return native
     x = standardized(here, input, range(2, input.dim()), eps)
-    return with_affine(here, native, x, _per_channel(weight, input), _per_channel(bias, input))
+    return with_channels(here, native, x, weight, bias)
 
 
-def _per_channel(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """Return a parameter of the channels (dimension 1), so that it broadcasts."""
-    return None if parameter is None else parameter.reshape(1, -1, *(1,) * (x.dim() - 2))
+    return parameter.reshape(1, -1, *(1,) * (x.dim() - 2))

@@ -47,7 +47,9 @@ def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor 
         limits = torch.finfo(dtype)
         exact = quotient(numerator.float(), denominator.float(), stabilizer)
         return exact.clamp(limits.min, limits.max).to(dtype)
-    if isinstance(stabilizer, Tensor) or stabilizer != 0.0:
+    if isinstance(stabilizer, Tensor):  # which may itself be zero
+        denominator = stabilize(denominator, stabilizer)
+    elif stabilizer != 0.0:
         return numerator / stabilize(denominator, stabilizer)
     empty = denominator.abs() <= TAU
     # The division is guarded on both sides: its derivative must not meet 0 / 0 either.

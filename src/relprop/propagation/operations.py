@@ -75,7 +75,8 @@ def _fill() -> None:
             f"adaptive_max_pool{d}d_with_indices",
         )
         _enter("affine", pool.lp_pool(d), f"lp_pool{d}d")
-        _enter("affine", sums.average, f"avg_pool{d}d", f"adaptive_avg_pool{d}d")
+        _enter("affine", pool.average_pool, f"avg_pool{d}d")
+        _enter("affine", sums.average, f"adaptive_avg_pool{d}d")
     _enter("linear", lin.linear, "linear")
     _enter("product", lin.matmul, "matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul")
     _enter("product", lin.addmm, "addmm", "addmv", "baddbmm")
@@ -116,7 +117,7 @@ def _fill() -> None:
     _enter("affine", sums.sub, "sub", "subtract", "__sub__", label="sub")
     _enter("affine", sums.rsub, "rsub", "__rsub__", label="sub")
     _enter("affine", sums.neg, "neg", "negative", "__neg__", label="neg")
-    _enter("affine", sums.total, "sum")
+    _enter("affine", sums.total, "sum", "cumsum")
     _enter("affine", sums.average, "mean")
     _enter(
         "affine", sums.keep_sign, "interpolate", "upsample", "max_unpool1d", "max_unpool2d", "max_unpool3d",
@@ -124,7 +125,7 @@ def _fill() -> None:
         "masked_fill", "where", "fold",
     )  # fmt: skip
     _enter(
-        "affine", native, "amax", "amin", "max", "min", "maximum", "minimum", "cumsum", "scatter", "scatter_add",
+        "affine", native, "amax", "amin", "max", "min", "maximum", "minimum", "scatter", "scatter_add",
         "index_add", "index_copy", "index_fill", "index_put", "masked_scatter", "norm", "vector_norm", "nansum",
         "trace", "diff",
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import TAU, quotient, safe
 from relprop.propagation.provenance import Origin
+from relprop.propagation.sums import averaged
 
 AVERAGES: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE: dict[int, Callable[..., Tensor]] = {
@@ -63,9 +64,30 @@ def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Ten
     value = out[0] if isinstance(out, tuple) else out
     nonnegative = call.origins.of(input).nonnegative
     if call.selector is not None:
-        value = here.rule.pooled(here, input, value, average)
+        value = here.rule.pooled(call, input, value, average)
     call.origins.note(value, Origin(nonnegative=nonnegative))
     return (value, *out[1:]) if isinstance(out, tuple) else value
+
+
+def average_pool(
+    here: Here,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Average pooling, by whatever divisor."""
+
+    def mean(x: Tensor) -> Tensor:
+        return here.func(x, kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad)  # type: ignore[no-any-return]
+
+    if divisor_override is None:
+        return averaged(here, input, mean(input), mean)
+    size = stride or kernel_size, padding, ceil_mode, count_include_pad, divisor_override
+    return averaged(here, input, here.func(input, kernel_size, *size), mean)
 
 
 def lp_pool(dimensions: int) -> Callable[..., Tensor]:

@@ -73,6 +73,7 @@ class Site:
             bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
             self.nonnegative,
             bool(self.consumers) and all(self.consumers) and not self.reaches_zeros and not call.open_ended,
+            self.reaches_zeros,
             cache,
         )
 

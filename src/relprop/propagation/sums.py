@@ -6,6 +6,7 @@ Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exact
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,28 +60,40 @@ def _term(here: Here, x: Tensor, out: Tensor, factor: float, terms: int) -> Tens
 
 
 def total(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``sum``: at zero, every term receives its equal part."""
+    """``sum`` and ``cumsum``: at zero, every term receives its equal part."""
     call = here.call
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
     if call.handles_zeros(input):
-        terms = input.numel() / max(out.numel(), 1)
-        share = call.constant(TAU / terms / safe(input))
-        even = here.func(input * share, *args, **kwargs)
+        terms = here.func(torch.ones_like(input), *args, **kwargs)
+        even = here.func(input * call.constant(TAU / safe(input)), *args, **kwargs) / terms
         out = call.switch(out, torch.where(out.detach() == 0, even, out))
     call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
     return out
 
 
 def average(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``mean`` and average pooling: at zero, every term receives its equal part."""
+    """``mean`` and adaptive average pooling: at zero, every term receives its equal part."""
+    return averaged(here, input, here.func(input, *args, **kwargs), lambda x: here.func(x, *args, **kwargs))
+
+
+def averaged(here: Here, input: Tensor, out: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return ``out``, a mean up to a factor, explained so that the terms of a zero share equally."""
     call = here.call
     here.by_autograd()
-    out: Tensor = here.func(input, *args, **kwargs)
     if call.handles_zeros(input):
-        even = here.func(input * call.constant(TAU / safe(input)), *args, **kwargs)
+        even = mean(input * call.constant(TAU / safe(input)))
         out = call.switch(out, torch.where(out.detach() == 0, even, out))
     call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
+    return out
+
+
+def mixed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
+    """A product with a constant matrix: where all that it mixes is zero, nothing can be shared."""
+    here.by_autograd()
+    out: Tensor = here.func(*args, **kwargs)
+    if here.call.handles_zeros(out):
+        out = here.call.scale(out, (out.detach() != 0).to(out.dtype))
     return out
 
 

@@ -22,7 +22,8 @@ from relprop.rules.rule import LinearRule
 class ZBox(LinearRule):
     """The zB rule: for inputs in a box, such as pixels.
 
-    Definition: ``R_j = sum_k (a_j w_jk - l_j (w_jk)+ - h_j (w_jk)-) / stab(sum_j ...) R_k``.
+    Definition: ``R_j = sum_k (a_j w_jk - l_j (w_jk)+ - h_j (w_jk)-) / stab(sum_j ...) R_k``, computed as
+    ``(a_j - l_j) (w_jk)+ + (a_j - h_j) (w_jk)-``, in which nothing cancels.
     Bias: ignored.
     Conserves: always, but for the stabilizer.
 
@@ -70,39 +71,39 @@ class ZBox(LinearRule):
         return hash((ZBox, self.stabilizer))
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        low, high = self._bounds(layer, a)
-        plus, minus = layer.modified(positive), layer.modified(negative)
-        c_in = quotient(z * c, self._sum(layer, z, low, high), self.stabilizer)
-        relevance = a * layer.transpose(c_in) - low * layer.transpose(c_in, plus) - high * layer.transpose(c_in, minus)
-        return relevance / safe(a)
+        over, under = self._distances(layer, a)
+        c_in = quotient(z * c, self._sum(layer, over, under), self.stabilizer)
+        above = layer.transpose(c_in, layer.modified(positive))
+        below = layer.transpose(c_in, layer.modified(negative))
+        return (over * above + under * below) / safe(a)
 
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        total = self._sum(layer, z, *self._bounds(layer, a))
+        total = self._sum(layer, *self._distances(layer, a))
         return {"stabilizer": z * c - quotient(z * c, total, self.stabilizer) * total}
 
-    def _sum(self, layer: LinearMap, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        plus, minus = layer.modified(positive), layer.modified(negative)
-        return z - layer.shift(z) - layer.forward(low, plus) - layer.forward(high, minus)
+    def _sum(self, layer: LinearMap, over: Tensor, under: Tensor) -> Tensor:
+        """Return ``sum_j (a_j - l_j) (w_jk)+ + (a_j - h_j) (w_jk)-``: no term cancels another inside the box."""
+        return layer.forward(over, layer.modified(positive)) + layer.forward(under, layer.modified(negative))
 
-    def _bounds(self, layer: LinearMap, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bounds as inputs of one sample, broadcast over the batch where they are the same for all."""
+    def _distances(self, layer: LinearMap, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``a - low`` and ``a - high``."""
         found = []
         for name, bound in (("low", self.low), ("high", self.high)):
             tensor = torch.as_tensor(bound, dtype=a.dtype, device=a.device)
             channels = layer.channels(a)
             if channels is not None and tensor.dim() == 1 and tensor.shape[0] == a.shape[channels]:
                 tensor = tensor.reshape(-1, *(1,) * (a.dim() - channels - 1))
-            one = layer.ones()
             try:
-                shape = torch.broadcast_shapes(tensor.shape, one.shape)
-                if torch.broadcast_shapes(shape, a.shape) != a.shape:
-                    raise RuntimeError
+                fits = torch.broadcast_shapes(tensor.shape, a.shape) == a.shape
             except RuntimeError:
+                fits = False
+            if not fits:
                 raise RuleError(
                     f"ZBox: {name} has shape {tuple(tensor.shape)}, which does not broadcast to the input "
-                    f"{tuple(a.shape)} of the layer. Give a number, one number per channel, or a tensor of that shape."
-                ) from None
-            found.append(tensor.expand(shape))
+                    f"{tuple(a.shape)} of the layer (behind its padding, where padding_mode is not 'zeros'). Give a "
+                    "number, one number per channel, or a tensor of that shape."
+                )
+            found.append(a - tensor)
         return found[0], found[1]
 
 

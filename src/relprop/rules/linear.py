@@ -56,7 +56,8 @@ def check_bias(rule: object, bias: str) -> None:
 class Zero(LinearRule):
     """LRP-0: each input receives the share of its contribution.
 
-    Definition: ``R_j = sum_k a_j w_jk / z_k R_k``; the coefficient is the gradient itself.
+    Definition: ``R_j = sum_k a_j w_jk / z_k R_k``; the coefficient is the gradient itself. Where a rule above gave
+    relevance to an output of exactly zero, nothing can be shared, and ``0 / 0 = 0``.
     Bias: in ``z``; keeps its share.
     Conserves: without biases.
     Source: Bach et al. 2015, eq. 56.
@@ -69,10 +70,15 @@ class Zero(LinearRule):
     """
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return layer.transpose(c)
+        return layer.transpose(self._shared(layer, z, c))
 
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        return {"bias": c * layer.shift(z)}
+        shared = self._shared(layer, z, c)
+        shares = {"bias": shared * layer.shift(z)}
+        return {**shares, "rule": z * (c - shared)} if layer.zeros_receive else shares
+
+    def _shared(self, layer: LinearMap, z: Tensor, c: Tensor) -> Tensor:
+        return quotient(z * c, z) if layer.zeros_receive else c
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Measurements of cost, beside the peers where they are installed."""

@@ -1,0 +1,350 @@
+"""Bad input: every error says what was wrong, what was expected and what to do, and leaves the model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relprop import (
+    LRP,
+    DeepTaylor,
+    Gradient,
+    GradientXInput,
+    InputError,
+    InputTypeError,
+    ModelError,
+    NumericalError,
+    RelpropError,
+    Rules,
+    TargetError,
+    TargetIndexError,
+    TargetTypeError,
+)
+from tests import zoo
+from tests.attribution.checks import nothing_left, refuses
+from tests.attribution.models import Residual, Wrapped, images, mlp, residual, settle, vectors
+
+
+# ------------------------------------------------------------------------------------------------ targets
+
+TARGETS: dict[str, tuple[Any, type[RelpropError], type[Exception], tuple[str, ...]]] = {
+    "none": (None, TargetError, ValueError, ("(2, 3)", "must say which", "an int", "a callable")),
+    "too large": (3, TargetIndexError, IndexError, ("Target 3", "out of range", "(2, 3)")),
+    "too small": (-4, TargetIndexError, IndexError, ("Target -4", "out of range", "(2, 3)")),
+    "numpy too large": (np.int64(3), TargetIndexError, IndexError, ("3", "out of range", "(2, 3)")),
+    "one of a list": ([0, 5], TargetIndexError, IndexError, ("Target 5", "out of range", "(2, 3)")),
+    "one of a tensor": (torch.tensor([0, 5]), TargetIndexError, IndexError, ("Target 5", "out of range")),
+    "long list": ([0, 1, 2], TargetError, ValueError, ("3 entries", "2 samples")),
+    "short list": ([0], TargetError, ValueError, ("1 entries", "2 samples")),
+    "long tensor": (torch.tensor([0, 1, 2]), TargetError, ValueError, ("one entry or one per sample", "(3,)")),
+    "tensor of two dimensions": (torch.tensor([[0], [1]]), TargetError, ValueError, ("one per sample", "(2, 1)")),
+    "tuple for one dimension": ((1, 2), TargetError, ValueError, ("(1, 2)", "2 indices", "(2, 3)", "needs 1")),
+    "tuples of two lengths": ([(1,), (2, 0)], TargetError, ValueError, ("(2, 0)", "2 indices", "needs 1")),
+    "string": ("cat", TargetTypeError, TypeError, ("must be an int", "'cat'", "str")),
+    "float": (1.0, TargetTypeError, TypeError, ("must be an int", "1.0", "float")),
+    "numpy float": (np.float64(1), TargetTypeError, TypeError, ("must be an int", "float64")),
+    "dict": ({1: 2}, TargetTypeError, TypeError, ("must be an int", "dict")),
+    "list of strings": (["a", "b"], TargetTypeError, TypeError, ("must be an int", "'a'", "str")),
+    "float tensor": (torch.tensor([0.0, 1.0]), TargetTypeError, TypeError, ("integers", "float32")),
+    "bool": (True, TargetTypeError, TypeError, ("must be an int", "True", "bool")),
+    "numpy bool": (np.bool_(True), TargetTypeError, TypeError, ("must be an int", "bool")),
+    "bool tensor": (torch.tensor([True, False]), TargetTypeError, TypeError, ("integers", "torch.bool")),
+    "list of bools": ([True, False], TargetTypeError, TypeError, ("must be an int", "True", "bool")),
+    "callable of no tensor": (lambda out: 3.0, TargetTypeError, TypeError, ("callable", "tensor [N]", "float")),
+    "callable of all": (lambda out: out, TargetError, ValueError, ("one number per sample", "[2]", "(2, 3)")),
+    "callable of a sum": (lambda out: out.sum(), TargetError, ValueError, ("one number per sample", "[2]", "()")),
+    "callable of an index": (lambda out: out.argmax(1), InputError, ValueError, ("does not depend on the input",)),
+    "callable of a constant": (lambda out: out[:, 0].detach(), InputError, ValueError, ("does not depend",)),
+}
+
+
+@pytest.mark.parametrize("case", list(TARGETS))
+def test_target(case: str) -> None:
+    target, error, built_in, words = TARGETS[case]
+    model = mlp()
+    with refuses(model, error, built_in, *words):
+        LRP(model).attribute(vectors(), target)
+
+
+def test_target_for_every_way_to_ask() -> None:
+    model, x = mlp(), vectors()
+    asks: list[Callable[[], Any]] = [
+        lambda: Gradient(model).attribute(x, 7),
+        lambda: GradientXInput(model).attribute(x, 7),
+        lambda: LRP(model).attribute_layers(x, "0", 7),
+        lambda: LRP(model).attribute_targets(x, [0, 7]),
+        lambda: LRP(model).report(x, 7),
+        lambda: Rules().plan(model, x, 7),
+    ]
+    for ask in asks:
+        with refuses(model, TargetIndexError, IndexError, "Target 7", "out of range"):
+            ask()
+
+
+def test_no_targets() -> None:
+    model = mlp()
+    with refuses(model, TargetError, ValueError, "No target"):
+        LRP(model).attribute_targets(vectors(), [])
+
+
+def test_one_target_where_a_list_is_wanted() -> None:
+    model = mlp()
+    with refuses(model, TargetTypeError, TypeError, "list of targets", "int"):
+        LRP(model).attribute_targets(vectors(), 0)  # type: ignore[arg-type]
+
+
+def test_an_index_into_too_few_dimensions_of_a_map() -> None:
+    model = settle(nn.Conv2d(3, 4, 3))
+    with refuses(model, TargetError, ValueError, "(2, 4, 4, 4)", "needs 3", "tuple"):
+        LRP(model).attribute(images(), 1)
+
+
+# ------------------------------------------------------------------------------------------------- inputs
+
+
+def test_no_batch_dimension_for_a_convolution() -> None:
+    model = settle(Residual())
+    with refuses(model, InputError, ValueError, "(3, 6, 6)", "batch"):
+        LRP(model).attribute(images()[0], 0)
+
+
+def test_no_batch_dimension_for_a_dense_layer() -> None:
+    model = mlp()
+    with refuses(model, RelpropError, ValueError, "batch"):
+        LRP(model).attribute(vectors()[0], 0)
+
+
+def test_no_batch_dimension_is_not_taken_for_a_batch() -> None:
+    # Four features to four outputs: without a target this would pass for four samples with one output each.
+    model = settle(nn.Linear(4, 4))
+    with refuses(model, RelpropError, ValueError, "batch"):
+        LRP(model).attribute(vectors()[0])
+
+
+def test_integers_without_an_embedding() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x.to(self.layer.weight.dtype))
+            return out
+
+    model, ids = settle(Cast()), torch.arange(8).reshape(2, 4)
+    with refuses(model, InputError, ValueError, "integers", "embedding", "floating point"):
+        LRP(model).attribute(ids, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_integers_where_the_model_itself_refuses_them(dtype: torch.dtype) -> None:
+    model, ids = residual(), torch.ones(2, 3, 6, 6, dtype=dtype)
+    with refuses(model, InputError, ValueError, "integers", "embedding", "floating point"):
+        LRP(model).attribute(ids, 0)
+
+
+class Partly(nn.Module):
+    """Uses its first input only, or (with `use=False`) none."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.use = use
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        out: Tensor = self.layer(self.use(x))
+        return out
+
+
+@pytest.mark.parametrize("use", [torch.ones_like, torch.Tensor.detach], ids=["replaced", "detached"])
+@pytest.mark.parametrize("method", [LRP, Gradient, GradientXInput, DeepTaylor])
+def test_an_output_that_does_not_depend_on_the_input(method: Any, use: Callable[[Tensor], Tensor]) -> None:
+    model = settle(Partly(use))
+    with refuses(model, InputError, ValueError, "does not depend on the input"):
+        method(model).attribute(vectors(), 0)
+
+
+def test_an_output_that_does_not_depend_on_one_of_two_inputs() -> None:
+    model = settle(Partly(lambda x: x))
+    with refuses(model, InputError, ValueError, "does not depend on input 1"):
+        LRP(model).attribute((vectors(), vectors(seed=1)), 0)
+
+
+INPUTS: dict[str, tuple[Any, type[RelpropError], type[Exception], tuple[str, ...]]] = {
+    "empty batch": (torch.empty(0, 4), InputError, ValueError, ("(0, 4)", "empty batch")),
+    "no features": (torch.empty(2, 0), InputError, ValueError, ("(2, 0)", "nothing to explain")),
+    "a number": (torch.tensor(1.0), InputError, ValueError, ("shape ()",)),
+    "nothing": ((), InputError, ValueError, ("No input", "[N, ...]")),
+    "none": (None, InputTypeError, TypeError, ("must be a tensor", "NoneType")),
+    "an array": (np.ones((2, 4)), InputTypeError, TypeError, ("must be a tensor", "ndarray")),
+    "a list of numbers": ([1.0, 2.0], InputTypeError, TypeError, ("Input 0", "must be a tensor", "float")),
+    "a dict": ({"x": vectors()}, InputTypeError, TypeError, ("must be a tensor", "dict")),
+    "bools": (vectors() > 0, InputTypeError, TypeError, ("torch.bool", "floating point")),
+    "complex": (vectors() + 0j, InputTypeError, TypeError, ("complex128", "floating point")),
+    "two batch sizes": ((vectors(2), vectors(3)), InputError, ValueError, ("Input 1", "batch of 3", "2")),
+    "nan": (torch.full((2, 4), float("nan")), NumericalError, ValueError, ("input", "NaN")),
+    "infinity": (torch.full((2, 4), float("inf")), NumericalError, ValueError, ("input", "infinity")),
+    "nan in the second": ((vectors(), vectors() / 0 * 0), NumericalError, ValueError, ("Input 1", "NaN")),
+}
+
+
+@pytest.mark.parametrize("case", list(INPUTS))
+def test_input(case: str) -> None:
+    inputs, error, built_in, words = INPUTS[case]
+    model = mlp()
+    asks: list[Callable[[], Any]] = [
+        lambda: LRP(model).attribute(inputs, 0),
+        lambda: LRP(model).report(inputs, 0),
+        lambda: Rules().plan(model, inputs),
+    ]
+    for ask in asks:
+        with refuses(model, error, built_in, *words):
+            ask()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_output_that_is_not_finite(bad: float) -> None:
+    model = Wrapped(mlp(), lambda out: out * bad)
+    with refuses(model, NumericalError, ValueError, "output", "NaN or infinite"):
+        LRP(model).attribute(vectors(), 0)
+
+
+def test_a_finite_entry_beside_one_that_is_not() -> None:
+    def wrap(out: Tensor) -> Tensor:
+        return torch.cat([out[:, :2], out[:, 2:] + float("inf")], 1)
+
+    model = Wrapped(mlp(), wrap)
+    assert torch.isfinite(LRP(model).attribute(vectors(), 0)).all()
+    with refuses(model, NumericalError, ValueError, "output"):
+        LRP(model).attribute(vectors(), 2)
+
+
+# ------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("method", [LRP, DeepTaylor, Gradient, GradientXInput])
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [(lambda x: x, "function"), (nn.ReLU, "the class ReLU"), (None, "NoneType"), ("resnet18", "str")],
+    ids=["function", "class", "none", "string"],
+)
+def test_no_module(method: Any, model: Any, word: str) -> None:
+    with pytest.raises(ModelError, match="instance of torch.nn.Module") as caught:
+        method(model)
+    assert isinstance(caught.value, TypeError)
+    assert word in str(caught.value)
+
+
+def test_plan_and_attach_want_a_module_too() -> None:
+    with pytest.raises(ModelError, match=r"instance of torch\.nn\.Module, got the class ReLU"):
+        Rules().plan(nn.ReLU, vectors())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"instance of torch\.nn\.Module, got the class ReLU"):
+        Rules().attach(nn.ReLU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("returned", [None, "x", 3.0, [], {}, {"loss": 1.0}, (None, 2)], ids=repr)
+def test_a_model_that_returns_no_tensor(returned: Any) -> None:
+    model = Wrapped(mlp(), lambda out: returned)
+    with refuses(model, ModelError, TypeError, type(returned).__name__, "no tensor", "callable target"):
+        LRP(model).attribute(vectors(), 0)
+
+
+def test_a_model_that_returns_no_tensor_with_a_callable() -> None:
+    model = Wrapped(mlp(), lambda out: "x")
+    with refuses(model, TargetTypeError, TypeError, "callable target", "str"):
+        LRP(model).attribute(vectors(), lambda out: out)
+
+
+def test_an_error_of_the_model_itself_comes_through() -> None:
+    class Own(Exception):
+        pass
+
+    def wrap(out: Tensor) -> Tensor:
+        raise Own("mine")
+
+    model = Wrapped(residual(), wrap)
+    before = zoo.fingerprint(model)
+    for ask in (LRP(model).attribute, LRP(model).report, partial(Rules().plan, model)):
+        with pytest.raises(Own, match="mine"):
+            ask(images(), 0)
+    nothing_left(model, before)
+
+
+def test_an_error_in_the_backward_leaves_nothing() -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *c: Tensor) -> Tensor:
+            raise ZeroDivisionError("in the backward")
+
+    model = Wrapped(residual(), Broken.apply)
+    before = zoo.fingerprint(model)
+    with pytest.warns(UserWarning, match="Broken"), pytest.raises(ZeroDivisionError, match="in the backward"):
+        LRP(model).attribute(images(), 0)
+    nothing_left(model, before)
+
+
+# ---------------------------------------------------------------------------------------- layers, condition
+
+
+def test_layers_that_are_not_there() -> None:
+    model, x = residual(), images()
+    for ask in (
+        lambda: LRP(model).attribute_layers(x, "steem", 0),
+        lambda: LRP(model).attribute_layers(x, ["head", "steem"], 0),
+        lambda: LRP(model).attribute(x, 0, condition={"steem": [0]}),
+    ):
+        with refuses(model, InputError, ValueError, "Residual has no module 'steem'", "Did you mean 'stem'"):
+            ask()
+    for layers in ([model.stem], model.stem):
+        with refuses(model, InputTypeError, TypeError, "by their names", "Conv2d"):
+            LRP(model).attribute_layers(x, layers, 0)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_was_not_called_or_that_the_target_does_not_need() -> None:
+    model = residual()
+    model.spare = nn.Linear(2, 2, dtype=torch.float64)
+    with refuses(model, InputError, ValueError, "'spare'", "was not called"):
+        LRP(model).attribute_layers(images(), "spare", 0)
+
+
+def test_a_condition_on_a_module_that_is_not_called() -> None:
+    # As with attribute_layers: without a word, the map would be that of no condition.
+    model = residual()
+    model.spare = nn.Linear(2, 2, dtype=torch.float64)
+    with refuses(model, InputError, ValueError, "'spare'", "not called"):
+        LRP(model).attribute(images(), 0, condition={"spare": [0]})
+
+
+def test_a_condition_that_cannot_be() -> None:
+    model, x = residual(), images()
+    with refuses(model, InputTypeError, TypeError, "condition must map", "list"):
+        LRP(model).attribute(x, 0, condition=["stem"])  # type: ignore[arg-type]
+    with refuses(model, RelpropError, ValueError, "condition at 'stem'", "[4, -5]", "4 units"):
+        LRP(model).attribute(x, 0, condition={"stem": [0, 4, -5]})
+
+
+@pytest.mark.parametrize("units", ["ab", ["a"], [0.5], [True, False], None], ids=repr)
+def test_a_condition_on_units_that_are_no_integers(units: Any) -> None:
+    model = residual()
+    with refuses(model, RelpropError, TypeError, "condition", "'stem'", "integer"):
+        LRP(model).attribute(images(), 0, condition={"stem": units})
+
+
+def test_no_delta_for_what_does_not_sum_to_the_output() -> None:
+    model = mlp()
+    with refuses(model, InputError, ValueError, "Gradient", "no convergence delta", "GradientXInput"):
+        Gradient(model).attribute(vectors(), 0, return_convergence_delta=True)
+    with refuses(model, InputError, ValueError, "Gradient", "no report", "GradientXInput"):
+        Gradient(model).report(vectors(), 0)
+    with pytest.raises(InputError, match=r"form must be one of .*'squared'.*got 'cubed'"):
+        Gradient(model, form="cubed")  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""Batch norm that must not be folded, and a folded layer's other consumers: each written out by hand.
+
+The references work in relevance form, with `reference.linear` for the layers and, for what is linear beside
+them, the coefficient form: relevance over output, through the transposed map, times input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relprop import LRP, Rules
+from relprop.errors import TrainingModeWarning
+from tests import reference, zoo
+from tests.cases import DTYPE, RULES, RuleCase, seed_like, signed
+from tests.rules.compare import TOLERANCE, distance, package_rule, weighted
+
+EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+Function = Callable[[Tensor], Tensor]
+
+
+def through(function: Function, a: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance of `a` below a map that is linear but for its offset, in coefficient form."""
+    leaf = a.detach().clone().requires_grad_()
+    output = function(leaf)
+    (coefficient,) = torch.autograd.grad(output, leaf, relevance / output.detach())
+    return a.detach() * coefficient
+
+
+def running(norm: nn.Module) -> Function:
+    """Batch norm by running statistics, written out; over dimension 1."""
+    scale, shift = reference.affine(norm)
+
+    def function(h: Tensor) -> Tensor:
+        shape = (1, -1, *[1] * (h.ndim - 2))
+        return h * scale.detach().reshape(shape) + shift.detach().reshape(shape)
+
+    return function
+
+
+def of_the_batch(norm: nn.Module) -> Function:
+    """Batch norm by the statistics of the batch, the standard deviation a constant."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+
+    def function(h: Tensor) -> Tensor:
+        dims, shape = [0, *range(2, h.ndim)], (1, -1, *[1] * (h.ndim - 2))
+        centred = h - h.mean(dims, keepdim=True)
+        deviation = (centred.square().mean(dims, keepdim=True) + norm.eps).sqrt().detach()
+        return centred / deviation * weight.reshape(shape) + bias.reshape(shape)
+
+    return function
+
+
+class Network(nn.Module):
+    """A linear layer, something between, batch norm, ReLU and a dense layer."""
+
+    def __init__(self, layer: nn.Module, between: Function, norm: nn.Module, features: int) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = layer, norm, nn.Linear(features, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(torch.relu(self.norm(self.between(self.layer(x)))).reshape(len(x), -1))
+        return output
+
+    def expected(self, x: Tensor, seed: Tensor, rule: RuleCase, between: Function, norm: Function) -> Tensor:
+        """Layer by layer, batch norm on its own; `between` is given as a function without side effects."""
+        h = self.layer(x).detach()
+        middle = between(h)
+        y = torch.relu(norm(middle)).reshape(len(x), -1).detach()
+        relevance = reference.linear(self.head, y, self.head(y).detach() * seed, rule.rule, **rule.options)
+        relevance = through(norm, middle, relevance.reshape(middle.shape))
+        relevance = through(between, h, relevance)
+        return reference.linear(self.layer, x, relevance, rule.rule, **rule.options).detach()
+
+
+def made(layer: nn.Module, between: Function, norm: nn.Module, features: int) -> Network:
+    model = Network(layer, between, norm, features).to(DTYPE).eval()
+    zoo.randomize(model, seed=5)
+    return model
+
+
+def same(h: Tensor) -> Tensor:
+    return h
+
+
+def check(model: Network, x: Tensor, rule: RuleCase, between: Function = same, norm: Function | None = None) -> None:
+    with torch.no_grad():
+        seed = seed_like(model.head(torch.zeros(len(x), model.head.in_features, dtype=DTYPE)))
+    before = zoo.fingerprint(model)
+    found = LRP(model, package_rule(rule)).attribute(x, weighted(seed))
+    assert zoo.fingerprint(model) == before
+    expected = model.expected(x, seed, rule, between, running(model.norm) if norm is None else norm)
+    assert distance(found, expected) <= TOLERANCE
+
+
+def assert_not_folded(model: nn.Module, x: Tensor, name: str = "norm") -> None:
+    rows = Rules.preset("epsilon").plan(model, x, target=0).rows
+    notes = [note for row in rows if row.name == name for note in row.notes]
+    assert any(note.startswith("not folded") for note in notes), notes
+    assert not any("batch norm folded" in row.notes for row in rows)
+
+
+@EVERY_RULE
+def test_a_linear_layer_with_3d_output(rule: RuleCase) -> None:
+    """[N, 5, 6] -> [N, 5, 5]: the norm's channels are not the layer's outputs, though there are as many."""
+    model = made(nn.Linear(6, 5), same, nn.BatchNorm1d(5), 25)
+    x = signed((3, 5, 6), seed=2)
+    assert_not_folded(model, x)
+    check(model, x, rule)
+
+
+class Unbatched(nn.Conv1d):
+    """A convolution of one sample without its batch dimension: [1, C, L] -> [K, L]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.squeeze(0))
+
+
+def test_an_unbatched_convolution() -> None:
+    """[K, L] with K = L: batch norm takes the channels for samples and positions for channels."""
+    layer = Unbatched(2, 5, 3, padding=1)
+    model = made(layer, same, nn.BatchNorm1d(5), 25)
+    x = signed((1, 2, 5), seed=2)
+    plain = nn.Conv1d(2, 5, 3, padding=1).to(DTYPE)
+    plain.load_state_dict(layer.state_dict())
+    by_hand = Network(plain, lambda h: h.squeeze(0), model.norm, 25)
+    by_hand.head = model.head
+    for rule in RULES:
+        seed = seed_like(model(x))
+        found = LRP(model, package_rule(rule)).attribute(x, weighted(seed))
+        expected = by_hand.expected(x, seed, rule, lambda h: h.squeeze(0), running(model.norm))
+        assert distance(found, expected) <= TOLERANCE, rule.name
+
+
+def add_one(h: Tensor) -> Tensor:
+    return h.add_(1)
+
+
+def double(h: Tensor) -> Tensor:
+    h.mul_(2)
+    return h
+
+
+def item(h: Tensor) -> Tensor:
+    h[:, 0] *= 3
+    return h
+
+
+def tripled_first(h: Tensor) -> Tensor:
+    factors = torch.ones(h.shape[1], 1, 1, dtype=DTYPE)
+    factors[0] = 3
+    return h * factors
+
+
+@EVERY_RULE
+@pytest.mark.parametrize(
+    ("change", "between"),
+    [(add_one, lambda h: h + 1), (double, lambda h: h * 2), (item, tripled_first), (torch.neg, torch.neg)],
+    ids=["add_", "mul_", "item", "out-of-place"],
+)
+def test_a_tensor_changed_in_between(change: Function, between: Function, rule: RuleCase) -> None:
+    model = made(nn.Conv2d(3, 4, 3), change, nn.BatchNorm2d(4), 16)
+    x = signed((2, 3, 4, 4), seed=2)
+    assert_not_folded(model, x)
+    check(model, x, rule, between)
+
+
+@EVERY_RULE
+def test_no_running_statistics(rule: RuleCase) -> None:
+    model = made(nn.Conv2d(3, 4, 3), same, nn.BatchNorm2d(4, track_running_stats=False), 16)
+    x = signed((3, 3, 4, 4), seed=2)
+    assert_not_folded(model, x)
+    check(model, x, rule, norm=of_the_batch(model.norm))
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_training_mode(rule: RuleCase, momentum: float | None) -> None:
+    model = made(nn.Conv2d(3, 4, 3), same, nn.BatchNorm2d(4, momentum=momentum), 16)
+    model.train()
+    x = signed((3, 3, 4, 4), seed=2)
+    norm = of_the_batch(model.norm)
+    with pytest.warns(TrainingModeWarning, match="norm"):
+        check(model, x, rule, norm=norm)
+
+
+class Consumers(nn.Module):
+    """A convolution whose output goes to batch norm and, plain, elsewhere."""
+
+    def __init__(self, plain_first: bool, after_norm: Function, after_plain: Function) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(16, 3)
+        self.plain_first, self.after_norm, self.after_plain = plain_first, after_norm, after_plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        if self.plain_first:
+            plain = self.after_plain(h)
+            normed = self.after_norm(self.norm(h))
+        else:
+            normed = self.after_norm(self.norm(h))
+            plain = self.after_plain(h)
+        output: Tensor = self.head((normed + plain).flatten(1))
+        return output
+
+
+def consumers_by_hand(model: Consumers, x: Tensor, seed: Tensor, rule: RuleCase) -> tuple[Tensor, Tensor]:
+    """Relevance at the convolution's output and at the input.
+
+    Batch norm's share is that of the folded map, the rest that of the plain layer; they meet at the input.
+    """
+    h = model.conv(x).detach()
+    y = model.norm(h).detach()
+    normed, plain = model.after_norm(y.clone()), model.after_plain(h.clone())
+    total = (normed + plain).flatten(1)
+    relevance = reference.linear(model.head, total, model.head(total).detach() * seed, rule.rule, **rule.options)
+    relevance = relevance.reshape(h.shape).detach()
+    folded = through(model.after_norm, y, through(lambda t: t + plain, normed, relevance))
+    other = through(model.after_plain, h, through(lambda t: t + normed, plain, relevance))
+    below = reference.linear(model.conv, x, folded, rule.rule, model.norm, **rule.options)
+    return folded + other, (below + reference.linear(model.conv, x, other, rule.rule, **rule.options)).detach()
+
+
+def leaky(h: Tensor) -> Tensor:
+    return nn.functional.leaky_relu(h, 0.3)
+
+
+def third(h: Tensor) -> Tensor:
+    return h / 3
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("plain_first", [True, False], ids=["plain-first", "norm-first"])
+@pytest.mark.parametrize("after", [(leaky, third), (third, leaky), (same, same)], ids=["norm", "plain", "bare"])
+def test_a_second_consumer(plain_first: bool, after: tuple[Function, Function], rule: RuleCase) -> None:
+    model = Consumers(plain_first, *after).to(DTYPE).eval()
+    zoo.randomize(model, seed=5)
+    x = signed((2, 3, 4, 4), seed=2)
+    seed = seed_like(model(x))
+    at_output, at_input = consumers_by_hand(model, x, seed, rule)
+    explainer = LRP(model, package_rule(rule))
+    assert distance(explainer.attribute(x, weighted(seed)), at_input) <= TOLERANCE
+    found = explainer.attribute_layers(x, ["conv"], weighted(seed))["conv"]
+    assert isinstance(found, Tensor)
+    assert distance(found, at_output) <= TOLERANCE
+    conditioned = [explainer.attribute(x, weighted(seed), condition={"conv": part}) for part in ([0, 1], [2, 3])]
+    assert distance(conditioned[0] + conditioned[1], at_input) <= TOLERANCE
