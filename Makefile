@@ -30,7 +30,7 @@ docs: .venv/.installed-docs ## Build the documentation into build/docs, warnings
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html -d build/doctrees docs build/docs
 
 bench: .venv/.installed-bench ## Measure cost as a multiple of the plain gradient's
-	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/speed.py
 
 clean: ## Remove what was built, but not .venv
 	rm -rf build dist .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -30,7 +30,6 @@ from tests import zoo
 from tests.attribution.checks import nothing_left, refuses
 from tests.attribution.models import Residual, Wrapped, images, mlp, residual, settle, vectors
 
-
 # ------------------------------------------------------------------------------------------------ targets
 
 TARGETS: dict[str, tuple[Any, type[RelpropError], type[Exception], tuple[str, ...]]] = {
@@ -235,7 +234,7 @@ def test_a_finite_entry_beside_one_that_is_not() -> None:
     ids=["function", "class", "none", "string"],
 )
 def test_no_module(method: Any, model: Any, word: str) -> None:
-    with pytest.raises(ModelError, match="instance of torch.nn.Module") as caught:
+    with pytest.raises(ModelError, match=r"instance of torch\.nn\.Module") as caught:
         method(model)
     assert isinstance(caught.value, TypeError)
     assert word in str(caught.value)

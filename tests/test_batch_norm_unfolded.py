@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, Rules
 from relprop.errors import TrainingModeWarning
-from tests import reference, zoo
+from tests import reference, reference_steps, zoo
 from tests.cases import DTYPE, RULES, RuleCase, seed_like, signed
 from tests.rules.compare import TOLERANCE, distance, package_rule, weighted
 
@@ -152,6 +152,21 @@ def item(h: Tensor) -> Tensor:
     return h
 
 
+def through_a_view(h: Tensor) -> Tensor:
+    h.view(-1)[3:7].add_(1)
+    return h
+
+
+def add_to_four(h: Tensor) -> Tensor:
+    added = torch.zeros(h.numel(), dtype=DTYPE)
+    added[3:7] = 1
+    return h + added.reshape(h.shape)
+
+
+def as_out(h: Tensor) -> Tensor:
+    return torch.add(h, 1, out=h)
+
+
 def tripled_first(h: Tensor) -> Tensor:
     factors = torch.ones(h.shape[1], 1, 1, dtype=DTYPE)
     factors[0] = 3
@@ -161,14 +176,49 @@ def tripled_first(h: Tensor) -> Tensor:
 @EVERY_RULE
 @pytest.mark.parametrize(
     ("change", "between"),
-    [(add_one, lambda h: h + 1), (double, lambda h: h * 2), (item, tripled_first), (torch.neg, torch.neg)],
-    ids=["add_", "mul_", "item", "out-of-place"],
+    [
+        (add_one, lambda h: h + 1),
+        (double, lambda h: h * 2),
+        (item, tripled_first),
+        (through_a_view, add_to_four),
+        (as_out, lambda h: h + 1),
+        (torch.neg, torch.neg),
+    ],
+    ids=["add_", "mul_", "item", "view", "out", "out-of-place"],
 )
 def test_a_tensor_changed_in_between(change: Function, between: Function, rule: RuleCase) -> None:
     model = made(nn.Conv2d(3, 4, 3), change, nn.BatchNorm2d(4), 16)
     x = signed((2, 3, 4, 4), seed=2)
     assert_not_folded(model, x)
     check(model, x, rule, between)
+
+
+@EVERY_RULE
+def test_the_input_of_the_layer_changed_in_between(rule: RuleCase) -> None:
+    """The pair as one map would read the layer's input again, which is another by then."""
+
+    class Changed(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1.0
+            h = self.layer(x)
+            x.mul_(-3)
+            output: Tensor = self.head(torch.relu(self.norm(h)).reshape(len(x), -1))
+            return output
+
+    model = Changed(nn.Conv2d(3, 4, 3), same, nn.BatchNorm2d(4), 16).to(DTYPE).eval()
+    zoo.randomize(model, seed=5)
+    x = signed((2, 3, 4, 4), seed=2)
+    plain = made(model.layer, same, model.norm, 16)
+    plain.head = model.head
+    zoo.randomize(model, seed=5)
+    seed = seed_like(model(x))
+    found = LRP(model, package_rule(rule)).attribute(x, weighted(seed))
+    folded = reference_steps.explain(
+        [model.layer, model.norm, nn.ReLU(), nn.Flatten(), model.head], x, seed, (rule.rule, rule.options)
+    )[0]
+    apart = plain.expected(x, seed, rule, same, running(model.norm))
+    # Folded or not, it is the input as it was that is explained.
+    assert min(distance(found, folded), distance(found, apart)) <= TOLERANCE
 
 
 @EVERY_RULE
@@ -199,7 +249,8 @@ class Consumers(nn.Module):
         self.plain_first, self.after_norm, self.after_plain = plain_first, after_norm, after_plain
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv(x)
+        # Rules take a shorter way where they know that the input is not negative.
+        h = self.conv(torch.relu(x))
         if self.plain_first:
             plain = self.after_plain(h)
             normed = self.after_norm(self.norm(h))
@@ -215,6 +266,7 @@ def consumers_by_hand(model: Consumers, x: Tensor, seed: Tensor, rule: RuleCase)
 
     Batch norm's share is that of the folded map, the rest that of the plain layer; they meet at the input.
     """
+    x = torch.relu(x)  # hands relevance on unchanged
     h = model.conv(x).detach()
     y = model.norm(h).detach()
     normed, plain = model.after_norm(y.clone()), model.after_plain(h.clone())
@@ -237,7 +289,11 @@ def third(h: Tensor) -> Tensor:
 
 @EVERY_RULE
 @pytest.mark.parametrize("plain_first", [True, False], ids=["plain-first", "norm-first"])
-@pytest.mark.parametrize("after", [(leaky, third), (third, leaky), (same, same)], ids=["norm", "plain", "bare"])
+@pytest.mark.parametrize(
+    "after",
+    [(leaky, third), (third, leaky), (same, same), (torch.relu, third), (third, torch.relu)],
+    ids=["leaky-norm", "leaky-plain", "bare", "relu-norm", "relu-plain"],
+)
 def test_a_second_consumer(plain_first: bool, after: tuple[Function, Function], rule: RuleCase) -> None:
     model = Consumers(plain_first, *after).to(DTYPE).eval()
     zoo.randomize(model, seed=5)
@@ -251,3 +307,35 @@ def test_a_second_consumer(plain_first: bool, after: tuple[Function, Function], 
     assert distance(found, at_output) <= TOLERANCE
     conditioned = [explainer.attribute(x, weighted(seed), condition={"conv": part}) for part in ([0, 1], [2, 3])]
     assert distance(conditioned[0] + conditioned[1], at_input) <= TOLERANCE
+
+
+class Beside(nn.Module):
+    """A dense layer with 3-d output that feeds a ReLU and, beside it, a batch norm that is not folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(25, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(torch.relu(x))
+        output: Tensor = self.head((torch.relu(h) + self.norm(h)).flatten(1))
+        return output
+
+
+@EVERY_RULE
+def test_an_unfolded_norm_beside_a_relu(rule: RuleCase) -> None:
+    """Relevance arrives at negative outputs of the layer too, though a ReLU takes them."""
+    model = Beside().to(DTYPE).eval()
+    zoo.randomize(model, seed=5)
+    x = signed((2, 5, 6), seed=2)
+    seed = seed_like(model(x))
+    a, norm = torch.relu(x), running(model.norm)
+    h = model.layer(a).detach()
+    total = torch.relu(h) + norm(h)
+    top = total.flatten(1)
+    relevance = reference.linear(model.head, top, model.head(top).detach() * seed, rule.rule, **rule.options)
+    relevance = relevance.detach().reshape(h.shape)
+    direct = through(lambda t: t + norm(h), torch.relu(h), relevance)
+    normed = through(norm, h, through(lambda t: torch.relu(h) + t, norm(h), relevance))
+    expected = reference.linear(model.layer, a, direct + normed, rule.rule, **rule.options).detach()
+    assert distance(LRP(model, package_rule(rule)).attribute(x, weighted(seed)), expected) <= TOLERANCE

@@ -219,5 +219,13 @@ def test_output_tensor_prefers_logits() -> None:
 def test_targets_by_every_rule_agree_with_the_same_index() -> None:
     model, x = residual(), images()
     expected = LRP(model).attribute(x, 2)
-    for target in (np.int64(2), torch.tensor(2), torch.tensor([2, 2]), [2, 2], (2,), [(2,), (2,)], lambda out: out[:, 2]):
+    for target in (
+        np.int64(2),
+        torch.tensor(2),
+        torch.tensor([2, 2]),
+        [2, 2],
+        (2,),
+        [(2,), (2,)],
+        lambda out: out[:, 2],
+    ):
         assert torch.equal(LRP(model).attribute(x, target), expected)

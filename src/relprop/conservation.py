@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from relprop.errors import ConservationError
@@ -26,8 +25,8 @@ class Account:
         relevance_out: relevance that arrived at the output, summed over the batch.
         relevance_in: relevance that left to the inputs.
         absorbed: by name ("bias", "stabilizer", "softmax", "rule", ...), the shares that the rule declares as gone.
+        covered: False where no rule is known for the operation.
         unexplained: ``relevance_out - relevance_in - sum(absorbed)``, measured at this call alone.
-        largest: the largest ``|unexplained|`` of a sample (of the batch, where dimension 0 is no batch).
     """
 
     name: str
@@ -37,7 +36,7 @@ class Account:
     relevance_in: float
     absorbed: dict[str, float]
     unexplained: float
-    largest: float
+    covered: bool = True
 
     @property
     def leak(self) -> float:
@@ -77,7 +76,7 @@ class ConservationReport:
 
     @property
     def unexplained(self) -> float:
-        """What no rule declared: the sum over all calls, and what leaked unseen."""
+        """The sum of what no rule declared, over all calls, and of what leaked unseen."""
         return sum(entry.unexplained for entry in self.entries) + self.unseen
 
     def check(self, tolerance: float = 1e-6) -> None:
@@ -91,7 +90,7 @@ class ConservationReport:
         """
         scale = max([abs(self.output), *(abs(entry.relevance_out) for entry in self.entries)])
         for entry in self.entries:
-            if not entry.largest <= tolerance * scale:
+            if not abs(entry.unexplained) <= tolerance * scale:
                 raise ConservationError(
                     f"Relevance leaked at {entry.operation} in module {entry.name!r}: "
                     f"{entry.relevance_out:.6g} arrived, {entry.relevance_in:.6g} left, "
@@ -118,6 +117,7 @@ class ConservationReport:
                     "name": entry.name,
                     "operation": entry.operation,
                     "rule": entry.rule,
+                    "covered": entry.covered,
                     "relevance_out": entry.relevance_out,
                     "relevance_in": entry.relevance_in,
                     "absorbed": dict(entry.absorbed),
@@ -134,7 +134,7 @@ class ConservationReport:
             [
                 entry.name or "(model)",
                 entry.operation,
-                entry.rule or "autograd",
+                entry.rule or ("autograd" if entry.covered else "NO RULE"),
                 _number(entry.relevance_out),
                 _number(entry.relevance_in),
                 *(_number(entry.absorbed.get(name, 0.0)) for name in names),
@@ -190,27 +190,11 @@ def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) ->
 
 
 def _account(record: Record) -> Account:
-    zero = torch.zeros(1, dtype=torch.double)
-    out = zero if record.out is None else record.out.detach().cpu()
-    into = zero if record.into is None else record.into.detach().cpu()
-    shares = {name: share.detach().cpu() for name, share in record.absorbed.items()}
-    sizes = {tensor.shape[0] for tensor in (out, into, *shares.values())}
-    if len(sizes - {1}) > 1 or 1 in sizes:  # some are known for the batch only
-        out, into = out.sum().reshape(1), into.sum().reshape(1)
-        shares = {name: share.sum().reshape(1) for name, share in shares.items()}
-    rest = out - into
-    for share in shares.values():
-        rest = rest - share
-    return Account(
-        record.name,
-        record.operation,
-        record.rule,
-        float(out.sum()),
-        float(into.sum()),
-        {name: float(share.sum()) for name, share in shares.items()},
-        float(rest.sum()),
-        float(rest.abs().max()),
-    )
+    out = 0.0 if record.out is None else float(record.out)
+    into = 0.0 if record.into is None else float(record.into)
+    shares = {name: float(share) for name, share in record.absorbed.items()}
+    unexplained = out - into - sum(shares.values())
+    return Account(record.name, record.operation, record.rule, out, into, shares, unexplained, record.covered)
 
 
 def _number(value: float) -> str:

@@ -104,12 +104,12 @@ def _indices(target: Any, output: Tensor, samples: int) -> tuple[Tensor, ...]:
         rows = _rows_of_tensor(target, samples)
     elif isinstance(target, tuple):
         rows = [target] * samples
-    elif isinstance(target, (list, np.ndarray)):
+    elif isinstance(target, list) or (isinstance(target, np.ndarray) and target.ndim > 0):
         if len(target) != samples:
             raise TargetError(f"The target lists {len(target)} entries for {samples} samples.")
         rows = [item if isinstance(item, tuple) else (item,) for item in target]
     else:
-        rows = [(target,)] * samples
+        rows = [(target.item() if isinstance(target, np.ndarray) else target,)] * samples
     for row in rows:
         _check_row(row, sizes, output)
     table = torch.tensor(rows, dtype=torch.long, device=output.device).reshape(samples, len(sizes))

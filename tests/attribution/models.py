@@ -11,7 +11,7 @@ from torch import Tensor, nn
 DTYPE = torch.float64
 
 
-def settle(model: nn.Module, seed: int = 3) -> nn.Module:
+def settle(model: nn.Module, seed: int = 4) -> nn.Module:
     """The model in float64 and eval mode, with weights, biases and statistics of both signs that all matter."""
     generator = torch.Generator().manual_seed(seed)
     model = model.to(DTYPE).eval()

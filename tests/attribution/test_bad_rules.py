@@ -175,6 +175,14 @@ def test_types_and_operations_that_do_not_occur_are_no_error() -> None:
     assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, "epsilon").attribute(x, 0))
 
 
+@pytest.mark.parametrize("rule", [Gamma(), Detach(), Mask((0,))], ids=repr)
+def test_a_rule_by_name_at_a_module_in_which_nothing_runs(rule: Rule) -> None:
+    # Without a word it would look as if it had worked.
+    model = settle(nn.Sequential(nn.Linear(4, 5), nn.Identity(), nn.Linear(5, 2)))
+    with refuses(model, RuleError, ValueError, "'1'", "runs"):
+        LRP(model, Rules().set("1", rule)).attribute(vectors(), 1)
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()

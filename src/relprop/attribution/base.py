@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop.conservation import ConservationReport, make_report
-from relprop.errors import InputError, NumericalError, TargetError
-from relprop.inputs import as_args, as_condition, as_inputs, as_layers, as_model, grad_mode, warn_of_training
+from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
+from relprop.inputs import as_args, as_condition, as_inputs, as_kwargs, as_layers, as_model, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.run import Forward, Parts, forward
 from relprop.rules.universal import channel_mask
@@ -152,6 +152,8 @@ class Attribution(ABC):
     ) -> Any:
         """Return the attributions of several targets, ``[T, N, ...]``, from one forward and T backwards."""
         given = as_inputs(inputs)
+        if not isinstance(targets, (list, tuple)):
+            raise TargetTypeError(f"attribute_targets takes a list of targets, got {type(targets).__name__}.")
         chosen = list(targets)
         if not chosen:
             raise TargetError("No target was given; expected a list of targets.")
@@ -205,7 +207,7 @@ class Attribution(ABC):
         with grad_mode():
             call = self.make_call(**options)
             try:
-                passed = forward(call, inputs, as_args(additional), kwargs, chosen, layers, masks)
+                passed = forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:
                     _check_output(call, output)
                 self.after_forward(passed)
@@ -221,11 +223,6 @@ class Attribution(ABC):
         found = []
         for position, (x, parts) in enumerate(zip(inputs, roots, strict=True)):
             name = f"input {position}" if len(inputs) > 1 else "the input"
-            if not parts:
-                raise InputError(
-                    f"{name.capitalize()} holds integers, and no embedding of the model consumed them as they are. "
-                    "Give floating point numbers, or the embedded tokens."
-                )
             if all(c is None for _, c in parts):
                 raise InputError(f"The explained output does not depend on {name}.")
             total = self._total(passed.call, parts)

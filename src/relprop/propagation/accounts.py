@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
-from relprop.propagation.record import Record, per_sample
+from relprop.propagation.record import Record, total
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -63,24 +63,23 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
-    samples = here.call.samples
 
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = c.double(), value.double()
-        account.receive(per_sample(_relevance(here, value, c), samples))
+        account.receive(total(_relevance(here, value, c)))
         shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * offset)}
         if here.declared is not None:
             shares = here.declared(c * here.passed, value)
         if isinstance(here.passed, Tensor) or here.passed != 1.0:
             shares["rule"] = c * (1.0 - here.passed) * value
-        account.absorb({name: per_sample(share, samples) for name, share in shares.items()})
+        account.absorb({name: total(share) for name, share in shares.items()})
 
     return _tapped(here, tensor, measure)
 
 
 def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
     def measure(c: Tensor, value: Tensor) -> None:
-        tell(per_sample(_relevance(here, value.double(), c.double()), here.call.samples))
+        tell(total(_relevance(here, value.double(), c.double())))
 
     return _tapped(here, tensor, measure)
 

@@ -214,7 +214,7 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
             q = safe(value) / safe(z)
         else:
             q = quotient(z, *args, **kwargs)
-    return here.rule.surrogate(call, input, out, q)  # type: ignore[no-any-return]
+    return call.switch(out, here.rule.surrogate(call, input, out, q))
 
 
 def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
@@ -226,10 +226,26 @@ def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str,
 def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A function linear on each side of zero: plain autograd is the Pass rule, but at units of zero."""
     call = here.call
+    if here.rule is not None and not here.rule.exact_by_autograd:
+        return elementwise(_by_division(here), here, input, *args, **kwargs)
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
     if call.handles_zeros(input):
         out = call.switch(out, input * call.constant(safe(out) / safe(input)))
+    return out
+
+
+def _by_division(here: Here) -> Callable[..., Tensor]:
+    """Return the quotient of a function with ``f(0) = 0``; 0 at 0."""
+    return lambda z, *args, **kwargs: ratio(here.func(z, *args, **kwargs), z, 0.0)
+
+
+def threshold(here: Here, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    """``threshold``: what replaces the input absorbs like a bias."""
+    here.by_autograd()
+    out: Tensor = here.func(input, threshold, value)
+    replaced = (input <= threshold).to(out.dtype)
+    here.declared = lambda c, _: {"bias": c * value * replaced}
     return out
 
 

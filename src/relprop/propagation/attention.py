@@ -12,7 +12,7 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.products import product
-from relprop.propagation.record import per_sample
+from relprop.propagation.record import total
 
 
 def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -75,12 +75,12 @@ def scaled_dot_product_attention(
 
 def _tell_softmax(here: Here, p: Tensor, scores: Tensor) -> Tensor:
     """Return the probabilities with a tap that declares what the softmax between the two products absorbs."""
-    record, samples = here.record, here.call.samples
+    record = here.record
     assert record is not None
 
     def measure(c: Tensor, value: Tensor) -> None:
         share = c.double() * _offset(value.double(), scores.double(), -1)
-        record.absorb({"softmax": per_sample(share, samples)})
+        record.absorb({"softmax": total(share)})
 
     here.absorbs_nothing()
     return apply(Tap, here.call, p, measure)

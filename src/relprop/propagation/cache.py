@@ -15,7 +15,8 @@ class WeightCache:
     Version counters would miss a write through ``.data``, a fused optimiser and a parametrised weight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most  # a rule that asks by a new function each time must not fill the memory
         self._kept: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._lock = threading.Lock()
 
@@ -28,6 +29,8 @@ class WeightCache:
         changed = change(weight)
         with self._lock:
             self._kept[key] = (weight.detach().clone(), changed.detach())
+            if len(self._kept) > self._most:
+                del self._kept[next(iter(self._kept))]
         return changed
 
 

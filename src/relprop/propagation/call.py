@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
 from relprop.propagation.numerics import safe
@@ -66,7 +67,7 @@ class LinearCall(Protocol):
 
     def release(self) -> None: ...
 
-    def record_last(self) -> None: ...
+    def record_last(self, reached: set[Any]) -> None: ...
 
     def effective_bias(self) -> Tensor | None: ...
 
@@ -102,7 +103,6 @@ class Call:
     cache: Cache | None = None
     open_ended: bool = False
     explaining: bool = True
-    samples: int = 1
     thread: int = field(default_factory=threading.get_ident)
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -115,6 +115,7 @@ class Call:
         self.saving = CopyOnWrite()
         self.protected = Protected(self.model)
         self.tokens: list[Tokens] = []
+        self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
         self.sites: list[LinearCall] = []
 
@@ -168,6 +169,7 @@ class Call:
         with torch.enable_grad():
             start = source.clone()
         self.graph.add_root(start)
+        self.starts.append(start)
         return start
 
     # Names of what is not covered ---------------------------------------------------------------
@@ -183,7 +185,15 @@ class Call:
             self.warned.add(message)
             warnings.warn(message, UncoveredOperationWarning, stacklevel=2)
 
-    def name_unseen(self, tensor: Tensor) -> None:
+    def reach_seen(self, tensor: Tensor) -> int:
+        """Return how far a tensor with a node is from the input; name it where no seen call made it."""
+        seen = self.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+        reach = self.graph.reach(tensor)
+        if reach and not seen:
+            self._name_unseen(tensor)
+        return reach
+
+    def _name_unseen(self, tensor: Tensor) -> None:
         """Name the autograd node that made an active tensor outside every call that was seen."""
         node = tensor.grad_fn
         assert node is not None
@@ -207,6 +217,7 @@ class Call:
         self.graph.clear()
         self.origins.clear()
         self.stack.clear()
+        self.starts.clear()
         for site in self.sites:
             site.release()
 
@@ -222,6 +233,14 @@ class Call:
             tokens.roots.clear()
 
 
+@dataclass(frozen=True)
+class Root:
+    """Where activity starts: the edge at which the coefficient arrives, and the value that it belongs to."""
+
+    edge: GradientEdge
+    value: Tensor
+
+
 @dataclass
 class Tokens:
     """An integer input, explained at the outputs of the embeddings that consume it.
@@ -232,7 +251,7 @@ class Tokens:
     """
 
     names: list[Tensor]
-    roots: list[Tensor] = field(default_factory=list)
+    roots: list[Root] = field(default_factory=list)
 
     def holds(self, tensor: Tensor) -> bool:
         """Say whether a tensor is these ids."""

@@ -29,6 +29,7 @@ class Here:
         account: the row its output is measured in: its own, unless it was folded into another.
         declared: the shares its rule declares as gone, from the coefficient and the value of the output.
         passed: the part of the coefficient of the output that a filter let pass.
+        watchers: are to be shown the output, once it is measured.
     """
 
     call: Call
@@ -40,6 +41,7 @@ class Here:
     account: Record | None = None
     declared: Callable[[Tensor, Tensor], Shares] | None = None
     passed: float | Tensor = 1.0
+    watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
 
     @property
     def rule(self) -> Any:

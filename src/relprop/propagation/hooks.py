@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from relprop.propagation.call import Call
+from relprop.propagation.storage import tensors_in
 
 Observer = Callable[[str, Any], None]
 
@@ -65,8 +67,12 @@ class ModuleHooks:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() != call.thread:
                 return
-            if observe is not None and output is not None:
-                observe(name, output)
+            with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
+                for tensor in tensors_in(output):
+                    if tensor.grad_fn is not None:
+                        call.reach_seen(tensor)
+                if observe is not None and output is not None:
+                    observe(name, output)
             if call.stack and call.stack[-1][1] is module:
                 call.stack.pop()
 

@@ -41,6 +41,10 @@ class Geometry(ABC):
         """Return the dimension of the channels of the input ``a``, where it has such a thing."""
         return None
 
+    def has_batch(self, z: Tensor) -> bool:
+        """Say whether dimension 0 of the input or output ``z`` counts samples."""
+        return z.dim() > 1
+
     def folds(self, z: Tensor) -> bool:
         """Say whether dimension 1 of the output ``z`` holds the output channels of a batch."""
         return False
@@ -99,7 +103,7 @@ class Convolution(Geometry):
         return len(self.stride)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        batched = self._padded(a if self._has_batch(a) else a[None])
+        batched = self._padded(a if self.has_batch(a) else a[None])
         z = torch.convolution(
             batched,
             weight,
@@ -111,13 +115,13 @@ class Convolution(Geometry):
             self.output_padding,
             self.groups,
         )
-        return z if self._has_batch(a) else z[0]
+        return z if self.has_batch(a) else z[0]
 
     def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        batched = self._padded(like if self._has_batch(like) else like[None])
+        batched = self._padded(like if self.has_batch(like) else like[None])
         # The input gradient alone; the input itself lends only its shape.
         gradient: Tensor = torch.ops.aten.convolution_backward(
-            c if self._has_batch(like) else c[None],
+            c if self.has_batch(like) else c[None],
             batched,
             weight,
             None,
@@ -131,19 +135,19 @@ class Convolution(Geometry):
         )[0]
         for dimension, added in enumerate(self.extra, start=2):
             gradient = gradient.narrow(dimension, 0, gradient.shape[dimension] - added)
-        return gradient if self._has_batch(like) else gradient[0]
+        return gradient if self.has_batch(like) else gradient[0]
 
     def ones(self, like: Tensor) -> Tensor:
-        return torch.ones_like(like[:1] if self._has_batch(like) else like)
+        return torch.ones_like(like[:1] if self.has_batch(like) else like)
 
     def shift(self, bias: Tensor, z: Tensor) -> Tensor:
         return bias.reshape(-1, *(1,) * self.dimensions)
 
     def channels(self, a: Tensor) -> int | None:
-        return 1 if self._has_batch(a) else 0
+        return 1 if self.has_batch(a) else 0
 
     def folds(self, z: Tensor) -> bool:
-        return self._has_batch(z)
+        return self.has_batch(z)
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         if not self.transposed:
@@ -152,8 +156,8 @@ class Convolution(Geometry):
         channels = scale.reshape(self.groups, 1, -1, *(1,) * self.dimensions)
         return (grouped * channels).reshape(weight.shape)
 
-    def _has_batch(self, tensor: Tensor) -> bool:
-        return tensor.dim() == self.dimensions + 2
+    def has_batch(self, z: Tensor) -> bool:
+        return z.dim() == self.dimensions + 2
 
     def _padded(self, a: Tensor) -> Tensor:
         if not any(self.extra):
@@ -226,6 +230,10 @@ class LinearMap:
     def channels(self, a: Tensor) -> int | None:
         """Return the dimension of the input's channels, where it has such a thing."""
         return self.geometry.channels(a)
+
+    def sample_dims(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the output that belong to one sample."""
+        return tuple(range(1 if self.geometry.has_batch(z) else 0, z.dim()))
 
     def ones(self) -> Tensor:
         """Return a 1 for every input; broadcasts over the batch."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
+from relprop.errors import InputError
+from relprop.propagation.call import Root
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Contraction, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.normalization import over_batch, per_channel
@@ -128,6 +132,11 @@ def _layer(
     run: Callable[[Tensor | None], Tensor],
 ) -> Tensor:
     """Run a layer call; where its weight depends on the input too, it is a product."""
+    if not geometry.has_batch(input) and any(input is start for start in here.call.starts):
+        raise InputError(
+            f"The input has shape {tuple(input.shape)}, which {here.operation} takes for one sample without a batch "
+            "dimension. Give a batch [N, ...], such as x.unsqueeze(0)."
+        )
     if here.active(weight):
         a, w = product(here, (input, weight))
         z = geometry.forward(a, w, None)
@@ -255,8 +264,8 @@ def batch_norm(
     if call.recording:
         site.node, folded.node = None, out.grad_fn
     call.origins.note(out, Origin(site=folded, factors=origin.factors))
-    for watch in site.watchers:
-        watch(out)
+    here.watchers = site.watchers
+    here.choice = replace(here.choice, filter=site.choice.filter)
     return out
 
 
@@ -309,8 +318,9 @@ def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: A
     here.by_autograd()
     for tokens in here.call.tokens:
         if tokens.holds(input):
+            embedded = value.detach().clone()  # the model may write into what it receives
             value = here.call.root(value, here.call.create_graph and value.requires_grad)
-            tokens.roots.append(value)
+            tokens.roots.append(Root(get_gradient_edge(value), embedded))
     return value
 
 

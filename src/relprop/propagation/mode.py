@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,11 +57,8 @@ class RelevanceMode(TorchFunctionMode):
         call, active = self.call, []
         for tensor in tensors_in((args, kwargs)):
             if tensor.grad_fn is not None:
-                seen = call.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
-                if call.graph.reach(tensor):
+                if call.reach_seen(tensor):
                     active.append(tensor)
-                    if not seen:
-                        call.name_unseen(tensor)
             elif call.graph.reach(tensor) or any(tokens.holds(tensor) for tokens in call.tokens):
                 active.append(tensor)
         return active
@@ -82,27 +79,41 @@ class RelevanceMode(TorchFunctionMode):
                 return func(*args, **kwargs)
             with self:
                 return decomposed(func)(*args, **kwargs)
-        if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
-            for tensor in active:
-                site = call.origins.of(tensor).site
-                if site is not None:
-                    site.consumers.append(operation.name == "relu")
         here = Here(call, func, operation.name, operation.kind)
-        if call.recording and operation.kind != "view":
+        if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs
         if call.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
         if operation.kind != "linear":  # which must know its layer to choose
             here.choose()
+        if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
+            self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
         if here.choice.filter is not None:
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
-            out = map_tensors(lambda tensor: here.choice.filter.output(here, tensor, inputs), out)
+            out = map_tensors(partial(self._filtered, here, inputs), out)
         if here.record is not None:
             out = measured_output(here, out, *given, known=operation.deterministic)
+        for watch in here.watchers:
+            watch(out)
         self._reached(out)
         return out
+
+    def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
+        """Tell the linear calls that made the arguments whether a ReLU takes their output."""
+        relu = operation.name == "relu" and (here.rule is None or here.rule.exact_by_autograd)
+        for tensor in active:
+            site = self.call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(relu)
+
+    def _filtered(self, here: Here, inputs: list[Tensor], out: Tensor) -> Tensor:
+        """Return an output behind the filter that stands there."""
+        filtered: Tensor = here.choice.filter.output(here, out, inputs)
+        if here.choice.filter.by_output_alone:
+            self.call.origins.note(filtered, self.call.origins.of(out))
+        return filtered
 
     def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a function that the table does not hold; it is named where relevance passes it."""
@@ -110,7 +121,7 @@ class RelevanceMode(TorchFunctionMode):
         out = func(*args, **kwargs)
         if not any(call.graph.reach(tensor) for tensor in tensors_in(out)):
             return out  # a query, a comparison, an index: nothing of it carries relevance
-        name = getattr(func, "__name__", str(func))
+        name = _name(func)
         if call.selector is not None:
             call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
         here = Here(call, func, name, "unknown")
@@ -153,17 +164,21 @@ class RelevanceMode(TorchFunctionMode):
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
         operation = operation_of(twin.func)
-        if (
-            operation is not None
-            and operation.name == "relu"
-            and not call.measuring
-            and not call.handles_zeros(active[0])
-        ):
+        if operation is not None and operation.name == "relu" and self._plain_relu(operation, active[0]):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
         new = self.run(twin.func, twin.args, twin.kwargs)
         for target, value in zip(written, tensors_in(new), strict=False):
             self._assign(target, value)
         return written[0] if len(written) == 1 else tuple(written)
+
+    def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
+        """Say whether a ReLU may run in place as it is."""
+        call = self.call
+        if call.selector is None:
+            return not call.measuring
+        choice = call.selector.select(operation.kind, operation.name, *call.place)
+        plain = choice.filter is None and choice.rule.exact_by_autograd
+        return plain and not call.measuring and not call.handles_zeros(x)
 
     def _write_without_twin(
         self,
@@ -176,7 +191,7 @@ class RelevanceMode(TorchFunctionMode):
         """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
         out = func(*args, **kwargs)
         if any(not any(tensor is target for target in written) for tensor in active):
-            name = getattr(func, "__name__", str(func))
+            name = _name(func)
             self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
         self._reached(out)
         return out
@@ -196,8 +211,7 @@ class RelevanceMode(TorchFunctionMode):
     def _own_statistics(self, func: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give a call that updates statistics or weights inside itself this call's copies of them."""
         protected = self.call.protected
-        given = inspect.signature(_UPDATES_STATISTICS[func]).bind(*args, **kwargs).arguments
-        updates = _UPDATES_STATISTICS[func](**given)
+        updates = _UPDATES_STATISTICS[func](*args, **kwargs)
         owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
         if not owned:
             return args, kwargs
@@ -208,6 +222,12 @@ class RelevanceMode(TorchFunctionMode):
         return swapped
 
 
+def _name(func: Function) -> str:
+    """Return the name of a function, or of the property that it gets."""
+    name: str = getattr(func, "__name__", str(func))
+    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
+
+
 def _batch_norm_updates(
     input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: Any = 0.1, eps: float = 1e-5,
@@ -216,7 +236,7 @@ def _batch_norm_updates(
 
 
 def _torch_batch_norm_updates(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any, **more: Any
 ) -> list[Tensor | None]:
     return [running_mean, running_var] if training else []
 

@@ -28,8 +28,8 @@ class Operation:
     Attributes:
         name: as plans and reports show it.
         kind: says which rules serve it. "affine" needs no rule: it is ``A x + b`` or
-            piecewise so, or homogeneous, and autograd's own backward is right. A "view" moves values
-            without changing them.
+            piecewise so, or homogeneous, and autograd's own backward is right. A "view" moves values, or drops
+            some, and loses nothing.
         handler: runs one call of it.
         composite: it is made of other operations, each with a handler of its own.
         deterministic: running it twice gives the same.
@@ -99,7 +99,9 @@ def _fill() -> None:
     _enter("activation", partial(act.gate, act.sigmoid), "sigmoid", "expit", label="sigmoid")
     _enter("activation", partial(act.gate, act.hardsigmoid), "hardsigmoid")
     _enter("activation", act.relu, "relu")
-    _enter("activation", act.piecewise, "leaky_relu", "rrelu", "prelu", "threshold", "abs", "absolute")
+    _enter("affine", act.threshold, "threshold")
+    _enter("affine", sums.extremum, "maximum", "minimum")
+    _enter("activation", act.piecewise, "leaky_relu", "rrelu", "prelu", "abs", "absolute")
     _enter("activation", act.raise_to, "pow", "__pow__", label="pow")
 
     _enter("product", products.multiply, "mul", "multiply", "__mul__", "__rmul__", label="mul")
@@ -125,7 +127,7 @@ def _fill() -> None:
         "masked_fill", "where", "fold",
     )  # fmt: skip
     _enter(
-        "affine", native, "amax", "amin", "max", "min", "maximum", "minimum", "scatter", "scatter_add",
+        "affine", native, "amax", "amin", "max", "min", "scatter", "scatter_add",
         "index_add", "index_copy", "index_fill", "index_put", "masked_scatter", "norm", "vector_norm", "nansum",
         "trace", "diff",
     )  # fmt: skip
@@ -144,13 +146,11 @@ def _fill() -> None:
         "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "positive", "requires_grad_",
         "detach",
     )  # fmt: skip
-    for descriptor in (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH):
-        _TABLE[descriptor.__get__] = Operation("transpose", "view", sums.keep_origin)  # type: ignore[attr-defined]
+    for descriptor in (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.real):
+        _TABLE[descriptor.__get__] = Operation(descriptor.__name__, "view", sums.keep_origin)  # type: ignore[attr-defined]
     _enter("view", sums.keep_sign, "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
-    _enter(
-        "affine", _dropout, "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-        "feature_alpha_dropout", "feature_dropout", deterministic=False,
-    )  # fmt: skip
+    _enter("view", _dropout, "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+    _enter("affine", native, "alpha_dropout", "feature_alpha_dropout", deterministic=False)
     _enter(
         "composite",
         native,

@@ -39,7 +39,8 @@ def max_pool(dimensions: int) -> Callable[..., Any]:
         def average(x: Tensor) -> Tensor:
             return AVERAGES[dimensions](x, kernel_size, stride or kernel_size, padding, ceil_mode, False)
 
-        out = here.func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        more = (True,) if return_indices else ()  # torch.max_pool2d does not know the question
+        out = here.func(input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode, *more)
         plain = (
             dilation == 1
             or tuple(dilation if isinstance(dilation, (tuple, list)) else (dilation,)) == (1,) * dimensions
@@ -53,7 +54,7 @@ def adaptive_max_pool(dimensions: int) -> Callable[..., Any]:
     """Return the handler of adaptive max pooling in so many dimensions."""
 
     def handler(here: Here, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-        out = here.func(input, output_size, return_indices)
+        out = here.func(input, output_size, *((True,) if return_indices else ()))
         return _pooled(here, input, out, lambda x: ADAPTIVE[dimensions](x, output_size))
 
     return handler
@@ -64,7 +65,11 @@ def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Ten
     value = out[0] if isinstance(out, tuple) else out
     nonnegative = call.origins.of(input).nonnegative
     if call.selector is not None:
-        value = here.rule.pooled(call, input, value, average)
+        surrogate: Tensor = here.rule.pooled(call, input, value, average)
+        if surrogate is not value:
+            lost = (value - surrogate).detach()
+            here.declared = lambda c, out: {"stabilizer": c * lost}
+            value = call.switch(value, surrogate)
     call.origins.note(value, Origin(nonnegative=nonnegative))
     return (value, *out[1:]) if isinstance(out, tuple) else value
 

@@ -110,8 +110,10 @@ class Graph:
         self._state = {}
 
 
-def nodes_before_last(outputs: Iterable[Tensor]) -> set[Any]:
-    """Return the nodes from which some path to an output passes a linear map: none of them is the last.
+def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:
+    """Return the nodes that reach an output, and those of them from which some path there passes a linear map.
+
+    A linear map that is among the first but not among the second is the last.
 
     Consumers come before what they consume, so one pass over the graph in topological order decides.
     """
@@ -133,4 +135,4 @@ def nodes_before_last(outputs: Iterable[Tensor]) -> set[Any]:
     for node in reversed(order):
         if node in before or getattr(node, "passes_linear", False):
             before.update(parent for parent, _ in node.next_functions if parent is not None)
-    return before
+    return visited, before

@@ -22,7 +22,7 @@ class Record:
         covered: False where no rule is known for the operation.
         inputs, output: shapes.
         notes: what else is worth knowing ("folded", "not folded", "a >= 0", ...).
-        out, into: relevance that arrived at the output and was sent to the inputs, one entry a sample.
+        out, into: relevance that arrived at the output and was sent to the inputs, summed over the batch.
         absorbed: by name, the shares that rules declare as gone.
     """
 
@@ -42,30 +42,18 @@ class Record:
 
     def receive(self, relevance: Tensor) -> None:
         """Add relevance that arrived at the output."""
-        self.out = added(self.out, relevance)
+        self.out = relevance if self.out is None else self.out + relevance
 
     def send(self, relevance: Tensor) -> None:
         """Add relevance that was sent to an input."""
-        self.into = added(self.into, relevance)
+        self.into = relevance if self.into is None else self.into + relevance
 
     def absorb(self, shares: Mapping[str, Tensor]) -> None:
         """Add shares that were declared as gone."""
         for name, share in shares.items():
-            self.absorbed[name] = added(self.absorbed.get(name), share)
+            self.absorbed[name] = self.absorbed.get(name, 0.0) + share
 
 
-def per_sample(relevance: Tensor, samples: int) -> Tensor:
-    """Sum relevance over everything but the batch: ``[samples]``, or ``[1]`` where dimension 0 is no batch."""
-    relevance = relevance.double()
-    if relevance.dim() > 0 and relevance.shape[0] == samples:
-        return relevance.flatten(1).sum(1) if relevance.dim() > 1 else relevance
-    return relevance.sum().reshape(1)
-
-
-def added(total: Tensor | None, share: Tensor) -> Tensor:
-    """Add two sums; where only one of them is known per sample, the result is over the batch."""
-    if total is None:
-        return share
-    if total.shape != share.shape:
-        return total.sum().reshape(1) + share.sum().reshape(1)
-    return total + share
+def total(relevance: Tensor) -> Tensor:
+    """Sum relevance over everything, in double precision."""
+    return relevance.double().sum()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from relprop.errors import InputError
-from relprop.propagation.call import Call, Tokens
+from relprop.errors import InputError, RelpropError
+from relprop.propagation.call import Call, Root, Tokens
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode
 from relprop.propagation.provenance import nodes_before_last
-from relprop.propagation.record import Record, per_sample
+from relprop.propagation.record import Record, total
 from relprop.propagation.storage import Saved, tensors_in
 
 ChannelMask = Callable[[Tensor], Tensor]
@@ -41,16 +41,14 @@ class Forward:
     Attributes:
         call: its state.
         output: what the model returned.
-        roots: for every input, the edges at which its coefficients arrive.
-        values: for every edge of every input, the value that the coefficient belongs to.
+        starts: for every input, where its coefficients arrive.
         selected: what is explained, for every target.
         passages: by module name, the outputs that were asked for, in call order.
     """
 
     call: Call
     output: Any = None
-    roots: list[list[GradientEdge]] = field(default_factory=list)
-    values: list[list[Tensor]] = field(default_factory=list)
+    starts: list[Root | Tokens] = field(default_factory=list)
     selected: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
 
@@ -63,8 +61,8 @@ class Forward:
         """
         call, output = self.call, self.selected[target]
         if call.selector is not None and call.selector.last is not None:
-            call.before_last = nodes_before_last([output])
-        inputs = [edge for edges in self.roots for edge in edges]
+            _, call.before_last = nodes_before_last([output])
+        inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         found = torch.autograd.grad(
             output,
@@ -75,7 +73,7 @@ class Forward:
             allow_unused=True,
         )
         left: Iterator[Tensor | None] = iter(found)
-        roots = [[(value, next(left)) for value in values] for values in self.values]
+        roots = [[(root.value, next(left)) for root in roots_of(start)] for start in self.starts]
         passages = {
             name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]
             for name, observed in self.passages.items()
@@ -104,44 +102,61 @@ def forward(
     """
     passed = Forward(call)
     condition = dict(condition or {})
-    given, starts = _starts(call, inputs)
-    call.samples = inputs[0].shape[0] if inputs[0].dim() else 1
+    given = [_given(passed, value) for value in inputs]
 
     def observe(name: str, output: Any) -> None:
+        called.add(name)
         if name in condition:
             _condition(call, name, output, condition[name])
         if name in layers:
             _observe(passed, name, output)
 
+    called: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe))
         stack.enter_context(RelevanceMode(call))
-        passed.output = call.model(*given, *args, **(kwargs or {}))
+        try:
+            passed.output = call.model(*given, *args, **(kwargs or {}))
+        except RelpropError:
+            raise
+        except Exception as error:
+            _check_tokens(passed, error)
+            raise
         passed.selected = [target(passed.output) for target in targets]
-    for start in starts:
-        tensors = start.roots if isinstance(start, Tokens) else [start]
-        passed.roots.append([get_gradient_edge(tensor) for tensor in tensors])
-    for value, start in zip(inputs, starts, strict=True):
-        passed.values.append([root.detach() for root in start.roots] if isinstance(start, Tokens) else [value])
+    _check_tokens(passed, None)
+    for name in condition:
+        if name not in called:
+            raise InputError(f"Module {name!r} was not called in this forward pass, so no relevance passes it.")
     return passed
 
 
-def _starts(call: Call, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | Tokens]]:
-    """Return what the model is given, and where activity starts."""
-    given: list[Tensor] = []
-    starts: list[Tensor | Tokens] = []
-    for value in inputs:
-        if value.is_floating_point():
-            root = call.root(value, call.create_graph and value.requires_grad)
-            given.append(root)
-            starts.append(root)
-        else:
-            ids = value.clone()
-            tokens = Tokens([ids])
-            call.tokens.append(tokens)
-            given.append(ids)
-            starts.append(tokens)
-    return given, starts
+def roots_of(start: Root | Tokens) -> list[Root]:
+    """Return where activity starts for one input: there, or at the embeddings that consume it."""
+    return start.roots if isinstance(start, Tokens) else [start]
+
+
+def _given(passed: Forward, value: Tensor) -> Tensor:
+    """Return what the model is given for an input, and note where its coefficient arrives."""
+    call = passed.call
+    if value.is_floating_point():
+        root = call.root(value, call.create_graph and value.requires_grad)
+        passed.starts.append(Root(get_gradient_edge(root), value))
+        return root
+    tokens = Tokens([value.clone()])
+    call.tokens.append(tokens)
+    passed.starts.append(tokens)
+    return tokens.names[0]
+
+
+def _check_tokens(passed: Forward, error: Exception | None) -> None:
+    """Raise where integers were given and no embedding took them."""
+    for position, start in enumerate(passed.starts):
+        if isinstance(start, Tokens) and not start.roots:
+            name = f"Input {position}" if len(passed.starts) > 1 else "The input"
+            raise InputError(
+                f"{name} holds integers, and no embedding of the model consumed them as they are. "
+                "Give floating point numbers, or the embedded tokens."
+            ) from error
 
 
 def _observe(passed: Forward, name: str, output: Any) -> None:
@@ -175,8 +190,8 @@ def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
             if not call.explaining:
                 return c
             if record is not None and value is not None:
-                out = per_sample(call.relevance(value.tensor.double(), c.double()), call.samples)
-                into = per_sample(call.relevance(value.tensor.double(), (c * factor).double()), call.samples)
+                out = total(call.relevance(value.tensor.double(), c.double()))
+                into = total(call.relevance(value.tensor.double(), (c * factor).double()))
                 record.receive(out)
                 record.send(into)
                 record.absorb({"condition": out - into})

@@ -12,7 +12,7 @@ from relprop.errors import RuleError
 from relprop.propagation.call import Call, Choice
 from relprop.propagation.layer import Affine, LinearMap
 from relprop.propagation.numerics import safe
-from relprop.propagation.record import Record, per_sample
+from relprop.propagation.record import Record, total
 
 Watcher = Callable[[Tensor], None]
 
@@ -88,7 +88,7 @@ class Site:
         if self.record is not None and call.measuring:
             with torch.no_grad():
                 shares = rule.absorbed(layer, a, z, c)
-            self.record.absorb({name: per_sample(share, call.samples) for name, share in shares.items()})
+            self.record.absorb({name: total(share) for name, share in shares.items()})
         found: Tensor = rule.coefficient(layer, a, z, c)
         return found
 
@@ -100,10 +100,12 @@ class Site:
             return last.rule
         return self.choice.rule
 
-    def record_last(self) -> None:
+    def record_last(self, reached: set[Any]) -> None:
         """Show in the row of this call that the rule for the last layer stands here, once the graph is complete."""
-        if self.record is not None and self.node is not None:
-            self.record.rule = repr(self.rule_at(self.node))
+        if self.record is not None and self.node in reached:
+            rule = self.rule_at(self.node)
+            if rule is not self.choice.rule:
+                self.record.rule, self.record.default = repr(rule), False
 
     def effective_bias(self) -> Tensor | None:
         """Return the bias of the map, with its batch norm; None where a batch norm took the call over."""

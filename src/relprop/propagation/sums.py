@@ -97,6 +97,18 @@ def mixed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
     return out
 
 
+def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
+    """``maximum`` and ``minimum``: the winner takes all; a constant that wins absorbs like a bias."""
+    here.by_autograd()
+    out: Tensor = here.func(input, other)
+    if here.active(input) and here.active(other):
+        return out
+    x, constant = (input, other) if here.active(input) else (other, input)
+    won = torch.where(x == constant, 0.5, (x != out).to(out.dtype)).detach()
+    here.declared = lambda c, value: {"bias": c * value * won}
+    return out
+
+
 def keep_sign(here: Here, *args: Any, **kwargs: Any) -> Any:
     """Pooling, upsampling and concatenation: what is non-negative stays so."""
     call = here.call

@@ -35,6 +35,9 @@ _OPERATORS = {"__setitem__"} | {
 }
 
 
+_RESHAPES = {"unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", "as_strided_"}
+
+
 @dataclass(frozen=True)
 class Twin:
     """A call that computes what a writing call would write."""
@@ -64,7 +67,7 @@ def twin_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if func is torch.Tensor.copy_:
         return Twin(copied, args[:2], {})
     if _writes_first(func):
-        pure = _pure(func)
+        pure = None if func.__name__ in _RESHAPES else _pure(func)
         return None if pure is None else Twin(pure, args, kwargs)
     position = _inplace_position(func)
     assert position is not None  # nothing else writes

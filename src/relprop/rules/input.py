@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class ZBox(LinearRule):
 
     def __post_init__(self) -> None:
         check_nonnegative(self, stabilizer=self.stabilizer)
-        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        low, high = (_number_or_tensor(name, bound) for name, bound in (("low", self.low), ("high", self.high)))
         try:
             ordered = bool((low.to(high.device) <= high).all())
         except RuntimeError:
@@ -180,3 +181,10 @@ class Flat(_ByWeight):
     def weight(self, w: Tensor) -> Tensor:
         """Return 1 for every weight."""
         return torch.ones_like(w)
+
+
+def _number_or_tensor(name: str, bound: Any) -> Tensor:
+    try:
+        return torch.as_tensor(bound)
+    except (TypeError, ValueError, RuntimeError):
+        raise RuleError(f"ZBox: {name} must be a number or a tensor, got {bound!r}.") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +40,10 @@ def bias_part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) 
     return None if bias is None or how == "ignore" else part(bias)
 
 
-def check_nonnegative(rule: object, **numbers: float) -> None:
+def check_nonnegative(rule: object, **numbers: Any) -> None:
     """Raise where a parameter of a rule is negative or NaN."""
     for name, number in numbers.items():
-        if not number >= 0:
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not number >= 0:
             raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")
 
 
@@ -115,10 +116,10 @@ class Epsilon(LinearRule):
         check_bias(self, self.bias)
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return layer.transpose(quotient(z * c, self._sum(layer, z), self._stabilizer(z)))
+        return layer.transpose(quotient(z * c, self._sum(layer, z), self._stabilizer(layer, z)))
 
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        total, epsilon = self._sum(layer, z), self._stabilizer(z)
+        total, epsilon = self._sum(layer, z), self._stabilizer(layer, z)
         c_in = quotient(z * c, total, epsilon)
         if self.bias == "ignore":
             return {"stabilizer": z * c - c_in * total}
@@ -127,11 +128,11 @@ class Epsilon(LinearRule):
     def _sum(self, layer: LinearMap, z: Tensor) -> Tensor:
         return z if self.bias == "absorb" or layer.bias is None else z - layer.shift(z)
 
-    def _stabilizer(self, z: Tensor) -> float | Tensor:
+    def _stabilizer(self, layer: LinearMap, z: Tensor) -> float | Tensor:
         if not self.relative:
             return self.epsilon
         wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        return self.epsilon * wide.square().mean(dim=tuple(range(1, z.dim())), keepdim=True).sqrt()
+        return self.epsilon * wide.square().mean(dim=layer.sample_dims(z), keepdim=True).sqrt()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class AveragePool(PoolingRule):
         if average is None:
             raise RuleError("AveragePool: dilated max pooling has no average pooling of the same windows.")
         mean = average(a)
-        return flow.switch(out, mean * flow.constant(quotient(flow.safe(out), mean, self.stabilizer)))
+        return mean * flow.constant(quotient(flow.safe(out), mean, self.stabilizer))
 
 
 @dataclass(frozen=True)

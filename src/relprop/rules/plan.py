@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from relprop.inputs import as_args, as_inputs, as_model, grad_mode
+from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode
 from relprop.propagation.call import Call
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record
@@ -117,17 +117,17 @@ def make_plan(
     With a target, ``last`` is resolved and shown.
     """
     given = as_inputs(inputs)
-    selection = rules.bind(as_model(model))
+    selection = rules.bind(model)
     call = Call(model, selection, recording=True)
     try:
         targets = [] if target is None else [lambda output: select(output, target, given[0].shape[0])]
         with grad_mode():
-            passed = forward(call, given, as_args(additional_forward_args), forward_kwargs, targets)
+            passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
         selection.verify()
         if passed.selected:
-            call.before_last = nodes_before_last(passed.selected)
+            reached, call.before_last = nodes_before_last(passed.selected)
             for site in call.sites:
-                site.record_last()
+                site.record_last(reached)
         return Plan(tuple(_row(record) for record in call.records))
     finally:
         call.close()

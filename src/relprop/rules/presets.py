@@ -20,7 +20,7 @@ from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Zero
 from relprop.rules.nonlinear import CPLRP
 from relprop.rules.registry import Rules
-from relprop.rules.rule import Rule
+from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
 
@@ -120,6 +120,8 @@ def as_rules(rules: Any) -> Rules:
         return rules
     if isinstance(rules, str):
         return preset(rules)
-    if isinstance(rules, Rule):
+    if isinstance(rules, LinearRule):
         return everywhere(rules)
+    if isinstance(rules, Rule):
+        raise RuleError(f"One rule for every linear layer must be a LinearRule; set {rules!r} by Rules().set(...).")
     raise RuleError(f"rules must be a preset's name, a Rules or one rule, got {rules!r}.")

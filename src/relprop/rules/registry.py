@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from torch import Tensor, nn
 
 from relprop.errors import RuleError, near
+from relprop.inputs import as_model
 from relprop.propagation.call import Choice
 from relprop.propagation.operations import operation_of
 from relprop.rules.input import Flat, WSquare, ZBox
@@ -191,12 +192,12 @@ class Selection:
         self._served: set[int] = set()
         self._refused: dict[int, Place] = {}
         self._known: dict[Any, Choice] = {}
-        zeros = [entry.selector for entry in rules.entries if entry.rule.reaches_zeros]
+        zeros = [entry.selector for entry in rules.entries if _reaches_zeros(entry)]
         only_first = all(isinstance(selector, First) for selector in zeros)
         self.reaches_zeros = "nowhere" if not zeros else "first" if only_first else "everywhere"
         lasts = [index for index, entry in enumerate(rules.entries) if isinstance(entry.selector, Last)]
         self.last = Choice(rules.entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
-        self._modules = dict(model.named_modules())
+        self._modules = dict(as_model(model).named_modules())
         self._check_names()
 
     def select(
@@ -215,21 +216,22 @@ class Selection:
         return self._known[key]
 
     def _search(self, place: Place) -> Choice:
+        chosen: Choice | None = None
         found: FilterRule | None = None
-        for index in range(len(self._entries) - 1, -1, -1):
+        for index in range(len(self._entries) - 1, -1, -1):  # the last entry that matches wins
             entry = self._entries[index]
             if isinstance(entry.selector, Last) or not entry.selector.matches(place):
                 continue
             rule = entry.rule
             if place.kind in rule.serves:
                 self._served.add(index)
-                return Choice(rule, index, False, found)
-            if isinstance(rule, FilterRule) and rule.filters(place.kind):
+                chosen = chosen or Choice(rule, index, False, found)
+            elif isinstance(rule, FilterRule) and rule.filters(place.kind):
                 self._served.add(index)
-                found = found or rule
-            else:
-                self._refused.setdefault(index, place)
-        return Choice(DEFAULTS.get(place.kind), -1, True, found)
+                found = found if chosen else found or rule
+            elif index not in self._refused or self._refused[index].kind == "view":
+                self._refused[index] = place
+        return chosen or Choice(DEFAULTS.get(place.kind), -1, True, found)
 
     def _check_names(self) -> None:
         for entry in self._entries:
@@ -247,7 +249,7 @@ class Selection:
             if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
                 continue
             place = self._refused.get(index)
-            if place is not None and place.kind != "view":
+            if place is not None:
                 raise RuleError(
                     f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
                     f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
@@ -265,6 +267,12 @@ class Selection:
                 f"{selector.pattern!r} matches modules in which nothing runs but their parts. "
                 f"For the parts write {inside!r}."
             )
+
+
+def _reaches_zeros(entry: Entry) -> bool:
+    """Say whether an entry may give relevance to activations of zero."""
+    identity = isinstance(entry.rule, Pass) and not entry.selector.means_activations()
+    return entry.rule.reaches_zeros or identity
 
 
 def as_rule(rule: RuleLike, kind: type[Rule] = Rule) -> Rule:
@@ -294,7 +302,7 @@ def _selector(selector: Any) -> Selector:
         return ByType(types)
     operation = operation_of(selector) if callable(selector) else None
     if operation is not None:
-        return ByOperation(operation.name)
+        return ByOperation(operation.name, operation.kind)
     if callable(selector) and not isinstance(selector, (type, nn.Module)):
         if (getattr(selector, "__module__", None) or "torch").split(".")[0] == "torch":
             raise RuleError(f"{selector!r} is no operation relprop knows.")

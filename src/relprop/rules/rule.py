@@ -22,16 +22,13 @@ Bias = Literal["absorb", "ignore"]
 
 
 class Flow(Protocol):
-    """What a rule explains with: constants, shares and substitutes."""
+    """What a rule explains with: constants and shares."""
 
     def constant(self, x: Tensor) -> Tensor:
         """Return ``x`` as a constant: no relevance passes."""
 
     def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return ``x``; the relevance that passes is multiplied by ``factor``."""
-
-    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
-        """Return the value of ``native``, explained as if it had been ``surrogate``."""
 
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""
@@ -75,10 +72,12 @@ class ActivationRule(Rule, ABC):
     """A rule for elementwise functions."""
 
     serves = frozenset({"activation"})
+    exact_by_autograd: ClassVar[bool] = False
+    """On functions that are linear on each side of zero, autograd's own backward is this rule."""
 
     @abstractmethod
     def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:
-        """Return ``out = f(z)`` as it is to be explained; ``quotient`` is ``(f(z) - f(0)) / z``."""
+        """Return what ``out = f(z)`` is explained as; ``quotient`` is ``(f(z) - f(0)) / z``."""
 
 
 class PoolingRule(Rule, ABC):
@@ -88,7 +87,10 @@ class PoolingRule(Rule, ABC):
 
     @abstractmethod
     def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Return the maximum ``out`` as it is to be explained; ``average`` pools the same windows by their mean."""
+        """Return what the maximum ``out`` is explained as; ``average`` pools the same windows by their mean.
+
+        What it differs from ``out`` by is declared as taken by the stabilizer.
+        """
 
 
 class ProductRule(Rule, ABC):
@@ -132,6 +134,9 @@ class FilterRule(Rule, ABC):
     @abstractmethod
     def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Return the output as it is to be explained."""
+
+    by_output_alone: ClassVar[bool] = True
+    """It looks at the output only, so that it also stands behind a batch norm that is folded into the operation."""
 
     def filters(self, kind: str) -> bool:
         """Say whether it acts on the output of operations of this kind."""

@@ -36,12 +36,20 @@ class Selector(ABC):
     def matches(self, place: Place) -> bool:
         """Say whether the entry applies to a call."""
 
+    def means_activations(self) -> bool:
+        """Say whether it can be seen beforehand that only elementwise functions match."""
+        return False
+
 
 @dataclass(frozen=True)
 class ByType(Selector):
     """Calls in modules of a type, and linear calls that are such a layer in all but name."""
 
     types: tuple[type[nn.Module], ...]
+
+    def means_activations(self) -> bool:
+        others = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.MultiheadAttention)
+        return all(item.__module__ == nn.ReLU.__module__ and not issubclass(item, others) for item in self.types)
 
     def matches(self, place: Place) -> bool:
         if isinstance(place.module, self.types):
@@ -87,6 +95,10 @@ class ByOperation(Selector):
     """Calls of an operation, whatever it is called by."""
 
     operation: str
+    kind: str
+
+    def means_activations(self) -> bool:
+        return self.kind == "activation"
 
     def matches(self, place: Place) -> bool:
         return place.operation == self.operation

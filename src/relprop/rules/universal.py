@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
+from relprop.propagation.numerics import safe
 from relprop.rules.rule import ActivationRule, FilterRule, Flow
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ class Pass(ActivationRule, FilterRule):
     Source: Bach et al. 2015, section on nonlinear units; Ali et al. 2022 (arXiv:2202.07304).
     """
 
+    by_output_alone = False
+    exact_by_autograd = True
+
     def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:
-        return flow.switch(out, z * flow.constant(quotient))
+        return z * flow.constant(quotient)
 
     def filters(self, kind: str) -> bool:
         return kind != "activation"
@@ -44,7 +48,8 @@ class Pass(ActivationRule, FilterRule):
             )
         (a,) = inputs
         here.absorbs_nothing()
-        ratio = torch.where(a == 0, 1.0, here.call.safe(out) / torch.where(a == 0, 1.0, a))
+        zeros = here.call.handles_zeros(a)
+        ratio = safe(out) / safe(a) if zeros else torch.where(a == 0, 1.0, out / torch.where(a == 0, 1.0, a))
         return here.call.switch(out, a * here.call.constant(ratio))
 
 
