@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -167,7 +168,9 @@ def memory_of(name: str, batch: int, label: str, options: argparse.Namespace) ->
     command = [sys.executable, str(Path(__file__).resolve()), "--only-memory", "--models", name]
     command += ["--batch", str(batch), "--methods", label, "--size", str(options.size)]
     command += ["--threads", str(options.threads), "--device", options.device, "--dtype", options.dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # glibc then hands freed blocks back at once: else the peak depends on what the warm-up left behind.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         return None

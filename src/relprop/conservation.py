@@ -177,7 +177,11 @@ def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) ->
         output: the explained output, ``[N]``.
         relevance: the sum of the relevance of every sample, ``[N]``.
     """
-    entries = tuple(_account(record) for record in records if record.out is not None or record.into is not None)
+    entries = tuple(
+        _account(record)
+        for record in records
+        if record.out is not None or record.into is not None or not record.covered
+    )
     delta = output.double() - relevance.double()
     leaked = sum(entry.leak for entry in entries)
     return ConservationReport(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from relprop import LRP, Rules
+from relprop import LRP, RuleError, Rules
 from relprop.rules import Flat, Gamma
 from tests import zoo
-from tests.attribution.models import close, images, mlp, residual, settle, vectors
+from tests.attribution.checks import refuses
+from tests.attribution.models import Wrapped, close, images, mlp, residual, settle, vectors
 
 PRESETS = ["lrp0", "epsilon", "epsilon_gamma", "epsilon_plus", "alpha2_beta1", "zplus", "flat", "epsilon_plus_flat"]
 
@@ -94,9 +93,9 @@ def test_a_loss_on_the_relevance() -> None:
 def test_an_error_inside_leaves_nothing() -> None:
     model = residual()
     before = zoo.fingerprint(model)
-    with pytest.raises(ZeroDivisionError), Rules().set("stem", Gamma()).attach(model):
-        model(images().requires_grad_())
-        raise ZeroDivisionError
+    broken = Wrapped(model, lambda out: out / [])
+    with pytest.raises(TypeError, match="list"), Rules().set("model.stem", Gamma()).attach(broken):
+        broken(images().requires_grad_())
     assert zoo.fingerprint(model) == before
     assert not _get_current_function_mode_stack()
 
@@ -112,12 +111,8 @@ def test_what_runs_outside_is_not_explained() -> None:
     close(plain, expected)
 
 
-def test_last_is_refused_or_served() -> None:
-    # The target is not known in a graph that is not finished: the rule is for the last layers, or an error says so.
-    model, x = mlp(), vectors().requires_grad_()
-    rules = Rules.preset("epsilon").last(Flat())
-    with rules.attach(model) as attached:
-        out: Any = model(x)
-    (c,) = torch.autograd.grad(out[:, 1].sum(), x)
-    attached.finish()
-    close((x * c).detach(), LRP(model, rules).attribute(x.detach(), 1))
+def test_last_is_refused() -> None:
+    # The target is not known while the graph is built; unresolved, every layer would pass for the last.
+    model = mlp()
+    with refuses(model, RuleError, ValueError, "last", "attach"), Rules.preset("epsilon").last(Flat()).attach(model):
+        model(vectors().requires_grad_())

@@ -200,15 +200,18 @@ def test_hooks_of_the_user_are_part_of_the_model(name: str) -> None:
 
 def test_hooks_of_the_user_belong_to_their_module() -> None:
     """What a hook computes is selected by the name of the module it hangs on."""
-    model, extra = three_layers(), random(4, 4, seed=3).requires_grad_()
+    model: Any = three_layers()
+    extra = random(4, 4, seed=3).requires_grad_()
     model[2].register_forward_hook(lambda module, args, out: out @ extra)
-    model[2].register_forward_pre_hook(lambda module, args: (F.linear(args[0], extra[[0, 1, 2, 3, 0]][:, [0, 1, 2, 3, 1]]),))
+    model[2].register_forward_pre_hook(
+        lambda module, args: (F.linear(args[0], extra[[0, 1, 2, 3, 0]][:, [0, 1, 2, 3, 1]]),)
+    )
     rules = Rules().set("[04]", Zero()).set("2", Epsilon(0.1))
     x, zero = random(3, 4), explicit.zero
     leaf = x.clone().requires_grad_()
     h = zero(F.linear, leaf, model[0].weight, model[0].bias).relu()
     h = strong_epsilon(F.linear, h, extra[[0, 1, 2, 3, 0]][:, [0, 1, 2, 3, 1]].detach(), None)
-    h = strong_epsilon(F.linear, h, model[2].weight, model[2].bias)  # type: ignore[arg-type]
+    h = strong_epsilon(F.linear, h, model[2].weight, model[2].bias)
     h = strong_epsilon(F.linear, h, extra.detach().t(), None).relu()
     out = zero(F.linear, h, model[4].weight, model[4].bias)
     (c,) = torch.autograd.grad(weigh(out).sum(), leaf)
@@ -220,12 +223,13 @@ def test_a_convolution_that_applies_relu_itself() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return F.relu(super().forward(input), inplace=True)
 
-    model = settle(nn.Sequential(Rectified(2, 3, 3), Rectified(3, 3, 2, padding=1), nn.Flatten(), nn.Linear(48, 3)))
-    first, second, _, head = model  # type: ignore[misc]
+    model: Any = settle(
+        nn.Sequential(Rectified(2, 3, 3), Rectified(3, 3, 2, padding=1), nn.Flatten(), nn.Linear(48, 3))
+    )
 
     def reference(share: Share, x: Tensor) -> Tensor:
-        h = conv(share, second, conv(share, first, x).relu()).relu()
-        return dense(share, head, h.flatten(1))
+        h = conv(share, model[1], conv(share, model[0], x).relu()).relu()
+        return dense(share, model[3], h.flatten(1))
 
     check(model, reference, random(2, 2, 5, 5))
 
@@ -275,7 +279,7 @@ def test_an_input_that_is_returned_and_one_that_is_an_argument_too() -> None:
             settle(self)
 
         def forward(self, x: Tensor, constant: Tensor, scale: float = 1.0) -> Tensor:
-            return x + scale * self.layer(x) * constant
+            return x + scale * self.layer(x) * constant  # type: ignore[no-any-return]
 
     model, x = Skip(), random(3, 4)
     for name, (rule, _) in RULES.items():
@@ -331,7 +335,9 @@ def test_two_forwards_before_a_backward(name: str) -> None:
     assert_close(true, expected)
 
 
-@pytest.mark.parametrize("rule", [Zero(), Gamma(), Flat(), WSquare(), ZBox(-3.0, 3.0)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule", [Zero(), Gamma(), Flat(), WSquare(), ZBox(-3.0, 3.0)], ids=lambda rule: type(rule).__name__
+)
 @pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
 def test_the_mode_of_the_caller_does_not_matter(rule: Any, switch: Any) -> None:
     model, x = three_layers(), random(3, 4)
@@ -370,7 +376,7 @@ def test_a_model_that_turns_gradients_off_for_a_part() -> None:
 
     def reference(share: Share, x: Tensor) -> Tensor:
         scale = model.other(x.detach()).relu().detach() + 1
-        return dense(share, model.layer, x) * scale + model.layer(x.detach()).detach()
+        return dense(share, model.layer, x) * scale + model.layer(x.detach()).detach()  # type: ignore[no-any-return]
 
     for name in ("lrp0", "gamma"):
         found = LRP(model, RULES[name][0]).attribute(random(3, 4), weigh)

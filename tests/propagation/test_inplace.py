@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,32 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relprop import LRP, Rules
+from relprop.rules import Flat, WSquare, ZBox
 from tests.attribution.models import settle
-from tests.propagation.unrolled import Share, check, check_between, conv, dense, passing, random
+from tests.propagation.unrolled import (
+    Bodies,
+    Share,
+    assert_close,
+    check,
+    check_between,
+    conv,
+    dense,
+    passing,
+    random,
+    weigh,
+)
 
-Body = Callable[[Tensor, Tensor], Tensor]
-Case = tuple[Body, Body]
-
-CASES: dict[str, Case] = {}
-
-
-def case(pure: Body) -> Callable[[Body], Body]:
-    """Enter a body that writes, beside the one that does not."""
-
-    def enter(body: Body) -> Body:
-        CASES[body.__name__] = body, pure
-        return body
-
-    return enter
-
-
-def kept(h: Tensor, factor: Tensor | list[float]) -> Tensor:
-    """Every column by its own number."""
-    return h * torch.as_tensor(factor, dtype=h.dtype)
-
-
-def columns(*parts: Tensor) -> Tensor:
-    return torch.stack(parts, 1)
+CASES = Bodies()
+case = CASES.beside
 
 
 # ReLU ------------------------------------------------------------------------------------------
@@ -209,6 +200,46 @@ def multiply_by_itself(h: Tensor, x: Tensor) -> Tensor:
     return h
 
 
+@case(lambda h, x: 0.5 * h * x[:, :1].detach() + 0.5 * h.detach() * x[:, :1])
+def multiply_by_the_input(h: Tensor, x: Tensor) -> Tensor:
+    h.mul_(x[:, :1])
+    return h
+
+
+@case(lambda h, x: h * torch.sigmoid(x[:, :1]).detach())
+def multiply_by_a_gate(h: Tensor, x: Tensor) -> Tensor:
+    h *= torch.sigmoid(x[:, :1])
+    return h
+
+
+@case(lambda h, x: h / h.norm(dim=1, keepdim=True).detach())
+def divide_by_the_norm(h: Tensor, x: Tensor) -> Tensor:
+    h /= h.norm(dim=1, keepdim=True)
+    return h
+
+
+@case(lambda h, x: passing(torch.square, h, 0.0))
+def square(h: Tensor, x: Tensor) -> Tensor:
+    h **= 2
+    return h
+
+
+@case(lambda h, x: h.cumsum(1) - h.mean(1, keepdim=True))
+def running_sums(h: Tensor, x: Tensor) -> Tensor:
+    mean = h.mean(1, keepdim=True)
+    h.cumsum_(1)
+    h -= mean
+    return h
+
+
+@case(lambda h, x: h.detach() * 0 + 3 * F.pad(x, (1, 1)))
+def cut_off(h: Tensor, x: Tensor) -> Tensor:
+    h.detach_()
+    h.zero_()
+    h.add_(F.pad(x, (1, 1)), alpha=3)
+    return h
+
+
 @case(lambda h, x: h * random(3, 6, seed=5) + 2 * h.relu())
 def write_over_what_was_saved(h: Tensor, x: Tensor) -> Tensor:
     factor = random(3, 6, seed=5)
@@ -219,189 +250,9 @@ def write_over_what_was_saved(h: Tensor, x: Tensor) -> Tensor:
     return product + h
 
 
-# Assignments -----------------------------------------------------------------------------------
-
-
-@case(lambda h, x: torch.cat([x[:, :1], h[:, 1:]], 1))
-def assign_a_column(h: Tensor, x: Tensor) -> Tensor:
-    h[:, 0] = x[:, 0]
-    return h
-
-
-@case(lambda h, x: torch.cat([torch.full_like(h[:, :1], 1.5), h[:, 1:]], 1))
-def assign_a_number(h: Tensor, x: Tensor) -> Tensor:
-    h[:, 0] = 1.5
-    return h
-
-
-@case(lambda h, x: torch.cat([h[:, 3:5], h[:, 2:]], 1))
-def assign_a_slice_of_itself(h: Tensor, x: Tensor) -> Tensor:
-    h[:, :2] = h[:, 3:5]
-    return h
-
-
-@case(lambda h, x: torch.where(h < 0, 0.1, h))
-def assign_by_a_mask(h: Tensor, x: Tensor) -> Tensor:
-    h[h < 0] = 0.1
-    return h
-
-
-@case(lambda h, x: torch.cat([x, 2 * h[:, :2]], 1))
-def fill_an_empty_tensor(h: Tensor, x: Tensor) -> Tensor:
-    out = torch.empty(3, 6, dtype=h.dtype)
-    out[:, :4] = x
-    out[..., 4:] = h[:, :2] * 2
-    return out
-
-
-@case(lambda h, x: kept(h, [2, 2, 1, 1, 1, 1]))
-def scale_a_slice(h: Tensor, x: Tensor) -> Tensor:
-    h[:, :2] *= 2
-    return h
-
-
-@case(lambda h, x: torch.cat([h[:, :2].relu(), h[:, 2:]], 1))
-def relu_on_a_slice(h: Tensor, x: Tensor) -> Tensor:
-    F.relu(h[:, :2], inplace=True)
-    return h
-
-
-@case(lambda h, x: columns(x[:, 0], x[:, 3], 2 * h[:, 0], h[:, 1], h[:, 1], h[:, 2]))
-def copy_into(h: Tensor, x: Tensor) -> Tensor:
-    out = h.new_empty(3, 6)
-    out[:, :2].copy_(x[:, [0, 3]])
-    out[:, 2:4].copy_(h[:, :2] * torch.tensor([2.0, 1.0]))
-    out.narrow(1, 4, 2).copy_(h[:, 1:3])
-    return out
-
-
-@case(lambda h, x: x.new_zeros(3, 6) + 3 * h.flip(1))
-def write_after_zero(h: Tensor, x: Tensor) -> Tensor:
-    flipped = h.flip(1)
-    h.zero_()
-    h.add_(flipped, alpha=3)
-    return h
-
-
-@case(lambda h, x: torch.where(h.detach() > 1, -1.0, h))
-def masked_fill(h: Tensor, x: Tensor) -> Tensor:
-    h.masked_fill_(h > 1, -1.0)
-    return h
-
-
-@case(lambda h, x: h + F.pad(columns(x[:, 1], x[:, 0]), (2, 2)))
-def index_add(h: Tensor, x: Tensor) -> Tensor:
-    h.index_add_(1, torch.tensor([3, 2]), x[:, :2])
-    return h
-
-
-@case(lambda h, x: h + F.pad(x[:, :1] + x[:, 1:2], (5, 0)))
-def scatter_add(h: Tensor, x: Tensor) -> Tensor:
-    h.scatter_add_(1, torch.full((3, 2), 5), x[:, :2])
-    return h
-
-
-# Views -----------------------------------------------------------------------------------------
-
-
-@case(lambda h, x: 2 * h)
-def scale_a_view(h: Tensor, x: Tensor) -> Tensor:
-    h.view(3, 2, 3).mul_(2)
-    return h
-
-
-@case(lambda h, x: torch.cat([h[:, :1], h[:, 1:2] + h[:, :1], h[:, 2:]], 1))
-def add_to_a_column(h: Tensor, x: Tensor) -> Tensor:
-    h[:, 1].add_(h[:, 0])
-    return h
-
-
-@case(lambda h, x: torch.cat([h[:, :1] + h[:, 1:2], h[:, 1:]], 1).relu())
-def a_view_made_before_the_write(h: Tensor, x: Tensor) -> Tensor:
-    first = h[:, 0]
-    transposed = h.t()
-    first += transposed[1]
-    transposed.relu_()
-    return h
-
-
-@case(lambda h, x: 2 * h + torch.cat([2 * h[:, 3:], 2 * h[:, :3]], 1))
-def a_view_read_after_the_base_was_written(h: Tensor, x: Tensor) -> Tensor:
-    left, right = h[:, :3], h[:, 3:]
-    h.mul_(2)
-    return h + torch.cat([right, left], 1)
-
-
-@case(lambda h, x: torch.cat([h[:, :3] + x[:, :3], h[:, 3:].relu()], 1))
-def both_halves_of_a_split(h: Tensor, x: Tensor) -> Tensor:
-    left, right = h[:, :3], h[:, 3:]
-    left.add_(x[:, :3])
-    F.relu_(right)
-    return h
-
-
-@case(lambda h, x: passing(torch.tanh, h).flip(1))
-def change_the_shape_in_place(h: Tensor, x: Tensor) -> Tensor:
-    h.unsqueeze_(1)
-    h.squeeze_(1)
-    h.t_()
-    out = h.tanh()
-    h.unsqueeze_(0)
-    return out.flip(0).transpose_(0, 1)
-
-
-# ``out=`` --------------------------------------------------------------------------------------
-
-
-@case(lambda h, x: h + 2 * h.relu())
-def out_of_a_sum(h: Tensor, x: Tensor) -> Tensor:
-    room = torch.empty_like(h)
-    torch.add(h, h.relu(), alpha=2, out=room)
-    return room
-
-
-@case(lambda h, x: 3 * h)
-def out_over_the_input(h: Tensor, x: Tensor) -> Tensor:
-    torch.mul(h, 3, out=h)
-    return h
-
-
-@case(lambda h, x: torch.cat([x, h[:, :2]], 1))
-def out_of_cat_into_nothing(h: Tensor, x: Tensor) -> Tensor:
-    room = torch.empty(0, dtype=h.dtype)
-    torch.cat([x, h[:, :2]], 1, out=room)
-    return room
-
-
-@case(lambda h, x: torch.cat([2 * h[:, :3], h[:, 3:]], 1))
-def out_into_a_view(h: Tensor, x: Tensor) -> Tensor:
-    torch.mul(h[:, :3], 2, out=h[:, :3])
-    return h
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_write_equals_the_unrolled_network(name: str) -> None:
     check_between(*CASES[name])
-
-
-def test_a_matrix_product_into_out() -> None:
-    class Product(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.above = nn.Parameter(torch.empty(4, 6)), nn.Linear(6, 2)
-            settle(self)
-
-        def forward(self, x: Tensor) -> Tensor:
-            room = x.new_empty(3, 6)
-            torch.matmul(x, self.weight, out=room)
-            return self.above(room.relu_())  # type: ignore[no-any-return]
-
-    model = Product()
-
-    def reference(share: Share, x: Tensor) -> Tensor:
-        return dense(share, model.above, share(F.linear, x, model.weight.t()).relu())
-
-    check(model, reference, random(3, 4))
 
 
 def test_the_model_may_write_into_its_input() -> None:
@@ -465,6 +316,23 @@ def test_a_residual_block_with_writes() -> None:
         return dense(share, model.head, out.mean((2, 3)))
 
     check(model, reference, random(2, 2, 5, 5))
+
+
+class Copies(Block):
+    """The same block, without a write."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = F.relu(self.norm(self.first(x)))
+        out = F.relu(self.again(self.second(identity)) + identity)
+        return self.head(out.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-4.0, 4.0)], ids=lambda rule: type(rule).__name__)
+def test_a_residual_block_with_writes_where_zeros_receive_relevance(rule: Any) -> None:
+    """Flat, w^2 and zB reach dead units: with writes as without."""
+    x = random(2, 2, 5, 5).relu()
+    for rules in (rule, Rules.preset("epsilon_gamma").first(rule)):
+        assert_close(LRP(Block(), rules).attribute(x, weigh), LRP(Copies(), rules).attribute(x, weigh))
 
 
 def test_a_write_between_convolution_and_batch_norm_prevents_folding() -> None:

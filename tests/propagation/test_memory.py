@@ -62,8 +62,8 @@ class Traced(nn.Module):
         self.made.append(weakref.ref(tensor))
         self.made.append(weakref.ref(tensor.untyped_storage()))
         if tensor.grad_fn is not None:
-            mark = Mark()
-            tensor.grad_fn.metadata["mark"] = mark  # a node takes no weak references, but keeps what it is given
+            mark = Mark()  # a node takes no weak references, but keeps what it is given
+            tensor.grad_fn.metadata["mark"] = mark  # type: ignore[index]
             self.made.append(weakref.ref(mark))
         return tensor
 

@@ -91,7 +91,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "batch norm, cumulative average": _normed(lambda: nn.BatchNorm1d(3, momentum=None)),
     "batch norm without affine": _normed(lambda: nn.BatchNorm1d(3, affine=False)),
     "instance norm with statistics": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(4, 3)
+        nn.Unflatten(1, (2, 2)),
+        nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     ),
     "dropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 3)),
     "spectral norm": _dense(parametrizations.spectral_norm),
@@ -121,7 +124,13 @@ def make(name: str, training: bool) -> tuple[nn.Module, Tensor]:
 
 
 def methods(model: nn.Module) -> list[Any]:
-    return [LRP(model), LRP(model, "lrp0", cache_weights=True), GradientXInput(model), Gradient(model), DeepTaylor(model)]
+    return [
+        LRP(model),
+        LRP(model, "lrp0", cache_weights=True),
+        GradientXInput(model),
+        Gradient(model),
+        DeepTaylor(model),
+    ]
 
 
 def everything(model: nn.Module, x: Tensor) -> None:
@@ -204,7 +213,7 @@ class Fails(LinearRule):
         raise Trouble
 
 
-def troubled() -> nn.Sequential:
+def troubled() -> Any:
     model = nn.Sequential(
         nn.utils.spectral_norm(nn.Linear(4, 4)),
         nn.BatchNorm1d(4),
@@ -218,11 +227,11 @@ def troubled() -> nn.Sequential:
     return model
 
 
-def _armed(model: nn.Sequential, where: str) -> LRP:
+def _armed(model: Any, where: str) -> LRP:
     rules = Rules.preset("epsilon_gamma")
     if where == "rule":
         return LRP(model, rules.set("0", Fails()))
-    model[3][1].armed = where  # type: ignore[index, union-attr]
+    model[3][1].armed = where
     return LRP(model, rules)
 
 
@@ -261,24 +270,24 @@ def test_an_exception_leaves_nothing_behind(where: str, call: str) -> None:
             run()
         assert not _get_current_function_mode_stack()
         assert torch.is_grad_enabled()
-    model[3][1].armed = ""  # type: ignore[index, union-attr]
+    model[3][1].armed = ""
     with snapshot(model):
         assert torch.equal(LRP(model).attribute(x, 1), expected)
         with pytest.raises(Trouble):  # the same explainer, once more
             _armed(model, where if where != "target" else "forward").attribute(x, 1)
-        model[3][1].armed = ""  # type: ignore[index, union-attr]
+        model[3][1].armed = ""
         assert torch.equal(LRP(model).attribute(x, 1), expected)
 
 
 def test_an_exception_inside_an_attached_block() -> None:
     model, x = troubled(), random(5, 4)
     expected = LRP(model, "epsilon").attribute(x, 1)
-    model[3][1].armed = "forward"  # type: ignore[index, union-attr]
+    model[3][1].armed = "forward"
     with snapshot(model):
         with pytest.raises(Trouble), Rules.preset("epsilon").attach(model):
             model(x)
         assert not _get_current_function_mode_stack()
-    model[3][1].armed = ""  # type: ignore[index, union-attr]
+    model[3][1].armed = ""
     assert torch.equal(LRP(model, "epsilon").attribute(x, 1), expected)
 
 
@@ -301,20 +310,21 @@ def test_a_module_that_catches_an_exception_of_its_part() -> None:
     class Tries(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.broken, self.sound = nn.Sequential(nn.Linear(4, 4), Raises()), nn.Linear(4, 3)
-            self.broken[1].armed = "forward"
+            fails = Raises()
+            fails.armed = "forward"
+            self.broken, self.sound = nn.Sequential(nn.Linear(4, 4), fails), nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             try:
                 return self.broken(x)  # type: ignore[no-any-return]
             except Trouble:
-                return F.linear(x, self.sound.weight) + self.sound(x)
+                return F.linear(x, self.sound.weight) + self.sound(x)  # type: ignore[no-any-return]
 
     model, x = settle(Tries()), random(3, 4)
     rules = Rules().set(nn.Linear, Epsilon(0.0)).set("broken*", Epsilon(5.0)).set("sound", Epsilon(1.0))
     weight, bias = model.sound.weight.detach(), model.sound.bias.detach()  # type: ignore[union-attr, operator]
-    z = F.linear(x, weight, bias)  # type: ignore[arg-type]
+    z = F.linear(x, weight, bias)
     share = z / (z + torch.where(z < 0, -torch.ones_like(z), torch.ones_like(z)))
     seed = torch.autograd.functional.jacobian(lambda out: weigh(out).sum(), z)
-    expected = x * ((seed + seed * share) @ weight)  # type: ignore[operator]
+    expected = x * ((seed + seed * share) @ weight)
     assert torch.allclose(LRP(model, rules).attribute(x, weigh), expected, rtol=1e-12)

@@ -156,6 +156,22 @@ def check(model: nn.Module, reference: Reference, *inputs: Tensor, names: tuple[
         assert torch.equal(x, copy), "the caller's tensor was written to"
 
 
+Body = Callable[[Tensor, Tensor], Tensor]
+
+
+class Bodies(dict[str, tuple[Body, Body]]):
+    """Functions of (h, x) that write, by name, each beside the same function that does not."""
+
+    def beside(self, pure: Body) -> Callable[[Body], Body]:
+        """Enter a function that writes, beside the one that does not."""
+
+        def enter(body: Body) -> Body:
+            self[body.__name__] = body, pure
+            return body
+
+        return enter
+
+
 class Between(nn.Module):
     """[N, 4] to [N, 5]: a linear layer, a function of its output and of the input, a linear layer."""
 

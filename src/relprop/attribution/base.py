@@ -231,12 +231,12 @@ class Attribution(ABC):
 
     def _total(self, call: Call, parts: Parts) -> Tensor:
         """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
-        total: Tensor | None = None
-        for value, c in parts:
-            if c is not None:
-                part = self.result(call, value, c)
-                total = part if total is None else total + part
-        return torch.zeros_like(parts[0][0]) if total is None else total
+        total = torch.zeros_like(parts[0][0])
+        with torch.set_grad_enabled(call.create_graph):
+            for value, c in parts:
+                if c is not None:
+                    total = total + self.result(call, value, c)
+        return total
 
     def _require_completeness(self) -> None:
         if not self.claims_completeness():

@@ -61,7 +61,7 @@ class LRP(Attribution):
     def after_forward(self, passed: Forward) -> None:
         selector = passed.call.selector
         assert isinstance(selector, Selection)
-        selector.verify()
+        selector.verify(passed.call.called)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return call.relevance(x, c)

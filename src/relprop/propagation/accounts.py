@@ -29,7 +29,7 @@ def measured_inputs(
     assert here.record is not None
     taps: dict[int, Tensor] = {}
     for tensor in active:
-        if tensor.requires_grad and id(tensor) not in taps:
+        if tensor.requires_grad and not tensor.is_complex() and id(tensor) not in taps:
             taps[id(tensor)] = _tap(here, tensor, here.record.send)
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
         lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
@@ -56,7 +56,7 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
         offsets = here.biases(args, kwargs)
     taps: dict[int, Tensor] = {}
     for position, tensor in enumerate(outputs):
-        if tensor.grad_fn is not None and call.graph.reach(tensor):
+        if tensor.grad_fn is not None and not tensor.is_complex() and call.graph.reach(tensor):
             offset = offsets[position] if position < len(offsets) else None
             taps[id(tensor)] = _output_tap(here, account, tensor, offset)
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)

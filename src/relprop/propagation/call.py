@@ -91,6 +91,7 @@ class Call:
         cache: keeps modified weights from call to call.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
+        called: the names of the modules that ran.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
 
@@ -107,6 +108,7 @@ class Call:
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     before_last: set[Any] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -172,6 +174,13 @@ class Call:
         self.starts.append(start)
         return start
 
+    def view(self, x: Tensor) -> Tensor:
+        """Return the same values with a node of their own."""
+        out = x.view_as(x)
+        self.graph.reach(out)
+        self.origins.note(out, self.origins.of(x))
+        return out
+
     # Names of what is not covered ---------------------------------------------------------------
 
     def name_uncovered(self, operation: str, why: str) -> None:
@@ -228,6 +237,7 @@ class Call:
         self.forget_forward()
         self.saving.clear()
         self.protected.clear()
+        self.sites.clear()  # which hold this call: nothing waits for the garbage collector
         for tokens in self.tokens:
             tokens.names.clear()
             tokens.roots.clear()

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from relprop.propagation.call import Call
@@ -21,7 +21,8 @@ class ModuleHooks:
     """A forward-pre and a forward hook on every module, for the time of one call and on its thread alone.
 
     They keep the stack of modules that are running, and show the outputs of the modules in ``observed`` to
-    ``observe(name, output)``; they never replace an input or an output.
+    ``observe(name, output)``. They never replace an input or an output, but for one: where an observed module returns
+    its very input, what leaves it is a view, so that it has relevance of its own.
     """
 
     def __init__(self, model: nn.Module, call: Call, observed: Iterable[str] = (), observe: Observer | None = None):
@@ -57,23 +58,28 @@ class ModuleHooks:
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == call.thread:
+                call.called.add(name)
                 call.stack.append((name, module))
 
         return enter
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         call, observe = self._call, self._observe if name in self._observed else None
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             if threading.get_ident() != call.thread:
-                return
+                return None
+            replaced = None
             with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
                 for tensor in tensors_in(output):
                     if tensor.grad_fn is not None:
                         call.reach_seen(tensor)
                 if observe is not None and output is not None:
+                    if any(output is tensor for tensor in tensors_in(args)):
+                        replaced = output = call.view(output)
                     observe(name, output)
             if call.stack and call.stack[-1][1] is module:
                 call.stack.pop()
+            return replaced
 
         return leave

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -237,7 +236,7 @@ def batch_norm(
     site = origin.site
     if (
         site is None
-        or here.choice.filter is not None
+        or (here.choice.filter is not None and not here.choice.filter.by_output_alone)
         or not _foldable(here, site, input, (running_mean, running_var, weight, bias))
     ):
         consumed(here, input)
@@ -265,7 +264,7 @@ def batch_norm(
         site.node, folded.node = None, out.grad_fn
     call.origins.note(out, Origin(site=folded, factors=origin.factors))
     here.watchers = site.watchers
-    here.choice = replace(here.choice, filter=site.choice.filter)
+    here.filters = [site.choice.filter]
     return out
 
 

@@ -90,9 +90,9 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
-        if here.choice.filter is not None:
+        for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
-            out = map_tensors(partial(self._filtered, here, inputs), out)
+            out = map_tensors(partial(self._filtered, here, rule, inputs), out)
         if here.record is not None:
             out = measured_output(here, out, *given, known=operation.deterministic)
         for watch in here.watchers:
@@ -108,10 +108,10 @@ class RelevanceMode(TorchFunctionMode):
             if site is not None:
                 site.consumers.append(relu)
 
-    def _filtered(self, here: Here, inputs: list[Tensor], out: Tensor) -> Tensor:
-        """Return an output behind the filter that stands there."""
-        filtered: Tensor = here.choice.filter.output(here, out, inputs)
-        if here.choice.filter.by_output_alone:
+    def _filtered(self, here: Here, rule: Any, inputs: list[Tensor], out: Tensor) -> Tensor:
+        """Return an output behind a filter that stands there."""
+        filtered: Tensor = rule.output(here, out, inputs)
+        if rule.by_output_alone:
             self.call.origins.note(filtered, self.call.origins.of(out))
         return filtered
 
@@ -206,6 +206,7 @@ class RelevanceMode(TorchFunctionMode):
         call.saving.before_write(target)
         target.copy_(value)
         call.origins.note(target, origin)
+        call.graph.overwrite(target, value)
         call.graph.reach(target)
 
     def _own_statistics(self, func: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:

@@ -140,12 +140,13 @@ def _fill() -> None:
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
         "cuda", "expand", "expand_as", "broadcast_to", "broadcast_tensors", "repeat", "tile",
         "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90", "narrow", "select", "index_select",
-        "gather", "take", "take_along_dim", "masked_select", "unbind", "chunk", "split", "tensor_split", "hsplit",
-        "vsplit", "dsplit", "unfold", "diagonal", "diag", "diag_embed", "tril", "triu", "topk", "sort", "__getitem__",
-        "__iter__", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
+        "gather", "take", "take_along_dim", "masked_select", "hsplit",
+        "unfold", "diagonal", "diag", "diag_embed", "tril", "triu", "topk", "sort", "__getitem__",
+        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
         "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "positive", "requires_grad_",
         "detach",
     )  # fmt: skip
+    _enter("view", sums.parts, "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__")
     for descriptor in (torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH, torch.Tensor.real):
         _TABLE[descriptor.__get__] = Operation(descriptor.__name__, "view", sums.keep_origin)  # type: ignore[attr-defined]
     _enter("view", sums.keep_sign, "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")

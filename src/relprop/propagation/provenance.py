@@ -70,6 +70,11 @@ class Graph:
         """Make the node of this tensor a source of activity."""
         self._state[tensor.grad_fn] = ACTIVE
 
+    def overwrite(self, tensor: Tensor, value: Tensor) -> None:
+        """Note that the whole tensor now holds a value: it depends on what the value does, and on nothing else."""
+        if tensor.grad_fn is not None and not tensor._is_view():
+            self._state[tensor.grad_fn] = self.reach(value)
+
     def knows(self, tensor: Tensor) -> bool:
         """Say whether a seen call made this tensor (or no node did)."""
         return tensor.grad_fn is None or tensor.grad_fn in self._state

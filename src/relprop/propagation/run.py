@@ -17,7 +17,7 @@ from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record, total
-from relprop.propagation.storage import Saved, tensors_in
+from relprop.propagation.storage import Attributes, Saved, tensors_in
 
 ChannelMask = Callable[[Tensor], Tensor]
 Parts = list[tuple[Tensor, Tensor | None]]
@@ -113,6 +113,7 @@ def forward(
 
     called: set[str] = set()
     with ExitStack() as stack:
+        stack.enter_context(Attributes(call.model))
         stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe))
         stack.enter_context(RelevanceMode(call))
         try:
@@ -122,6 +123,7 @@ def forward(
         except Exception as error:
             _check_tokens(passed, error)
             raise
+        call.recording = call.measuring  # what the target does is part of a report, not of the model's plan
         passed.selected = [target(passed.output) for target in targets]
     _check_tokens(passed, None)
     for name in condition:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Contents: TypeAlias = "list[tuple[dict[str, Any], dict[str, Tensor]]]"
 
 
 class Saved:
@@ -28,7 +32,7 @@ class CopyOnWrite:
 
     def __init__(self) -> None:
         self._by_storage: dict[int, weakref.WeakSet[Saved]] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.save, self._load)
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def save(self, tensor: Tensor) -> Saved:
         """Keep a tensor as it is now, whatever is written into its storage later."""
@@ -40,8 +44,12 @@ class CopyOnWrite:
         slots.add(saved)
         return saved
 
+    def _pack(self, tensor: Tensor) -> Saved:
+        # Autograd connects what it unpacks by itself; an output saved with its node would keep the node alive.
+        return self.save(tensor.detach())
+
     @staticmethod
-    def _load(saved: Saved) -> Tensor:
+    def _unpack(saved: Saved) -> Tensor:
         return saved.tensor
 
     def before_write(self, tensor: Tensor) -> None:
@@ -51,6 +59,56 @@ class CopyOnWrite:
 
     def clear(self) -> None:
         self._by_storage = {}
+
+
+class Attributes:
+    """What tensors the modules of a model hold, put back as it was when the last call on the model ends.
+
+    Some models assign to themselves in their forward: weights made by a hook, statistics, a memory. While several
+    threads explain one model, the state from before the first of them is kept.
+    """
+
+    _lock = threading.Lock()
+    _open: ClassVar[weakref.WeakKeyDictionary[nn.Module, tuple[int, Contents]]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> Attributes:
+        with self._lock:
+            calls, contents = self._open.get(self._model) or (0, _contents(self._model))
+            self._open[self._model] = (calls + 1, contents)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            calls, contents = self._open.pop(self._model)
+            if calls > 1:
+                self._open[self._model] = (calls - 1, contents)
+            else:
+                _put_back(contents)
+
+
+def _contents(model: nn.Module) -> Contents:
+    """Return every mapping from names to tensors in the modules of a model, and the tensors in it."""
+    held: Contents = []
+    for module in model.modules():
+        held.extend(
+            (mapping, {name: value for name, value in mapping.items() if isinstance(value, Tensor)})
+            for mapping in (module.__dict__, module._parameters, module._buffers)
+        )
+    return held
+
+
+def _put_back(contents: Contents) -> None:
+    for mapping, before in contents:
+        for name in [name for name, value in mapping.items() if isinstance(value, Tensor) and name not in before]:
+            del mapping[name]
+        for name, value in before.items():
+            if mapping.get(name) is not value:
+                mapping[name] = value
 
 
 class Protected:

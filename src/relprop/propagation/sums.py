@@ -7,6 +7,7 @@ Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exact
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,5 +137,20 @@ def keep_origin(here: Here, *args: Any, **kwargs: Any) -> Any:
         origin = call.origins.of(source)
         for part in [out] if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else []:
             if isinstance(part, Tensor) and part is not source:
-                call.origins.note(part, Origin(0, None, origin.nonnegative, origin.gate, origin.factors))
+                call.origins.note(part, replace(origin, site=None))
     return out
+
+
+def parts(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``chunk``, ``split``, ``unbind``, iteration: every part a view of its own, so that a model may write into it."""
+    call = here.call
+    here.by_autograd()
+    with torch.no_grad():
+        found = list(here.func(input, *args, **kwargs))
+    origin = replace(call.origins.of(input), site=None)
+    views = []
+    for part in found:
+        view = input.as_strided(part.size(), part.stride(), part.storage_offset())
+        call.origins.note(view, origin)
+        views.append(view)
+    return iter(views) if here.operation == "__iter__" else tuple(views)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from relprop.errors import RuleError
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode
+from relprop.propagation.storage import Attributes
 
 if TYPE_CHECKING:
     from relprop.rules.registry import Rules
@@ -36,12 +38,18 @@ class Attached:
 
     def __init__(self, rules: Rules, model: nn.Module) -> None:
         self._selection = rules.bind(model)
+        if self._selection.last is not None:
+            raise RuleError(
+                "attach cannot resolve the rule for the last layer: the target is not known while the graph is built. "
+                "Set it by the layer's name, or use LRP(model, rules)."
+            )
         self._call = Call(model, self._selection, create_graph=True, open_ended=True)
         self._stack = ExitStack()
         self._model = model
 
     def __enter__(self) -> Attached:
         with ExitStack() as stack:
+            stack.enter_context(Attributes(self._model))
             stack.enter_context(ModuleHooks(self._model, self._call))
             stack.enter_context(RelevanceMode(self._call))
             self._stack = stack.pop_all()
@@ -55,7 +63,7 @@ class Attached:
             self.finish()
             return
         self._call.forget_forward()
-        self._selection.verify()
+        self._selection.verify(self._call.called)
 
     def finish(self) -> None:
         """Let the graphs built inside differentiate truly from here on; nothing of the call is kept."""

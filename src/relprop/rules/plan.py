@@ -123,7 +123,7 @@ def make_plan(
         targets = [] if target is None else [lambda output: select(output, target, given[0].shape[0])]
         with grad_mode():
             passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
-        selection.verify()
+        selection.verify(call.called)
         if passed.selected:
             reached, call.before_last = nodes_before_last(passed.selected)
             for site in call.sites:

@@ -243,8 +243,8 @@ class Selection:
                     f"{near(selector.pattern, known)}"
                 )
 
-    def verify(self) -> None:
-        """Raise where an entry met only calls that its rule cannot serve, or could meet none at all."""
+    def verify(self, called: set[str]) -> None:
+        """Raise where an entry met only calls that its rule cannot serve, or none in modules that were called."""
         for index, entry in enumerate(self._entries):
             if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
                 continue
@@ -255,18 +255,19 @@ class Selection:
                     f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
                 )
             if isinstance(entry.selector, ByName) and place is None:
-                self._check_containers(entry.selector)
+                self._check_idle(entry.selector, called)
 
-    def _check_containers(self, selector: ByName) -> None:
-        matched = {name: module for name, module in self._modules.items() if selector.matches_name(name)}
+    def _check_idle(self, selector: ByName, called: set[str]) -> None:
+        idle = [name for name in self._modules if name in called and selector.matches_name(name)]
+        if not idle:
+            return
         inside = f"{selector.pattern}.*"
-        if all(any(True for _ in module.children()) for module in matched.values()) and any(
-            fnmatch.fnmatchcase(name, inside) for name in self._modules
-        ):
+        if any(fnmatch.fnmatchcase(name, inside) for name in self._modules):
             raise RuleError(
                 f"{selector.pattern!r} matches modules in which nothing runs but their parts. "
                 f"For the parts write {inside!r}."
             )
+        raise RuleError(f"{selector.pattern!r} matches {', '.join(map(repr, idle[:3]))}, where nothing runs.")
 
 
 def _reaches_zeros(entry: Entry) -> bool:

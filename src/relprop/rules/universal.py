@@ -104,8 +104,9 @@ class Mask(FilterRule):
         object.__setattr__(self, "indices", indices)
 
     def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        here.passed = channel_mask(out, self.indices, f"Mask at {here.operation!r}").to(out.dtype)
-        return here.call.scale(out, here.passed)
+        mask = channel_mask(out, self.indices, f"Mask at {here.operation!r}")
+        here.passed = here.passed * mask
+        return here.call.scale(out, mask)
 
 
 def channel_mask(out: Tensor, indices: Sequence[int], where: str) -> Tensor:
