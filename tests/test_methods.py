@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -90,6 +91,34 @@ def test_every_method_is_an_attribution_and_leaves_the_model_alone() -> None:
             method.report(x, 1)
     assert zoo.fingerprint(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+OVERWRITES: dict[str, Callable[[Tensor], Any]] = {
+    "fill_": lambda h: h.fill_(2.0),
+    "zero_": lambda h: h.zero_().add_(1.5),
+    "copy_": lambda h: h.copy_(torch.full_like(h, 3.0)),
+}
+
+
+@pytest.mark.parametrize("how", list(OVERWRITES))
+def test_what_was_overwritten_is_a_constant(how: str) -> None:
+    """A factor that held something of the input once, and no longer does, takes no share of a product."""
+
+    class Overwritten(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.layer(x)
+            factor = h.clone()
+            OVERWRITES[how](factor)
+            return factor * h
+
+    model, x = settle(Overwritten()), vectors()
+    expected = x * gradient(lambda leaf: model(leaf)[:, 1], x)
+    close(GradientXInput(model).attribute(x, 1), expected)
+    close(LRP(model, "lrp0").attribute(x, 1), expected)
 
 
 # ---------------------------------------------------------------------------------------------- delta

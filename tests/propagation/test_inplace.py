@@ -161,6 +161,21 @@ def write_to_what_dropout_returned(h: Tensor, x: Tensor) -> Tensor:
     return same + h
 
 
+@case(lambda h, x: h.relu() - 1)
+def no_longer_non_negative(h: Tensor, x: Tensor) -> Tensor:
+    out = h.relu()
+    out.view(-1).sub_(1)
+    return out
+
+
+@case(lambda h, x: h.relu() - 1)
+def no_longer_non_negative_below_the_view(h: Tensor, x: Tensor) -> Tensor:
+    out = h.relu()
+    view = out.view(2, 9)
+    out.sub_(1)
+    return view.view(3, 6)
+
+
 # Sums ------------------------------------------------------------------------------------------
 
 
@@ -335,7 +350,8 @@ def test_a_residual_block_with_writes_where_zeros_receive_relevance(rule: Any) -
         assert_close(LRP(Block(), rules).attribute(x, weigh), LRP(Copies(), rules).attribute(x, weigh))
 
 
-def test_a_write_between_convolution_and_batch_norm_prevents_folding() -> None:
+@pytest.mark.parametrize("written", ["output", "output through a view", "input"])
+def test_a_write_between_convolution_and_batch_norm_prevents_folding(written: str) -> None:
     class Written(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -343,16 +359,24 @@ def test_a_write_between_convolution_and_batch_norm_prevents_folding() -> None:
             settle(self)
 
         def forward(self, x: Tensor) -> Tensor:
+            x = x.relu()
             h = self.first(x)
-            h[:, 0] *= 2
+            if written == "output":
+                h.mul_(2)
+            elif written == "input":
+                x.mul_(2)
+            else:
+                h.view(-1).mul_(2)
             return self.norm(h)  # type: ignore[no-any-return]
 
     model = Written()
 
     def reference(share: Share, x: Tensor) -> Tensor:
-        h = conv(share, model.first, x)
-        h = torch.cat([2 * h[:, :1], h[:, 1:]], 1)
+        h = conv(share, model.first, x.relu())
         norm = model.norm
-        return F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight.detach(), norm.bias.detach())
+        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
+        shift = norm.bias.detach() - norm.running_mean * scale  # type: ignore[operator]
+        factor = 1 if written == "input" else 2
+        return factor * h * scale[:, None, None] + shift[:, None, None]
 
     check(model, reference, random(2, 2, 5, 5))

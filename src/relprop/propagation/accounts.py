@@ -30,7 +30,8 @@ def measured_inputs(
     taps: dict[int, Tensor] = {}
     for tensor in active:
         if tensor.requires_grad and not tensor.is_complex() and id(tensor) not in taps:
-            taps[id(tensor)] = _tap(here, tensor, here.record.send)
+            tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
+            here.given[id(tap)] = tensor
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
         lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
     )

@@ -29,6 +29,7 @@ class Here:
         account: the row its output is measured in: its own, unless it was folded into another.
         declared: the shares its rule declares as gone, from the coefficient and the value of the output.
         passed: the part of the coefficient of the output that a filter let pass.
+        given: where a report taps an argument, by the identity of its tap, what the model gave.
         filters: rules for the output besides the one that was chosen here.
         watchers: are to be shown the output, once it is measured.
     """
@@ -42,6 +43,7 @@ class Here:
     account: Record | None = None
     declared: Callable[[Tensor, Tensor], Shares] | None = None
     passed: float | Tensor = 1.0
+    given: dict[int, Tensor] = field(default_factory=dict)
     filters: list[Any] = field(default_factory=list)
     watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
 

@@ -37,7 +37,7 @@ def apply_linear(
         return compute()
     here.kind = "linear"
     here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
-    site = Site(call, here.choice, Affine(geometry), a, (weight, bias))
+    site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
     site.record = here.record
     here.declared = declares_nothing  # the site declares what its rule absorbs
     if site.nonnegative:
@@ -298,8 +298,8 @@ def _foldable(here: Here, site: Site, z: Tensor, parameters: tuple[Tensor | None
     return (
         site.affine.epsilon is None
         and site.affine.geometry.folds(z)
-        and site.a is not None
-        and site.a._version == site.version
+        and site.given is not None
+        and site.given._version == site.version
         and not any(here.active(parameter) for parameter in parameters)
     )
 

@@ -174,6 +174,8 @@ class RelevanceMode(TorchFunctionMode):
     def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
         """Say whether a ReLU may run in place as it is."""
         call = self.call
+        if x._is_view():  # autograd would go past the node of the view, where relevance may be read
+            return False
         if call.selector is None:
             return not call.measuring
         choice = call.selector.select(operation.kind, operation.name, *call.place)

@@ -23,6 +23,7 @@ class Site:
     Attributes:
         affine: the map the call applied.
         a: the input (None once the forward is over: only a batch norm that follows asks for it).
+        given: the input as the model holds it (``a`` itself, but where a report taps it).
         parameters: the tensors of the call.
         nonnegative: the input is known to hold nothing below zero.
         consumers: for every seen call that took the output, whether it was a ReLU.
@@ -40,12 +41,14 @@ class Site:
         affine: Affine,
         a: Tensor,
         parameters: tuple[Tensor | None, ...],
+        given: Tensor | None = None,
     ) -> None:
         self.phase = call
         self.choice = choice
         self.affine = affine
         self.a: Tensor | None = a
-        self.version = a._version
+        self.given: Tensor | None = a if given is None else given
+        self.version = self.given._version
         self.parameters = parameters
         self.key = (call.place[0], len(call.sites))
         self.nonnegative = call.origins.of(a).nonnegative
@@ -115,7 +118,7 @@ class Site:
 
     def release(self) -> None:
         """Let go of what only the forward needed."""
-        self.a, self.node, self.parameters, self.watchers = None, None, (), []
+        self.a, self.given, self.node, self.parameters, self.watchers = None, None, None, (), []
 
 
 def check_precision(rule: Any, dtype: torch.dtype) -> None:
