@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests import reference
+from tests import reference, reference_steps
 from tests.cases import RuleCase
 from tests.reference import BATCH_NORMS, CONVOLUTIONS, LINEAR, STABILIZER, affine, negative, positive, quotient
 from tests.reference_steps import ADAPTIVE_POOLS, AVERAGE_POOLS, MAX_POOLS
@@ -217,7 +217,8 @@ def norm(module: nn.Module, a: Tensor, flow: Flow) -> Flow:
 
 def pool(module: nn.Module, a: Tensor, flow: Flow, rule: str) -> Flow:
     """Pooling: the winner takes all, or each input its share of the mean; an average is linear."""
-    assert flow.c is not None
+    if flow.c is None:
+        return Flow(r=reference_steps.pool(module, a, flow.relevance(a), rule))
     if isinstance(module, MAX_POOLS) and rule == "winner":
         dimensions = len(MAX_POOLS[: MAX_POOLS.index(type(module)) + 1])
         plain = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dimensions - 1]
@@ -271,8 +272,10 @@ def explain(
         elif isinstance(module, BATCH_NORMS):
             if i - 1 in by_position and not (isinstance(modules[i - 1], nn.Linear) and a.dim() > 2):
                 folded = module
+            elif flow.c is None:
+                scale, shift = (_channels(part, a) for part in affine(module))
+                flow = Flow(r=flow.relevance(a) * quotient(a * scale, a * scale + shift))
             else:
-                assert flow.c is not None
                 flow = Flow(c=flow.c * _channels(affine(module)[0], a))
         elif isinstance(module, (*MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.LPPool2d)):
             flow = pool(module, a, flow, pooling)

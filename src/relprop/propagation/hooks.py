@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from relprop.propagation.call import Call
 from relprop.propagation.storage import tensors_in
@@ -26,47 +25,55 @@ class ModuleHooks:
     one: where an observed module returns its very input, what leaves it is a view, so that it has relevance of its
     own.
 
-    Calls on one model at the same time share their hooks: the first to begin sets them, the last to end removes
-    them. (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
+    Calls at the same time share the hooks of a module: the first to begin sets them, the last to end removes them.
+    (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
     """
 
-    _lock: ClassVar[threading.RLock] = threading.RLock()
-    _shared: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Hooks]] = weakref.WeakKeyDictionary()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _shared: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Pair]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: nn.Module, call: Call, observed: Iterable[str] = (), observe: Observer | None = None):
-        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
         self._observed = frozenset(observed)
         self._observe = observe
+        self._running: list[ModuleHooks] = []
         self.call = call
 
     def __enter__(self) -> ModuleHooks:
+        self._running = _running()
         with self._lock:
-            if self._model not in self._shared:
-                self._shared[self._model] = _Hooks(self._model)
-            self._shared[self._model].calls.setdefault(threading.get_ident(), []).append(self)
+            for module in self._names:
+                pair = self._shared.get(module)
+                if pair is None:
+                    pair = self._shared[module] = _Pair(module)
+                pair.calls += 1
+        self._running.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._running.remove(self)
         with self._lock:
-            hooks = self._shared[self._model]
-            running = hooks.calls[threading.get_ident()]
-            running.remove(self)
-            if not running:
-                del hooks.calls[threading.get_ident()]
-            if not hooks.calls:
-                hooks.remove()
-                del self._shared[self._model]
+            for module in self._names:
+                pair = self._shared[module]
+                pair.calls -= 1
+                if not pair.calls:
+                    pair.remove()
+                    del self._shared[module]
 
-    def entering(self, name: str, module: nn.Module) -> None:
+    def entering(self, module: nn.Module) -> None:
         """Note that a module begins to run."""
-        self.call.called.add(name)
-        self.call.stack.append((name, module))
+        name = self._names.get(module)
+        if name is not None:
+            self.call.called.add(name)
+            self.call.stack.append((name, module))
 
-    def leaving(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def leaving(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         """Note that a module has run; return what stands for its output, if something has to."""
-        call, replaced = self.call, None
+        call, replaced, name = self.call, None, self._names.get(module)
+        if name is None:
+            return None
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
             for tensor in tensors_in(output):
                 if tensor.grad_fn is not None:
@@ -80,42 +87,40 @@ class ModuleHooks:
         return replaced
 
 
-class _Hooks:
-    """The hooks on the modules of one model, and for every thread the calls that run there, the innermost last."""
+class _Pair:
+    """The two hooks on one module, and how many calls need them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.calls: dict[int, list[ModuleHooks]] = {}
-        self._handles: list[RemovableHandle] = []
-        try:
-            for name, module in model.named_modules():
-                # First before, last after: what the user's own hooks compute belongs to the module.
-                self._handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
-                self._handles.append(module.register_forward_hook(self._leaving(name), always_call=True))
-        except BaseException:
-            self.remove()
-            raise
+    def __init__(self, module: nn.Module) -> None:
+        self.calls = 0
+        # First before, last after: what the user's own hooks compute belongs to the module.
+        self._handles = (
+            module.register_forward_pre_hook(_enter, prepend=True),
+            module.register_forward_hook(_leave, always_call=True),
+        )
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        self._handles.clear()
 
-    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
-        calls = self.calls
 
-        def enter(module: nn.Module, args: Any) -> None:
-            running = calls.get(threading.get_ident())
-            if running:
-                running[-1].entering(name, module)
+_threads = threading.local()
 
-        return enter
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        calls = self.calls
+def _running() -> list[ModuleHooks]:
+    """Return the calls that run on this thread, the innermost last."""
+    if not hasattr(_threads, "running"):
+        _threads.running = []
+    found: list[ModuleHooks] = _threads.running
+    return found
 
-        def leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            running = calls.get(threading.get_ident())
-            return running[-1].leaving(name, module, args, output) if running else None
 
-        return leave
+def _enter(module: nn.Module, args: Any) -> None:
+    running = _running()
+    if running:
+        running[-1].entering(module)
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    running = _running()
+    return running[-1].leaving(module, args, output) if running else None

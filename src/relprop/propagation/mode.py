@@ -90,6 +90,7 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
+        here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
             out = map_tensors(partial(self._filtered, here, rule, inputs), out)

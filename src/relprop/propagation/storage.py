@@ -62,7 +62,7 @@ class CopyOnWrite:
 
 
 class Attributes:
-    """What tensors the modules of a model hold, put back as it was when the last call on the model ends.
+    """What tensors the modules of a model hold, put back as it was when the last call on a module ends.
 
     Some models assign to themselves in their forward: weights made by a hook, statistics, a memory. While several
     threads explain one model, the state from before the first of them is kept.
@@ -72,34 +72,33 @@ class Attributes:
     _open: ClassVar[weakref.WeakKeyDictionary[nn.Module, tuple[int, Contents]]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._modules = list(model.modules())
 
     def __enter__(self) -> Attributes:
         with self._lock:
-            calls, contents = self._open.get(self._model) or (0, _contents(self._model))
-            self._open[self._model] = (calls + 1, contents)
+            for module in self._modules:
+                calls, contents = self._open.get(module) or (0, _contents(module))
+                self._open[module] = (calls + 1, contents)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            calls, contents = self._open.pop(self._model)
-            if calls > 1:
-                self._open[self._model] = (calls - 1, contents)
-            else:
-                _put_back(contents)
+            for module in self._modules:
+                calls, contents = self._open.pop(module)
+                if calls > 1:
+                    self._open[module] = (calls - 1, contents)
+                else:
+                    _put_back(contents)
 
 
-def _contents(model: nn.Module) -> Contents:
-    """Return every mapping from names to tensors in the modules of a model, and the tensors in it."""
-    held: Contents = []
-    for module in model.modules():
-        held.extend(
-            (mapping, {name: value for name, value in mapping.items() if isinstance(value, Tensor)})
-            for mapping in (module.__dict__, module._parameters, module._buffers)
-        )
-    return held
+def _contents(module: nn.Module) -> Contents:
+    """Return every mapping from names to tensors in a module, and the tensors in it."""
+    return [
+        (mapping, {name: value for name, value in mapping.items() if isinstance(value, Tensor)})
+        for mapping in (module.__dict__, module._parameters, module._buffers)
+    ]
 
 
 def _put_back(contents: Contents) -> None:
