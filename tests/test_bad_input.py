@@ -309,11 +309,27 @@ def test_layers_that_are_not_there() -> None:
             LRP(model).attribute_layers(x, layers, 0)  # type: ignore[arg-type]
 
 
-def test_a_layer_that_was_not_called_or_that_the_target_does_not_need() -> None:
+class Constant(nn.Module):
+    """A layer on the input and one on a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.prompt = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) + self.prompt(torch.ones(1, 2, dtype=x.dtype))
+        return out
+
+
+def test_a_layer_that_was_not_called_or_that_does_not_see_the_input() -> None:
     model = residual()
     model.spare = nn.Linear(2, 2, dtype=torch.float64)
     with refuses(model, InputError, ValueError, "'spare'", "was not called"):
         LRP(model).attribute_layers(images(), "spare", 0)
+    constant = settle(Constant())
+    with refuses(constant, InputError, ValueError, "output of module 'prompt'", "does not depend on the input"):
+        LRP(constant).attribute_layers(vectors(), ["prompt", "layer"], 0)
 
 
 def test_a_condition_on_a_module_that_is_not_called() -> None:

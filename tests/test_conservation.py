@@ -73,8 +73,8 @@ def test_dense_layers_with_zeros(case: RuleCase) -> None:
     layers: list[nn.Module] = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)]
     settle(nn.Sequential(*layers))
     with torch.no_grad():
-        layers[2].weight[1].abs_()  # type: ignore[operator, union-attr, index]
-        layers[4].bias[0] = 0.0  # type: ignore[operator, union-attr, index]
+        layers[2].weight[1].abs_()  # type: ignore[index]
+        layers[4].bias[0] = 0.0  # type: ignore[operator]
     x = vectors(5)
     x[:, 2] = 0.0
     x[3] = x[3].abs()
@@ -172,6 +172,38 @@ def test_everything_at_once(preset: str) -> None:
     assert abs(absorbed["cos"]["bias"]) > 1e-6  # cos(0) = 1
 
 
+class Several(nn.Module):
+    """Calls with several outputs, and a convolution that more than its batch norm reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        left, right = (torch.relu(self.norm(z)) + torch.tanh(z)).chunk(2, 1)
+        values, _ = torch.max_pool1d_with_indices(left, 2)
+        parts = [*torch.split(right, [2, 2], 2), values]
+        out: Tensor = self.head(torch.cat([parts[0], parts[2]], 1).flatten(1) + parts[1].flatten(1).repeat(1, 2))
+        return out
+
+
+@pytest.mark.parametrize("preset", ["lrp0", "epsilon_gamma", "flat"])
+def test_calls_with_several_outputs(preset: str) -> None:
+    model, x = settle(Several()), torch.randn(2, 3, 6, dtype=torch.float64)
+    report = LRP(model, preset).report(x, 1)
+    adds_up(report)
+    report.check(1e-9)
+    (conv,) = [entry for entry in report.entries if entry.name == "conv"]
+    at_conv = LRP(model, preset).attribute_layers(x, "conv", 1)["conv"]
+    assert conv.relevance_out == pytest.approx(float(at_conv.sum()))  # of the pair and of the plain consumer
+    for entry in report.entries:
+        if entry.operation in ("chunk", "split"):
+            assert entry.relevance_in == pytest.approx(entry.relevance_out)
+
+
 def test_layer_norm_absorbs_its_bias_alone() -> None:
     model = settle(nn.Sequential(nn.Linear(4, 6, bias=False), nn.LayerNorm(6), nn.Linear(6, 3, bias=False)))
     x = vectors()
@@ -187,7 +219,7 @@ def test_layer_norm_absorbs_its_bias_alone() -> None:
 def test_folded_or_not() -> None:
     folded = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)))
     apart = nn.Sequential(folded[0], nn.Identity(), folded[1], folded[2], folded[3], folded[4])
-    apart[1].forward = lambda x: x * 1.0  # type: ignore[method-assign]
+    apart[1].forward = lambda x: x * 1.0
     x = images()
     for model in (folded, apart):
         report = LRP(model, "lrp0").report(x, 1)

@@ -52,6 +52,11 @@ def transposed(linear: Function, a: Tensor, c: Tensor) -> Tensor:
     return found
 
 
+def root(x: Tensor) -> Tensor:
+    """The square root, which at zero is a constant."""
+    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
+
+
 # ------------------------------------------------------------------------------------------- linear layers
 
 
@@ -98,7 +103,7 @@ def coefficient(rule: str, layer: reference.Dense, a: Tensor, flow: Flow, option
     if rule in ("lrp0", "rho"):
         stabilizer = 0.0
     if options.get("relative"):
-        stabilizer = stabilizer * z.square().mean(1, keepdim=True).sqrt()
+        stabilizer = stabilizer * root(z.square().mean(1, keepdim=True))
     # Zero counts as positive: the derivatives there are those from above.
     below = (a < 0).to(a.dtype)
     total = torch.zeros_like(a)
@@ -287,5 +292,3 @@ def explain(
             formula = FORMULAS.get(type(module))
             flow = elementwise(module if formula is None else formula(module), a, flow)
     return flow.relevance(x)
-
-

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 DTYPE = torch.float64
+M = TypeVar("M", bound=nn.Module)
 
 
-def settle(model: nn.Module, seed: int = 4) -> nn.Module:
+def settle(model: M, seed: int = 4) -> M:
     """The model in float64 and eval mode, with weights, biases and statistics of both signs that all matter."""
     generator = torch.Generator().manual_seed(seed)
     model = model.to(DTYPE).eval()
@@ -29,7 +30,7 @@ def settle(model: nn.Module, seed: int = 4) -> nn.Module:
     return model
 
 
-def without_bias(model: nn.Module) -> nn.Module:
+def without_bias(model: M) -> M:
     """The same model with every bias zero."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -43,7 +44,7 @@ def mlp(*, bias: bool = True) -> nn.Sequential:
     layers = nn.Sequential(
         nn.Linear(4, 6, bias=bias), nn.ReLU(), nn.Linear(6, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3, bias=bias)
     )
-    return settle(layers)  # type: ignore[return-value]
+    return settle(layers)
 
 
 class Residual(nn.Module):
@@ -67,7 +68,7 @@ class Residual(nn.Module):
 
 
 def residual() -> Residual:
-    return settle(Residual())  # type: ignore[return-value]
+    return settle(Residual())
 
 
 class Wrapped(nn.Module):

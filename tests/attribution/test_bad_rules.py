@@ -96,7 +96,7 @@ NO_RULES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         lambda model: Rules().set((nn.Linear, "head"), Zero()),  # type: ignore[arg-type]
         r"A selector is a module type.*'head'",
     ),
-    "another type": (lambda model: Rules().set(int, Zero()), r"A selector is a module type.*got <class 'int'>"),  # type: ignore[arg-type]
+    "another type": (lambda model: Rules().set(int, Zero()), r"A selector is a module type.*got <class 'int'>"),
     "a module": (lambda model: Rules().set(model, Zero()), r"A selector is a module type"),
     "an unknown operation": (lambda model: Rules().set(torch.fft.fft, Zero()), r"no operation relprop knows"),
 }
@@ -254,4 +254,4 @@ def test_one_rule_that_serves_no_linear_layer() -> None:
 def test_what_reaches_zeros_in_float16(rule: Rule) -> None:
     model = mlp().half()
     with refuses(model, RuleError, ValueError, type(rule).__name__, "float16", "bfloat16"):
-        LRP(model, Rules().set(nn.Linear, Zero()).first(rule)).attribute(vectors().half(), 0)  # type: ignore[arg-type]
+        LRP(model, Rules().set(nn.Linear, Zero()).first(rule)).attribute(vectors().half(), 0)

@@ -92,6 +92,7 @@ def test_check_finds_a_function_nobody_saw() -> None:
         report = LRP(settle(Hidden())).report(vectors(), 1)
     with pytest.raises(ConservationError, match=r"WrongBackward|outside every call"):
         report.check(1e-6)
+    assert any(line.startswith(("(unseen)", "(model)")) and "0." in line for line in str(report).splitlines()[2:-1])
     delta = float(report.delta.sum())
     assert sum(report.absorbed.values()) + report.unexplained == pytest.approx(delta)
     assert any(entry.operation == "WrongBackwardBackward" for entry in report.entries)  # it shows, by name

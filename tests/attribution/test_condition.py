@@ -37,7 +37,7 @@ SEED = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
 
 
 def sequence() -> nn.Sequential:
-    return settle(nn.Sequential(*LAYERS))  # type: ignore[return-value]
+    return settle(nn.Sequential(*LAYERS))
 
 
 def masked(

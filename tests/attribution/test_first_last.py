@@ -176,7 +176,7 @@ def test_a_layer_used_twice_is_first_once() -> None:
     rows = [row for row in FIRST.plan(model, x).rows if row.kind == "linear"]
     assert [row.rule == repr(Flat()) for row in rows] == [True, False, False]
     twin = nn.Linear(4, 4).double()
-    twin.load_state_dict(model.again.state_dict())  # type: ignore[operator, union-attr]
+    twin.load_state_dict(model.again.state_dict())  # type: ignore[union-attr]
     unrolled = nn.Sequential(model.again, nn.ReLU(), twin, nn.ReLU(), model.head)  # type: ignore[arg-type]
     close(LRP(model, FIRST).attribute(x, 1), LRP(unrolled, FIRST).attribute(x, 1))
 

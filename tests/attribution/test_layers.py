@@ -31,7 +31,7 @@ def convolutional() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(20, 3),
     )
-    return settle(layers)  # type: ignore[return-value]
+    return settle(layers)
 
 
 @pytest.mark.parametrize("rule", list(RULES))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, Rules
 from relprop.rules import AveragePool, Block, Detach, Flat, Gamma, Mask, Pass, Rule, Zero, ZPlus
-from tests import reference_steps
+from tests import reference, reference_steps
 from tests.attribution.models import close, gradient, images, residual, settle, vectors
 
 BASE = Rules.preset("epsilon", epsilon=0.0)
@@ -62,6 +62,15 @@ def test_pass_hands_on_what_arrives_at_units_of_zero(name: str) -> None:
     assert bool((found["2"][dead] != 0).any())  # relevance does arrive where the activation is zero
     close(found["1"], found["2"])
     LRP(model, rules).report(x, 1).check(1e-9)
+
+
+def test_pass_at_a_batch_norm_keeps_it_out_of_the_layer_before() -> None:
+    """What arrives at the batch norm arrives at the convolution alone, which is explained without it."""
+    model, x = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))), images()
+    rules = Rules.preset("epsilon_gamma").set("1", Pass())
+    arriving = LRP(model, rules).attribute_layers(x, "1", 1)["1"]
+    close(LRP(model, rules).attribute_layers(x, "0", 1)["0"], arriving)
+    close(LRP(model, rules).attribute(x, 1), reference.linear(model[0], x, arriving, "gamma"))
 
 
 def test_pass_about_zero() -> None:

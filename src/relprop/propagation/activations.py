@@ -20,10 +20,23 @@ from relprop.propagation.products import inverse
 from relprop.propagation.provenance import Origin
 
 
-def ratio(value: Tensor, z: Tensor, slope: float | Tensor = 1.0) -> Tensor:
-    """Return ``value / z``, and ``slope`` at ``z = 0``."""
+def ratio(value: Tensor, z: Tensor, *series: float) -> Tensor:
+    """Return ``value / z``, near zero by its power series ``series[0] + series[1] z + ...``.
+
+    With five terms, the series and the division are both exact to rounding at ``|z| = 1e-3``, in value and in slope.
+    """
+    near = z.abs() < 1e-3
+    small = torch.where(near, z, 0.0)
+    polynomial = torch.full_like(z, series[-1])
+    for coefficient in reversed(series[:-1]):
+        polynomial = polynomial * small + coefficient
+    return torch.where(near, polynomial, value / torch.where(near, 1.0, z))
+
+
+def _nonzero(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where ``z`` is zero, and ``z`` with 1 in its place there."""
     zero = z == 0
-    return torch.where(zero, slope, value / torch.where(zero, 1.0, z))
+    return zero, torch.where(zero, 1.0, z)
 
 
 def gelu(z: Tensor, approximate: str = "none") -> Tensor:
@@ -45,17 +58,18 @@ def mish(z: Tensor, inplace: bool = False) -> Tensor:
 
 def tanh(z: Tensor) -> Tensor:
     """``tanh(z) / z``."""
-    return ratio(torch.tanh(z), z)
+    return ratio(torch.tanh(z), z, 1.0, 0.0, -1 / 3, 0.0, 2 / 15)
 
 
 def sigmoid(z: Tensor) -> Tensor:
     """``(sigmoid(z) - 1/2) / z = tanh(z / 2) / (2 z)``."""
-    return ratio(torch.tanh(z / 2) / 2, z, 0.25)
+    return ratio(torch.tanh(z / 2) / 2, z, 1 / 4, 0.0, -1 / 48, 0.0, 1 / 480)
 
 
 def hardsigmoid(z: Tensor, inplace: bool = False) -> Tensor:
     """``1/6`` within ``[-3, 3]``, ``+-1 / (2 z)`` outside."""
-    return ratio((z / 6).clamp(-0.5, 0.5), z, 1 / 6)
+    inside = z.abs() <= 3
+    return torch.where(inside, 1 / 6, 0.5 / torch.where(inside, 3.0, z.abs()))
 
 
 def hardswish(z: Tensor, inplace: bool = False) -> Tensor:
@@ -75,13 +89,15 @@ def relu6(z: Tensor, inplace: bool = False) -> Tensor:
 
 def clamp(z: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """``(clamp(z) - clamp(0)) / z``."""
+    zero, base = _nonzero(z)
     origin = torch.zeros((), dtype=z.dtype, device=z.device).clamp(min, max)
-    inside = torch.ones_like(z)
+    inside = torch.ones_like(z, dtype=torch.bool)
     if min is not None:
-        inside = torch.where(z < min, 0.0, inside)
+        inside = inside & (z >= min)
     if max is not None:
-        inside = torch.where(z > max, 0.0, inside)
-    return ratio(z.clamp(min, max) - origin, z, inside)
+        inside = inside & (z <= max)
+    # Where 0 and z both pass unchanged the quotient is 1, and so is its limit at 0.
+    return torch.where(inside & (origin == 0), 1.0, torch.where(zero, 0.0, (z.clamp(min, max) - origin) / base))
 
 
 def clamp_min(z: Tensor, min: Any) -> Tensor:
@@ -96,12 +112,12 @@ def clamp_max(z: Tensor, max: Any) -> Tensor:
 
 def elu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """1 above zero, ``alpha (exp(z) - 1) / z`` below."""
-    return torch.where(z > 0, 1.0, alpha * ratio(torch.expm1(z.clamp(max=0)), z))
+    return torch.where(z > 0, 1.0, alpha * expm1(z.clamp(max=0)))
 
 
 def celu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """1 above zero, ``alpha (exp(z / alpha) - 1) / z`` below."""
-    return torch.where(z > 0, 1.0, alpha * ratio(torch.expm1(z.clamp(max=0) / alpha), z, 1 / alpha))
+    return torch.where(z > 0, 1.0, expm1(z.clamp(max=0) / alpha))
 
 
 def selu(z: Tensor, inplace: bool = False) -> Tensor:
@@ -114,7 +130,7 @@ def softplus(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     scaled = z * beta
     small = scaled.clamp(max=threshold)
     value = torch.where(scaled > threshold, scaled - math.log(2), torch.log1p(torch.expm1(small) / 2))
-    return ratio(value / beta, z, 0.5)
+    return ratio(value, scaled, 1 / 2, 1 / 8, 0.0, -1 / 192, 0.0)
 
 
 def logsigmoid(z: Tensor) -> Tensor:
@@ -145,42 +161,42 @@ def hardshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
 
 def exp(z: Tensor) -> Tensor:
     """``(exp(z) - 1) / z``."""
-    return ratio(torch.expm1(z), z)
+    return expm1(z)
 
 
 def expm1(z: Tensor) -> Tensor:
     """``expm1(z) / z``."""
-    return ratio(torch.expm1(z), z)
+    return ratio(torch.expm1(z), z, 1.0, 1 / 2, 1 / 6, 1 / 24, 1 / 120)
 
 
 def log1p(z: Tensor) -> Tensor:
     """``log1p(z) / z``."""
-    return ratio(torch.log1p(z), z)
+    return ratio(torch.log1p(z), z, 1.0, -1 / 2, 1 / 3, -1 / 4, 1 / 5)
 
 
 def erf(z: Tensor) -> Tensor:
     """``erf(z) / z``."""
-    return ratio(torch.erf(z), z, 2 / math.sqrt(math.pi))
+    return 2 / math.sqrt(math.pi) * ratio(torch.erf(z) * (math.sqrt(math.pi) / 2), z, 1.0, 0.0, -1 / 3, 0.0, 1 / 10)
 
 
 def sin(z: Tensor) -> Tensor:
     """``sin(z) / z``."""
-    return ratio(torch.sin(z), z)
+    return ratio(torch.sin(z), z, 1.0, 0.0, -1 / 6, 0.0, 1 / 120)
 
 
 def cos(z: Tensor) -> Tensor:
     """``(cos(z) - 1) / z = -2 sin(z / 2)^2 / z``."""
-    return ratio(-2 * torch.sin(z / 2).square(), z, 0.0)
+    return ratio(-2 * torch.sin(z / 2).square(), z, 0.0, -1 / 2, 0.0, 1 / 24, 0.0)
 
 
 def sinh(z: Tensor) -> Tensor:
     """``sinh(z) / z``."""
-    return ratio(torch.sinh(z), z)
+    return ratio(torch.sinh(z), z, 1.0, 0.0, 1 / 6, 0.0, 1 / 120)
 
 
 def atan(z: Tensor) -> Tensor:
     """``atan(z) / z``."""
-    return ratio(torch.atan(z), z)
+    return ratio(torch.atan(z), z, 1.0, 0.0, -1 / 3, 0.0, 1 / 5)
 
 
 def square(z: Tensor) -> Tensor:
@@ -190,12 +206,15 @@ def square(z: Tensor) -> Tensor:
 
 def sqrt(z: Tensor) -> Tensor:
     """``1 / sqrt(z)``, 0 at 0."""
-    return ratio(torch.sqrt(z), z, 0.0)
+    return power(z, 0.5)
 
 
 def power(z: Tensor, exponent: float) -> Tensor:
     """``z^(p - 1)`` for ``p > 0``."""
-    return z ** (exponent - 1) if exponent >= 1 else ratio(z**exponent, z, 0.0)
+    if float(exponent).is_integer():
+        return z ** (exponent - 1)
+    zero, base = _nonzero(z)  # the slope at zero may be infinite
+    return torch.where(zero, 0.0, base ** (exponent - 1))
 
 
 # Handlers --------------------------------------------------------------------------------------
@@ -210,10 +229,13 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
     z = input if call.create_graph else input.detach()
     value = out if call.create_graph else out.detach()
     with torch.set_grad_enabled(call.create_graph):
-        if call.handles_zeros(input) and _at_zero(here, input, args, kwargs) == 0.0:
+        zeros = call.handles_zeros(input)
+        if zeros and _at_zero(here, input, args, kwargs) == 0.0:
             q = safe(value) / safe(z)
         else:
             q = quotient(z, *args, **kwargs)
+            if zeros:  # where f(z) is zero and f(0) is not, nothing can be shared
+                q = torch.where(value == 0, 0.0, q)
     return call.switch(out, here.rule.surrogate(call, input, out, q))
 
 
@@ -237,7 +259,12 @@ def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _by_division(here: Here) -> Callable[..., Tensor]:
     """Return the quotient of a function with ``f(0) = 0``; 0 at 0."""
-    return lambda z, *args, **kwargs: ratio(here.func(z, *args, **kwargs), z, 0.0)
+
+    def quotient(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        zero, base = _nonzero(z)
+        return torch.where(zero, 0.0, here.func(z, *args, **kwargs) / base)
+
+    return quotient
 
 
 def threshold(here: Here, input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
-from relprop.propagation.numerics import safe
+from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Record
@@ -161,7 +161,14 @@ class Call:
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
         """Return ``R = a c``."""
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
-        return (a if nowhere else safe(a)) * c
+        if nowhere:
+            return a * c
+        if not self.create_graph:
+            return safe(a) * c
+        # At a = 0 the tiny has no derivative. That is right where c is R / tau, for such R does not change with a;
+        # a coefficient of common size belongs to R = a c, which does.
+        common = (a == 0) & (c.abs() < 1e-15 / TAU)
+        return safe(a) * c + a * torch.where(common, c, 0.0)
 
     # Roots -------------------------------------------------------------------------------------
 

@@ -94,7 +94,11 @@ class Scale(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return None, c * ctx.factor if ctx.phase.explaining else c, None
+        if not ctx.phase.explaining:
+            return None, c, None
+        if isinstance(ctx.factor, float) and ctx.factor == 0.0:
+            return None, None, None  # not even a zero: further down it may meet an infinite slope
+        return None, c * ctx.factor, None
 
 
 class Switch(Function):

@@ -31,8 +31,8 @@ def positive(x: Tensor) -> Tensor:
 
 
 def negative(x: Tensor) -> Tensor:
-    """Return ``(x)-``."""
-    return x.clamp(max=0)
+    """Return ``(x)-``; at 0 the derivative is that of one side, as that of ``(x)+`` is of the other."""
+    return torch.where(x < 0, x, 0.0)
 
 
 def bias_part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) -> Tensor | None:
@@ -132,7 +132,9 @@ class Epsilon(LinearRule):
         if not self.relative:
             return self.epsilon
         wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        return self.epsilon * wide.square().mean(dim=layer.sample_dims(z), keepdim=True).sqrt()
+        square = wide.square().mean(dim=layer.sample_dims(z), keepdim=True)
+        zero = square == 0  # where the root has no derivative
+        return self.epsilon * torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
 @dataclass(frozen=True)
