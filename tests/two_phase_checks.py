@@ -47,7 +47,13 @@ def gradients(relevance: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
 
 
-def agree(found: Tensor, expected: Tensor, tensors: dict[str, Tensor], skip: Tensor | None = None) -> None:
+def agree(
+    found: Tensor,
+    expected: Tensor,
+    tensors: dict[str, Tensor],
+    skip: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
     """The relevances agree, and so do the gradients of a loss on them by every tensor.
 
     `skip` marks entries of the first tensor at which the relevance has a kink, and no one derivative.
@@ -64,12 +70,17 @@ def agree(found: Tensor, expected: Tensor, tensors: dict[str, Tensor], skip: Ten
         differences[name] = (float((mine - theirs).abs().max()), float(theirs.abs().max()))
     assert largest > 0, "the loss depends on nothing"
     # Some derivatives are zero but for rounding: those are measured by the largest of all.
-    worse = {name: d for name, (d, scale) in differences.items() if d > TOLERANCE * scale + 1e-11 * largest}
+    worse = {name: d for name, (d, scale) in differences.items() if d > tolerance * scale + 1e-11 * largest}
     assert not worse, worse
 
 
 def check(
-    modules: Modules, x: Tensor, cases: RuleCase | Sequence[RuleCase], pooling: str = "winner", kinks: bool = False
+    modules: Modules,
+    x: Tensor,
+    cases: RuleCase | Sequence[RuleCase],
+    pooling: str = "winner",
+    kinks: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """A sequence of modules under one rule, or one for each of its linear layers in order."""
     model = nn.Sequential(*modules)
@@ -86,4 +97,4 @@ def check(
     found = LRP(model, rules).attribute(leaf, weighted(seed), create_graph=True)
     expected = explicit.explain(modules, leaf, seed, cases, pooling)
     tensors = {"input": leaf, **dict(model.named_parameters())}
-    agree(found, expected, tensors, x == 0 if kinks else None)
+    agree(found, expected, tensors, x == 0 if kinks else None, tolerance)

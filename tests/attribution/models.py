@@ -18,7 +18,6 @@ def settle(model: M, seed: int = 4) -> M:
     model = model.to(DTYPE).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Where a batch norm scales negatively, ReLU and pooling select others: that should show.
             parameter.normal_(0, 0.5, generator=generator)
             if name.endswith("weight") and parameter.dim() == 1:
                 parameter.abs_().add_(0.5)

@@ -231,7 +231,7 @@ class Attribution(ABC):
 
     def _total(self, call: Call, parts: Parts) -> Tensor:
         """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
-        total = torch.zeros_like(parts[0][0])
+        total = torch.zeros_like(parts[0][0].detach())
         with torch.set_grad_enabled(call.create_graph):
             for value, c in parts:
                 if c is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
-from relprop.propagation.numerics import TAU, safe
+from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Record
@@ -144,7 +144,11 @@ class Call:
 
     def constant(self, x: Tensor) -> Tensor:
         """Return ``x`` as a constant: nothing passes while explaining, everything afterwards."""
-        return self.scale(x, 0.0) if self.create_graph else x.detach()
+        if not self.create_graph:
+            return x.detach()
+        out = self.scale(x, 0.0)
+        self.graph.overwrite(out, x.detach())  # to the rules it depends on nothing, whatever its node says
+        return out
 
     def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return ``x``; the coefficient that passes back is multiplied by ``factor``."""
@@ -163,12 +167,7 @@ class Call:
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
         if nowhere:
             return a * c
-        if not self.create_graph:
-            return safe(a) * c
-        # At a = 0 the tiny has no derivative. That is right where c is R / tau, for such R does not change with a;
-        # a coefficient of common size belongs to R = a c, which does.
-        common = (a == 0) & (c.abs() < 1e-15 / TAU)
-        return safe(a) * c + a * torch.where(common, c, 0.0)
+        return safe(a) * c
 
     # Roots -------------------------------------------------------------------------------------
 

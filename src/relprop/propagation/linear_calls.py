@@ -317,8 +317,9 @@ def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: A
     here.by_autograd()
     for tokens in here.call.tokens:
         if tokens.holds(input):
-            embedded = value.detach().clone()  # the model may write into what it receives
-            value = here.call.root(value, here.call.create_graph and value.requires_grad)
+            connected = here.call.create_graph and value.requires_grad
+            embedded = value.clone() if connected else value.detach().clone()  # the model may write into its own
+            value = here.call.root(value, connected)
             tokens.roots.append(Root(get_gradient_edge(value), embedded))
     return value
 

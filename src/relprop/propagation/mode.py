@@ -16,7 +16,7 @@ from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
 from relprop.propagation.operations import Operation, decomposed, operation_of
 from relprop.propagation.storage import map_tensors, tensors_in
-from relprop.propagation.writes import twin_of, written_by
+from relprop.propagation.writes import fills, twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -196,6 +196,8 @@ class RelevanceMode(TorchFunctionMode):
         if any(not any(tensor is target for target in written) for tensor in active):
             name = _name(func)
             self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+        if fills(func):
+            self.call.graph.overwrite(written[0], written[0].detach())
         self._reached(out)
         return out
 

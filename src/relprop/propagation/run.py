@@ -168,7 +168,7 @@ def _observe(passed: Forward, name: str, output: Any) -> None:
     passed.passages.setdefault(name, []).append(passage)
 
     def watch(tensor: Tensor) -> None:
-        if tensor.requires_grad:
+        if call.graph.reach(tensor):
             passage.edges.append(get_gradient_edge(tensor))
             passage.values.append(call.saving.save(tensor if call.create_graph else tensor.detach()))
 
@@ -183,7 +183,7 @@ def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
         call.records.append(record)
 
     def watch(tensor: Tensor) -> None:
-        if not tensor.requires_grad:
+        if not call.graph.reach(tensor):
             return
         factor = mask(tensor)
         value = call.saving.save(tensor.detach()) if record is not None else None

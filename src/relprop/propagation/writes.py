@@ -35,6 +35,7 @@ _OPERATORS = {"__setitem__"} | {
 }
 
 
+_FILLS = {"fill_", "zero_"}
 _RESHAPES = {"unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", "as_strided_"}
 
 
@@ -67,7 +68,7 @@ def twin_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if func is torch.Tensor.copy_:
         return Twin(copied, args[:2], {})
     if _writes_first(func):
-        pure = None if func.__name__ in _RESHAPES else _pure(func)
+        pure = None if func.__name__ in _RESHAPES | _FILLS else _pure(func)
         return None if pure is None else Twin(pure, args, kwargs)
     position = _inplace_position(func)
     assert position is not None  # nothing else writes
@@ -85,6 +86,11 @@ def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
 def copied(x: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` in the shape and the type of ``x``."""
     return value.expand_as(x).to(x.dtype, copy=True)
+
+
+def fills(func: Callable[..., Any]) -> bool:
+    """Say whether a function overwrites a whole tensor with a constant."""
+    return getattr(func, "__name__", "") in _FILLS
 
 
 @cache
