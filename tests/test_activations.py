@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.cases import DTYPE
+from relprop import LRP, Rules
+from tests.cases import DTYPE, seed_like
+from tests.rules.compare import weighted
 
 LARGE = [8.0, 10.0, 20.5, 30.0, 50.0, 100.0, 700.0]
 MIDDLE = [0.01, 0.3, 0.5, 0.8, 1.0, 2.5, 3.0, 5.0, 6.0]
-SMALL = [1e-300, 1e-12, 1e-7, 1e-4, 9.99e-4, 1.001e-3, 0.003]
+SMALL = [1e-30, 1e-12, 1e-7, 1e-4, 9.99e-4, 1.001e-3, 0.003]
 POINTS = [0.0, *(side * z for z in (*SMALL, *MIDDLE, *LARGE) for side in (1.0, -1.0))]
 
 Exact = Callable[[Decimal], Decimal]
@@ -52,7 +54,7 @@ def from_float(function: Callable[[float], float]) -> Exact:
 
 
 def gelu_tanh(z: Decimal) -> Decimal:
-    return z * sigmoid(TWO * (TWO / Decimal(math.pi)).sqrt() * (z + Decimal(0.044715) * z**3))
+    return z * sigmoid(TWO * (TWO / Decimal(math.pi)).sqrt() * (z + Decimal.from_float(0.044715) * z**3))
 
 
 def torch_softplus(beta: float) -> Exact:
@@ -84,21 +86,21 @@ def forms(
     if function is not None:
         found["function"] = lambda z: function(z, **arguments)
     if module is not None:
-        found["module"] = lambda z: module(**arguments).to(z.dtype).eval()(z)
+        found["module"] = module(**arguments)
     if modules_inplace:
         assert module is not None
-        found["module in place"] = lambda z: module(**arguments, inplace=True).eval()(z.clone())
+        found["module in place"] = module(**arguments, inplace=True)
         if function is not None:
-            found["function in place"] = lambda z: function(z.clone(), **arguments, inplace=True)
+            found["function in place"] = lambda z: function(z, **arguments, inplace=True)
     if inplace is not None:
-        found["in place"] = lambda z: inplace(z.clone(), **arguments)
+        found["in place"] = lambda z: inplace(z, **arguments)
     if method is not None:
         found["method"] = lambda z: getattr(z, method)(**arguments)
-        found["bare statement"] = lambda z: _stated(z.clone(), method, arguments)
+        found["bare statement"] = lambda z: stated(z, method, arguments)
     return found
 
 
-def _stated(z: Tensor, method: str, arguments: dict[str, float]) -> Tensor:
+def stated(z: Tensor, method: str, arguments: dict[str, float]) -> Tensor:
     """A method in place, whose result is not used."""
     getattr(z, f"{method}_")(**arguments)
     return z
@@ -113,11 +115,6 @@ def exponential_below(alpha: float, scale: float = 1.0, width: float = 1.0) -> E
     return lambda z: Decimal(scale) * (z if z > 0 else Decimal(alpha) * (exp(z / Decimal(width)) - ONE))
 
 
-def prelu(z: Tensor) -> Tensor:
-    module = nn.PReLU(init=0.2).to(z.dtype)
-    return module(z)  # type: ignore[no-any-return]
-
-
 SELU, SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 RRELU = (1 / 8 + 1 / 3) / 2
 
@@ -128,24 +125,38 @@ CASES: dict[str, Case] = {
     ),
     "rrelu": Case(identity_above(RRELU), (RRELU, 1.0), forms(F.rrelu, nn.RReLU, modules_inplace=True)),
     "prelu": Case(
-        identity_above(0.2),
-        (0.2, 1.0),
-        {"module": prelu, "function": lambda z: F.prelu(z, torch.full((1,), 0.2, dtype=z.dtype))},
+        identity_above(0.25),
+        (0.25, 1.0),
+        {"module": nn.PReLU(init=0.25), "function": lambda z: F.prelu(z, torch.full((1,), 0.25, dtype=z.dtype))},
     ),
     "relu6": Case(lambda z: clamp(z, 0, 6), (0.0, 1.0), forms(F.relu6, nn.ReLU6, modules_inplace=True)),
     "hardtanh": Case(
-        lambda z: clamp(z, -1, 2), (1.0,), forms(F.hardtanh, nn.Hardtanh, F.hardtanh_, None, True, min_val=-1, max_val=2)
+        lambda z: clamp(z, -1, 2),
+        (1.0,),
+        forms(F.hardtanh, nn.Hardtanh, F.hardtanh_, None, True, min_val=-1, max_val=2),
     ),
-    "clamp": Case(lambda z: clamp(z, -0.5, 0.75), (1.0,), forms(torch.clamp, None, torch.clamp_, "clip", min=-0.5, max=0.75)),
-    "clamp above zero": Case(lambda z: clamp(z, 0.25, 9e9), (0.0,), forms(torch.clamp_min, None, None, "clamp_min", min=0.25)),
-    "clamp below zero": Case(lambda z: clamp(z, -9e9, -0.25), (0.0,), forms(torch.clamp_max, None, None, "clamp", max=-0.25)),
+    "clamp": Case(
+        lambda z: clamp(z, -0.5, 0.75), (1.0,), forms(torch.clamp, None, torch.clamp_, "clip", min=-0.5, max=0.75)
+    ),
+    "clamp above zero": Case(
+        lambda z: clamp(z, 0.25, 9e9), (0.0,), forms(torch.clamp_min, None, None, "clamp_min", min=0.25)
+    ),
+    "clamp below zero": Case(
+        lambda z: clamp(z, -9e9, -0.25), (0.0,), forms(torch.clamp_max, None, None, "clamp", max=-0.25)
+    ),
     "hardswish": Case(lambda z: z * clamp(z + 3, 0, 6) / 6, (0.5,), forms(F.hardswish, nn.Hardswish, None, None, True)),
-    "hardsigmoid": Case(lambda z: clamp(z + 3, 0, 6) / 6, (1 / 6,), forms(F.hardsigmoid, nn.Hardsigmoid, None, None, True)),
+    "hardsigmoid": Case(
+        lambda z: clamp(z + 3, 0, 6) / 6, (1 / 6,), forms(F.hardsigmoid, nn.Hardsigmoid, None, None, True)
+    ),
     "gelu": Case(from_float(lambda z: z * math.erfc(-z / math.sqrt(2)) / 2), (0.5,), forms(F.gelu, nn.GELU)),
-    "gelu tanh": Case(gelu_tanh, (0.5,), {
-        "module": nn.GELU("tanh"),
-        "function": lambda z: F.gelu(z, approximate="tanh"),
-    }),
+    "gelu tanh": Case(
+        gelu_tanh,
+        (0.5,),
+        {
+            "module": nn.GELU("tanh"),
+            "function": lambda z: F.gelu(z, approximate="tanh"),
+        },
+    ),
     "silu": Case(lambda z: z * sigmoid(z), (0.5,), forms(F.silu, nn.SiLU, modules_inplace=True)),
     "mish": Case(lambda z: z * tanh(softplus(z)), (0.6,), forms(F.mish, nn.Mish, modules_inplace=True)),
     "tanh": Case(tanh, (1.0,), forms(torch.tanh, nn.Tanh, torch.tanh_, "tanh")),
@@ -155,31 +166,38 @@ CASES: dict[str, Case] = {
     "softplus beta": Case(torch_softplus(2.5), (0.5,), forms(F.softplus, nn.Softplus, beta=2.5)),
     "logsigmoid": Case(lambda z: -softplus(-z), (0.5,), forms(F.logsigmoid, nn.LogSigmoid)),
     "elu": Case(exponential_below(0.7), (0.7, 1.0), forms(F.elu, nn.ELU, F.elu_, None, True, alpha=0.7)),
-    "celu": Case(
-        exponential_below(0.5, width=0.5), (1.0,), forms(F.celu, nn.CELU, torch.celu_, None, True, alpha=0.5)
+    "celu": Case(exponential_below(0.5, width=0.5), (1.0,), forms(F.celu, nn.CELU, torch.celu_, None, True, alpha=0.5)),
+    "selu": Case(
+        exponential_below(SELU, SCALE), (SELU * SCALE, SCALE), forms(F.selu, nn.SELU, torch.selu_, None, True)
     ),
-    "selu": Case(exponential_below(SELU, SCALE), (SELU * SCALE, SCALE), forms(F.selu, nn.SELU, torch.selu_, None, True)),
     "softsign": Case(lambda z: z / (1 + abs(z)), (1.0,), forms(F.softsign, nn.Softsign)),
     "tanhshrink": Case(lambda z: z - tanh(z), (0.0,), forms(F.tanhshrink, nn.Tanhshrink)),
-    "softshrink": Case(
-        lambda z: z - clamp(z, -0.5, 0.5), (0.0,), forms(F.softshrink, nn.Softshrink)
-    ),
+    "softshrink": Case(lambda z: z - clamp(z, -0.5, 0.5), (0.0,), forms(F.softshrink, nn.Softshrink)),
     "hardshrink": Case(lambda z: z if abs(z) > 0.5 else Decimal(0), (0.0,), forms(F.hardshrink, nn.Hardshrink)),
-    "threshold": Case(lambda z: z if z > Decimal(0.4) else Decimal(0), (0.0,), forms(F.threshold, nn.Threshold, F.threshold_, None, True, threshold=0.4, value=0.0)),
+    "threshold": Case(
+        lambda z: z if z > Decimal("0.4") else Decimal(0),
+        (0.0,),
+        forms(F.threshold, nn.Threshold, F.threshold_, None, True, threshold=0.4, value=0.0),
+    ),
     "exp": Case(exp, (1.0,), forms(torch.exp, None, torch.exp_, "exp")),
     "expm1": Case(lambda z: exp(z) - ONE, (1.0,), forms(torch.expm1, None, torch.expm1_, "expm1")),
     "log1p": Case(lambda z: (ONE + z).ln(), (1.0,), forms(torch.log1p, None, torch.log1p_, "log1p"), (-0.9, math.inf)),
     "erf": Case(from_float(math.erf), (2 / math.sqrt(math.pi),), forms(torch.erf, None, torch.erf_, "erf")),
     "sin": Case(from_float(math.sin), (1.0,), forms(torch.sin, None, torch.sin_, "sin")),
-    "cos": Case(from_float(lambda z: 1 - 2 * math.sin(z / 2) ** 2), (0.0,), forms(torch.cos, None, torch.cos_, "cos")),
+    "cos": Case(from_float(lambda z: -2 * math.sin(z / 2) ** 2), (0.0,), forms(torch.cos, None, torch.cos_, "cos")),
     "sinh": Case(lambda z: (exp(z) - exp(-z)) / 2, (1.0,), forms(torch.sinh, None, torch.sinh_, "sinh")),
     "atan": Case(from_float(math.atan), (1.0,), forms(torch.atan, None, torch.arctan_, "arctan")),
-    "abs": Case(abs, (-1.0, 1.0), forms(torch.abs, None, torch.abs_, "absolute")),
+    "abs": Case(abs, (-1.0, 0.0, 1.0), forms(torch.abs, None, torch.abs_, "absolute")),
     "square": Case(lambda z: z * z, (0.0,), forms(torch.square, None, torch.square_, "square")),
     "cube": Case(lambda z: z**3, (0.0,), {"operator": lambda z: z**3, "function": lambda z: torch.pow(z, 3.0)}),
-    "power": Case(lambda z: z * z.sqrt(), (0.0,), {"operator": lambda z: z**1.5, "method": lambda z: z.pow(1.5)}, (0.0, math.inf)),
+    "power": Case(
+        lambda z: z * z.sqrt(),
+        (0.0,),
+        {"operator": lambda z: z**1.5, "method": lambda z: z.pow(1.5)},
+        (0.0, math.inf),
+    ),
     "sqrt": Case(lambda z: z.sqrt(), (), forms(torch.sqrt, None, torch.sqrt_, "sqrt"), (0.0, math.inf)),
-}  # fmt: skip
+}
 FORMS = [
     pytest.param(case, form, id=f"{name}-{how}") for name, case in CASES.items() for how, form in case.forms.items()
 ]
@@ -191,10 +209,11 @@ class Model(nn.Module):
 
     def __init__(self, form: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.form = form
+        self.form = form  # a part of this model where it is a module
+        self.eval()
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.form(z)
+        return self.form(z.clone())
 
 
 def points(case: Case, dtype: torch.dtype = DTYPE) -> Tensor:
@@ -205,6 +224,91 @@ def points(case: Case, dtype: torch.dtype = DTYPE) -> Tensor:
 
 def expected(case: Case, z: Tensor) -> Tensor:
     """`f(z) - f(0)`, exact but for the last rounding."""
-    with localcontext(prec=700):  # of 1 + 1e-300 something must be left
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 120, 10**9, -(10**9)
         origin = case.exact(Decimal(0))
         return torch.tensor([[float(case.exact(Decimal(v)) - origin) for v in z[0].tolist()]], dtype=DTYPE)
+
+
+def relative(found: Tensor, exact: Tensor, floor: Tensor | float = 0.0) -> float:
+    """The largest error of an entry relative to itself, or to `floor` where that is larger."""
+    assert found.isfinite().all()
+    scale = torch.maximum(exact.abs(), torch.as_tensor(floor, dtype=DTYPE).expand_as(exact))
+    error = (found.detach().double() - exact).abs()
+    return float(torch.where(scale == 0, torch.where(error == 0, 0.0, torch.inf), error / scale).max())
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+def test_the_map_is_that_of_the_definition(case: Case, form: Callable[[Tensor], Tensor]) -> None:
+    z = points(case)
+    seed = seed_like(z)
+    found = LRP(Model(form).to(z.dtype), Rules()).attribute(z, weighted(seed))
+    # Near zero f(z) is a difference of numbers of the size of z, for PyTorch's own functions too.
+    exact = seed * expected(case, z)
+    assert relative(found, exact, floor=1e-3 * (seed * z).abs().clamp(max=1e-3)) < 1e-12
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+def test_the_map_in_float32(case: Case, form: Callable[[Tensor], Tensor]) -> None:
+    z = points(case, torch.float32)
+    seed = seed_like(z)
+    found = LRP(Model(form).to(z.dtype), Rules()).attribute(z, weighted(seed))
+    assert found.dtype == torch.float32
+    exact = seed.double() * expected(case, z)
+    # A tail such as exp(-z^2) has the error of its argument.
+    assert relative(found, exact, floor=(1e-2 * (seed * z).abs()).double() + 1e-37) < 1e-5
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_the_coefficient_at_zero_is_the_slope(case: Case) -> None:
+    if not case.slopes:
+        return  # infinite
+    z = torch.zeros(1, 3, dtype=DTYPE, requires_grad=True)
+    for form in case.forms.values():
+        model = Model(form).to(z.dtype)
+        with Rules().attach(model) as attached:
+            out = model(z)
+        (c,) = torch.autograd.grad(out.sum(), z)
+        attached.finish()
+        assert c[0].tolist() in [pytest.approx([slope] * 3, abs=1e-15) for slope in case.slopes]
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+def test_the_output_is_that_of_the_plain_model(case: Case, form: Callable[[Tensor], Tensor]) -> None:
+    z, seen = points(case), []
+    model = Model(form).to(z.dtype)
+    before = z.clone()
+    LRP(model, Rules()).attribute(z, lambda out: seen.append(out.detach().clone()) or out.sum(1))
+    assert torch.equal(seen[0], model(z))
+    assert torch.equal(z, before)
+
+
+class Between(nn.Module):
+    """An activation between two layers."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.form = form
+        self.to(DTYPE).eval()
+        with torch.no_grad():
+            for layer in (self.first, self.last):
+                layer.weight.copy_(seed_like(layer.weight, 2).abs())
+                layer.bias.copy_(seed_like(layer.bias, 3).abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.form(self.first(x)))
+        return out
+
+
+@pytest.mark.parametrize(("case", "form"), FORMS)
+def test_the_map_between_two_layers(case: Case, form: Callable[[Tensor], Tensor]) -> None:
+    model = Between(form)
+    x = seed_like(torch.zeros(3, 4, dtype=DTYPE), 4)
+    if case.domain[0] > -1:
+        x = x.abs()
+    z = model.first(x).detach()
+    passed = torch.cat([expected(case, row[None]) for row in z])
+    by_hand = (x * ((passed / z * model.last.weight[1]) @ model.first.weight)).detach()
+    found = LRP(model, "lrp0").attribute(x, 1)
+    assert float((found - by_hand).abs().max() / by_hand.abs().max()) < 1e-12

@@ -42,7 +42,7 @@ def _nonzero(z: Tensor) -> tuple[Tensor, Tensor]:
 def gelu(z: Tensor, approximate: str = "none") -> Tensor:
     """``Phi(z)``, the distribution function of the normal distribution (or its approximation by tanh)."""
     if approximate == "tanh":
-        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+        return torch.sigmoid(math.sqrt(8 / math.pi) * (z + 0.044715 * z**3))  # (1 + tanh u) / 2 = sigmoid(2 u)
     return 0.5 * torch.erfc(-z / math.sqrt(2))
 
 
@@ -134,8 +134,11 @@ def softplus(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 
 
 def logsigmoid(z: Tensor) -> Tensor:
-    """``(logsigmoid(z) + log 2) / z``."""
-    return softplus(-z)
+    """``(logsigmoid(z) + log 2) / z = (log(1 + exp(s)) - log 2) / s`` for ``s = -z``."""
+    s = -z
+    value = torch.log1p(torch.exp(-s.abs())) + s.clamp(min=0) - math.log(2)
+    small = torch.log1p(torch.expm1(s.clamp(max=1)) / 2)
+    return ratio(torch.where(s < 1, small, value), s, 1 / 2, 1 / 8, 0.0, -1 / 192, 0.0)
 
 
 def softsign(z: Tensor) -> Tensor:
