@@ -65,7 +65,7 @@ def torch_softplus(beta: float) -> Exact:
 
 @dataclass(frozen=True)
 class Case:
-    """An activation: its exact value, its slopes at zero (of one side each, where they differ), ways to call it."""
+    """An activation: its exact value, its finite slopes at zero (of either side, or between), ways to call it."""
 
     exact: Exact
     slopes: tuple[float, ...]
@@ -201,7 +201,6 @@ CASES: dict[str, Case] = {
 FORMS = [
     pytest.param(case, form, id=f"{name}-{how}") for name, case in CASES.items() for how, form in case.forms.items()
 ]
-ALL = [pytest.param(case, id=name) for name, case in CASES.items()]
 
 
 class Model(nn.Module):
@@ -259,10 +258,8 @@ def test_the_map_in_float32(case: Case, form: Callable[[Tensor], Tensor]) -> Non
     assert relative(found, exact, floor=(1e-2 * (seed * z).abs()).double() + 1e-37) < 1e-5
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.slopes])
 def test_the_coefficient_at_zero_is_the_slope(case: Case) -> None:
-    if not case.slopes:
-        return  # infinite
     z = torch.zeros(1, 3, dtype=DTYPE, requires_grad=True)
     for form in case.forms.values():
         model = Model(form).to(z.dtype)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from relprop import LRP, Rules
-from relprop.rules import CPLRP, AttnLRP, Detach, Epsilon
+from relprop.rules import CPLRP, AttnLRP, Detach, Epsilon, Gamma, ZPlus
+from relprop.rules.rule import LinearRule
 from tests import two_phase_reference as explicit
 from tests.cases import RuleCase, seed_like, signed
 from tests.rules.compare import distance, weighted
@@ -31,17 +32,20 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("rule", ["winner", "average"])
-@pytest.mark.parametrize("case", [LRP0, GAMMA, FLAT], ids=lambda case: case.rule)
-@pytest.mark.parametrize("pool", list(POOLS))
+# A power of zero has no derivative, so LP pooling stands behind a softplus; what it does at zero is tested elsewhere.
+# The rule that averages is for windows that an average pooling has.
+POOLINGS = [
+    *((pool, case, "winner") for pool in POOLS for case in (LRP0, GAMMA, FLAT) if (pool, case) != ("power", FLAT)),
+    *((pool, case, "average") for pool in ("max", "overlapping") for case in (LRP0, GAMMA, FLAT)),
+]
+
+
+@pytest.mark.parametrize(
+    ("pool", "case", "rule"), [pytest.param(*p, id=f"{p[0]}-{p[1].rule}-{p[2]}") for p in POOLINGS]
+)
 def test_pooling(pool: str, case: RuleCase, rule: str) -> None:
-    modules = settle([nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), POOLS[pool](), nn.Conv2d(3, 2, 2), nn.Flatten()])
-    if rule == "average" and pool not in ("max", "overlapping"):
-        return  # the rule is for windows that an average pooling has
-    if pool == "power":
-        modules[1] = nn.Softplus()  # a power of zero has no derivative
-        if case is FLAT:
-            return  # what LP pooling does with relevance at zero has a test elsewhere
+    between = nn.Softplus() if pool == "power" else nn.ReLU()
+    modules = settle([nn.Conv2d(2, 3, 3, padding=1), between, POOLS[pool](), nn.Conv2d(3, 2, 2), nn.Flatten()])
     check(modules, signed((2, 2, 6, 6), seed=7), case, rule, kinks=case is GAMMA)
 
 
@@ -266,3 +270,11 @@ def test_weights_made_from_parameters_and_a_layer_used_twice() -> None:
     found = LRP(model, Epsilon(0.1)).attribute(x, weighted(seed), create_graph=True)
     expected = explicit.explain(plain, x, seed, RuleCase("epsilon", {"epsilon": 0.1}))
     agree(found, expected, {"input": x, **dict(model.named_parameters())})
+
+
+@pytest.mark.parametrize("rule", [Epsilon(0.5), Gamma(), ZPlus()], ids=repr)
+def test_constant_probabilities_are_no_parameter(rule: LinearRule) -> None:
+    # With a graph they ask for a gradient, as parameters do; no linear rule may take them for a weight.
+    model, x = Attention(fused=False), signed((2, 3, 4), seed=11)
+    method = LRP(model, Rules().set(lambda name, module: True, rule).set(torch.softmax, CPLRP()))
+    assert distance(method.attribute(x, 1, create_graph=True), method.attribute(x, 1)) < 1e-12
