@@ -202,7 +202,9 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
 
 def _is_parameter(here: Here, tensor: Tensor) -> bool:
     """Say whether a factor is a parameter, a view of one, or made from one that is trained."""
-    return isinstance(tensor, nn.Parameter) or tensor.requires_grad or here.call.protected.owns_parameter(tensor)
+    if isinstance(tensor, nn.Parameter) or here.call.protected.owns_parameter(tensor):
+        return True
+    return tensor.requires_grad and not here.call.graph.touches_input(tensor)
 
 
 # Batch norm ------------------------------------------------------------------------------------

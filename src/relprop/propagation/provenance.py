@@ -65,15 +65,30 @@ class Graph:
     def __init__(self, is_input: Callable[[Tensor], bool] | None = None) -> None:
         self._is_input = is_input
         self._state: dict[Any, int] = {}
+        self._roots: set[Any] = set()
 
     def add_root(self, tensor: Tensor) -> None:
         """Make the node of this tensor a source of activity."""
+        self._roots.add(tensor.grad_fn)
         self._state[tensor.grad_fn] = ACTIVE
 
     def overwrite(self, tensor: Tensor, value: Tensor) -> None:
         """Note that the whole tensor now holds a value: it depends on what the value does, and on nothing else."""
         if tensor.grad_fn is not None and not tensor._is_view():
             self._state[tensor.grad_fn] = self.reach(value)
+
+    def touches_input(self, tensor: Tensor) -> bool:
+        """Say whether a tensor was made from the input at all, were it by way of constants."""
+        stack, visited = [tensor.grad_fn], set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in visited:
+                continue
+            if node in self._roots or self._leaf(node):
+                return True
+            visited.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+        return False
 
     def knows(self, tensor: Tensor) -> bool:
         """Say whether a seen call made this tensor (or no node did)."""
@@ -112,7 +127,7 @@ class Graph:
         return ACTIVE if self._is_input is not None and variable is not None and self._is_input(variable) else INACTIVE
 
     def clear(self) -> None:
-        self._state = {}
+        self._state, self._roots = {}, set()
 
 
 def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:
