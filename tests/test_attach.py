@@ -287,3 +287,36 @@ def test_a_training_step_after_the_block_trains_the_model() -> None:
     changed = attached(model, Rules().set(nn.Linear, Zero()), x)
     assert float((changed - relevance).abs().max()) > 1e-3
     close(changed, LRP(model, Zero()).attribute(x, 1))
+
+
+def test_methods_inside_the_block() -> None:
+    model, x = residual(), images()
+    expected = LRP(model, "zplus").attribute(x, 1)
+    leaf = x.clone().requires_grad_()
+    with Rules.preset("epsilon").attach(model) as block:
+        close(LRP(model, "zplus").attribute(x, 1), expected)
+        with torch.no_grad():
+            assert torch.equal(model(x), residual()(x))
+        out = model(leaf)
+    (c,) = torch.autograd.grad(out[:, 1].sum(), leaf)
+    block.finish()
+    close(x * c, LRP(model, "epsilon").attribute(x, 1))
+
+
+def test_blocks_within_blocks() -> None:
+    model, x = residual(), images()
+    outer_leaf, inner_leaf, last_leaf = (x.clone().requires_grad_() for _ in range(3))
+    rules = {"outer": Rules().set(nn.Conv2d, Gamma()), "inner": Rules().set(nn.Conv2d, "epsilon")}
+    with rules["outer"].attach(model) as outer:
+        first = model(outer_leaf)
+        with rules["inner"].attach(model) as inner:
+            second = model(inner_leaf)
+        third = model(last_leaf)
+    maps = [
+        torch.autograd.grad(out[:, 1].sum(), leaf)[0]
+        for out, leaf in ((first, outer_leaf), (second, inner_leaf), (third, last_leaf))
+    ]
+    inner.finish()
+    outer.finish()
+    for which, c in zip(("outer", "inner", "outer"), maps, strict=True):
+        close(x * c, LRP(model, rules[which]).attribute(x, 1))

@@ -264,7 +264,9 @@ def explain(
     """
     inputs = [x]
     for module in modules:
-        inputs.append(module(inputs[-1].clone()))  # some of the modules write into their input
+        a = inputs[-1].clone()  # some of the modules write into their input
+        # PyTorch's own derivative of hardsigmoid holds 1/6 in single precision.
+        inputs.append((a + 3).clamp(0, 6) / 6 if isinstance(module, nn.Hardsigmoid) else module(a))
     positions = [i for i, module in enumerate(modules) if isinstance(module, LINEAR)]
     chosen = [cases] * len(positions) if isinstance(cases, RuleCase) else list(cases)
     by_position = dict(zip(positions, chosen, strict=True))

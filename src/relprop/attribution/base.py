@@ -15,6 +15,7 @@ from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import as_args, as_condition, as_inputs, as_kwargs, as_layers, as_model, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
+from relprop.propagation.mode import foremost
 from relprop.propagation.run import Forward, Parts, forward
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, select
@@ -204,8 +205,8 @@ class Attribution(ABC):
         }
         warn_of_training(self.model)
         chosen = [partial(select, target=target, samples=inputs[0].shape[0]) for target in targets]
-        with grad_mode():
-            call = self.make_call(**options)
+        call = self.make_call(**options)
+        with grad_mode(), foremost(call):
             try:
                 passed = forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:
@@ -220,6 +221,7 @@ class Attribution(ABC):
         self, passed: Forward, inputs: tuple[Tensor, ...], target: int, retain_graph: bool
     ) -> tuple[Tensor, ...]:
         roots, _ = passed.coefficients(target, retain_graph)
+        passed.call.reading_input = True
         found = []
         for position, (x, parts) in enumerate(zip(inputs, roots, strict=True)):
             name = f"input {position}" if len(inputs) > 1 else "the input"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
+from relprop.propagation.primitives import Spare, apply
 from relprop.propagation.products import inverse
 from relprop.propagation.provenance import Origin
 
@@ -232,14 +233,14 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
     z = input if call.create_graph else input.detach()
     value = out if call.create_graph else out.detach()
     with torch.set_grad_enabled(call.create_graph):
-        zeros = call.handles_zeros(input)
+        zeros, offset = call.handles_zeros(input), False
         if zeros and _at_zero(here, input, args, kwargs) == 0.0:
             q = safe(value) / safe(z)
         else:
             q = quotient(z, *args, **kwargs)
-            if zeros:  # where f(z) is zero and f(0) is not, nothing can be shared
-                q = torch.where(value == 0, 0.0, q)
-    return call.switch(out, here.rule.surrogate(call, input, out, q))
+            offset = zeros
+    found = call.switch(out, here.rule.surrogate(call, input, out, q))
+    return apply(Spare, call, found, out.detach() == 0) if offset else found
 
 
 def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
@@ -292,6 +293,17 @@ def gate(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any,
     out = elementwise(quotient, here, input, *args, **kwargs)
     here.call.origins.note(out, Origin(nonnegative=True, gate=True))
     return out
+
+
+def hard_gate(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
+    """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
+    if here.call.create_graph:
+        here.func = _hardsigmoid
+    return gate(hardsigmoid, here, input)
+
+
+def _hardsigmoid(z: Tensor) -> Tensor:
+    return (z + 3).clamp(0, 6) / 6
 
 
 def raise_to(here: Here, input: Any, exponent: Any) -> Tensor:

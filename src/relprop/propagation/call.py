@@ -104,6 +104,8 @@ class Call:
     cache: Cache | None = None
     open_ended: bool = False
     explaining: bool = True
+    zeros_reach_input: bool = False
+    reading_input: bool = False
     thread: int = field(default_factory=threading.get_ident)
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -165,7 +167,7 @@ class Call:
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
         """Return ``R = a c``."""
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
-        if nowhere:
+        if nowhere or (self.reading_input and not self.zeros_reach_input):
             return a * c
         return safe(a) * c
 
@@ -218,6 +220,10 @@ class Call:
                 "Reentrant gradient checkpointing hides the network from relprop. "
                 "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        code = getattr(backward, "__code__", None)
+        if self.create_graph and code is not None and code.co_filename == torch.autograd.function.__file__:
+            raise UncoveredOperationError(f"{title} is once_differentiable; create_graph needs its second derivative.")
         self.name_uncovered(title, "was made by no call relprop can see; plain autograd carries its relevance.")
         if self.recording:
             name, module = self.place

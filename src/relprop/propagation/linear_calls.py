@@ -201,10 +201,15 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
 
 
 def _is_parameter(here: Here, tensor: Tensor) -> bool:
-    """Say whether a factor is a parameter, a view of one, or made from one that is trained."""
-    if isinstance(tensor, nn.Parameter) or here.call.protected.owns_parameter(tensor):
+    """Say whether a factor is a parameter, a view of one, or a constant made from one, trained or not.
+
+    A plain tensor that asks for a gradient is a parameter too.
+    """
+    call = here.call
+    if isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor):
         return True
-    return tensor.requires_grad and not here.call.graph.touches_input(tensor)
+    made = tensor.requires_grad or call.origins.is_weight(tensor)
+    return made and not call.graph.touches_input(tensor)
 
 
 # Batch norm ------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
@@ -23,6 +25,20 @@ Kwargs = dict[str, Any]
 Function = Callable[..., Any]
 
 
+_foremost = threading.local()
+
+
+@contextmanager
+def foremost(call: Call) -> Iterator[None]:
+    """Let only the modes of this call act on this thread, until it is done: one may run inside another's block."""
+    calls = _foremost.__dict__.setdefault("calls", [])
+    calls.append(call)
+    try:
+        yield
+    finally:
+        calls.pop()
+
+
 class RelevanceMode(TorchFunctionMode):
     """Runs the operations of one call by the rules, on the thread that entered it."""
 
@@ -31,6 +47,8 @@ class RelevanceMode(TorchFunctionMode):
         self.call = call
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        if _foremost.calls[-1] is not self.call:
+            return func(*args, **(kwargs or {}))  # another attribution runs inside this one
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
         with self.call.saving.hooks:
             return self.run(func, args, kwargs or {})
@@ -47,8 +65,20 @@ class RelevanceMode(TorchFunctionMode):
             return self._write(func, args, kwargs, written)
         active = self._active(args, kwargs)
         if not active:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self._note_weights((args, kwargs), out)
+            return out
         return self._explain(func, args, kwargs, active)
+
+    def _note_weights(self, given: Any, made: Any) -> None:
+        """Remember the constants that a call makes from parameters: as factors they are weights."""
+        call = self.call
+        if any(
+            isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor) or call.origins.is_weight(tensor)
+            for tensor in tensors_in(given)
+        ):
+            for tensor in tensors_in(made):
+                call.origins.note_weight(tensor)
 
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
@@ -160,6 +190,7 @@ class RelevanceMode(TorchFunctionMode):
             call.saving.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
+            self._note_weights((args, kwargs), written)
             return func(*args, **kwargs)
         twin = twin_of(func, args, kwargs)
         if twin is None:

@@ -97,7 +97,7 @@ def _fill() -> None:
     for name, quotient in quotients.items():
         _enter("activation", partial(act.elementwise, quotient), name)
     _enter("activation", partial(act.gate, act.sigmoid), "sigmoid", "expit", label="sigmoid")
-    _enter("activation", partial(act.gate, act.hardsigmoid), "hardsigmoid")
+    _enter("activation", act.hard_gate, "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("affine", act.threshold, "threshold")
     _enter("affine", sums.extremum, "maximum", "minimum")

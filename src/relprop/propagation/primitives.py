@@ -101,6 +101,20 @@ class Scale(Function):
         return None, c * ctx.factor, None
 
 
+class Spare(Function):
+    """The identity, through which no relevance reaches the units of zero where ``f(0)`` is not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor, at: Tensor) -> Tensor:
+        ctx.phase, ctx.at = phase, at
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return None, torch.where(ctx.at & (c.abs() > 1e15), 0.0, c) if ctx.phase.explaining else c, None
+
+
 class Switch(Function):
     """The value of ``native``; explained as if it had been ``surrogate``, differentiated as it is."""
 

@@ -38,6 +38,15 @@ class Origins:
 
     def __init__(self) -> None:
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def note_weight(self, tensor: Tensor) -> None:
+        """Remember a constant that was made from parameters."""
+        self._weights[tensor] = True
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Say whether a constant was made from parameters."""
+        return tensor in self._weights
 
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
@@ -52,7 +61,7 @@ class Origins:
             self._known.pop(tensor, None)
 
     def clear(self) -> None:
-        self._known = WeakTensorKeyDictionary()
+        self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
 class Graph:

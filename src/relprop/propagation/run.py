@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from relprop.errors import InputError, RelpropError
 from relprop.propagation.call import Call, Root, Tokens
 from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode
+from relprop.propagation.mode import RelevanceMode, foremost
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import Attributes, Saved, tensors_in
@@ -115,6 +115,7 @@ def forward(
     with ExitStack() as stack:
         stack.enter_context(Attributes(call.model))
         stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe))
+        stack.enter_context(foremost(call))
         stack.enter_context(RelevanceMode(call))
         try:
             passed.output = call.model(*given, *args, **(kwargs or {}))

@@ -12,6 +12,7 @@ from relprop.errors import RuleError
 from relprop.propagation.call import Call, Choice
 from relprop.propagation.layer import Affine, LinearMap
 from relprop.propagation.numerics import safe
+from relprop.propagation.provenance import ACTIVE
 from relprop.propagation.record import Record, total
 
 Watcher = Callable[[Tensor], None]
@@ -58,6 +59,7 @@ class Site:
         self.node: Any = None
         self.superseded = False
         self.reaches_zeros = call.selector is not None and call.selector.reaches_zeros == "everywhere"
+        self.first = call.graph.reach(a) == ACTIVE
         call.sites.append(self)
         check_precision(choice.rule, a.dtype)
 
@@ -92,6 +94,7 @@ class Site:
             with torch.no_grad():
                 shares = rule.absorbed(layer, a, z, c)
             self.record.absorb({name: total(share) for name, share in shares.items()})
+        call.zeros_reach_input = call.zeros_reach_input or (self.first and rule.reaches_zeros)
         found: Tensor = rule.coefficient(layer, a, z, c)
         return found
 

@@ -11,7 +11,7 @@ from torch import nn
 from relprop.errors import RuleError
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode
+from relprop.propagation.mode import RelevanceMode, foremost
 from relprop.propagation.storage import Attributes
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Attached:
         with ExitStack() as stack:
             stack.enter_context(Attributes(self._model))
             stack.enter_context(ModuleHooks(self._model, self._call))
+            stack.enter_context(foremost(self._call))
             stack.enter_context(RelevanceMode(self._call))
             self._stack = stack.pop_all()
         return self
