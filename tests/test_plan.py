@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -153,20 +154,73 @@ def test_the_table() -> None:
     lines = str(plan).splitlines()
     assert lines[0].split() == ["module", "call", "in", "out", "rule", "notes"]
     assert set(lines[1]) == {"-", " "}
-    assert len(lines) == 2 + len(plan.rows)
-    assert lines[2].split() == [
+    assert lines[2].split() == ["(model):", "Residual", "2x3x6x6", "2x4"]
+    assert lines[-1].startswith(f"{len(plan.rows)} calls; batch norms folded: 2; ")
+    assert lines[-1].endswith("; without a rule: none")
+    assert sum(row.nonnegative for row in plan.rows) == 2
+    assert sum(row.folded for row in plan.rows) == 4
+    calls = [line for line in lines if "=>" in line]
+    assert len(calls) == len(plan.rows)
+    assert calls[0].split() == [
         "stem:", "Conv2d", "conv2d", "2x3x6x6", "2x4x6x6", "=>",
         "ZBox(low=-3.0,", "high=3.0,", "stabilizer=1e-06)", "batch", "norm", "folded",
     ]  # fmt: skip
-    assert lines[8].startswith("(model): Residual")
-    assert "2x4x6x6 2x4x6x6" in lines[8]
+    assert calls[6].startswith("(model): Residual")
+    assert "2x4x6x6 2x4x6x6" in calls[6]
     (head,) = [line for line in lines if line.startswith("head: Linear")]
     assert "2x16" in head and "=> Zero()" in head and head.endswith("a >= 0")
-    starts = {line.index("=>") for line in lines[2:]}
+    starts = {line.index("=>") for line in calls}
     assert len(starts) == 1  # columns stand under each other
     assert all(line == line.rstrip() for line in lines)
     default = str(Rules().plan(mlp(), vectors()))
     assert "=> Zero() (default)" in default
+
+
+class Nested(nn.Module):
+    """Containers, a module that makes no call, one that runs twice, one that never runs, one off the path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.Sequential(nn.Dropout(0.5), nn.ReLU()))
+        self.prompt, self.head, self.unused = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(self.trunk[1](x)) + self.prompt(torch.ones_like(x))
+        return self.head(h)  # type: ignore[no-any-return]
+
+
+def test_every_module_in_order() -> None:
+    plan = Rules().plan(settle(Nested()).eval(), vectors())
+    assert [(row.name, row.module) for row in plan.modules] == [
+        ("", "Nested"),
+        ("trunk.1", "Linear"),
+        ("trunk", "Sequential"),
+        ("trunk.0", "Identity"),
+        ("trunk.1", "Linear"),
+        ("trunk.2", "Sequential"),
+        ("trunk.2.0", "Dropout"),
+        ("trunk.2.1", "ReLU"),
+        ("prompt", "Linear"),
+        ("head", "Linear"),
+    ]
+    assert all(
+        row.output == ((len(vectors()), 4) if row.name not in ("", "head") else (len(vectors()), 3))
+        for row in plan.modules
+    )
+    assert [line.split(":")[0] for line in str(plan).splitlines()[2:-1]] == [
+        "(model)", "trunk.1", "trunk", "trunk.0", "trunk.1", "trunk.2", "trunk.2.0", "trunk.2.1",
+        "prompt", "(model)", "head",
+    ]  # fmt: skip
+
+
+def test_the_plan_as_data_and_as_html() -> None:
+    plan = RULES.plan(residual(), images(), 1)
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert [row["operation"] for row in data["rows"]] == [row.operation for row in plan.rows]
+    assert [row["name"] for row in data["modules"]] == [row.name for row in plan.modules]
+    page = plan._repr_html_()
+    assert page.count("<tr>") == len(str(plan).splitlines()) - 2
+    assert "=&gt; ZBox(low=-3.0" in page
 
 
 def test_a_plan_leaves_everything_alone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from relprop.errors import ConservationError
 from relprop.propagation.record import Record
-from relprop.rules.plan import table
+from relprop.tables import html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -160,13 +159,10 @@ class ConservationReport:
 
     def __str__(self) -> str:
         header, lines = self._table()
-        return table(header, lines, right=range(3, len(header)))
+        return text_table(header, lines, right=range(3, len(header)))
 
     def _repr_html_(self) -> str:
-        header, lines = self._table()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(*self._table())
 
 
 def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) -> ConservationReport:

@@ -16,7 +16,7 @@ from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperati
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
-from relprop.propagation.record import Record
+from relprop.propagation.record import Entered, Record
 from relprop.propagation.storage import CopyOnWrite, Protected
 
 
@@ -109,6 +109,7 @@ class Call:
     thread: int = field(default_factory=threading.get_ident)
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    entered: list[Entered] = field(default_factory=list)
     before_last: set[Any] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
     warned: set[str] = field(default_factory=set)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.propagation.call import Call
+from relprop.propagation.record import Entered
 from relprop.propagation.storage import tensors_in
 
 Observer = Callable[[str, Any], None]
@@ -37,6 +38,7 @@ class ModuleHooks:
         self._observed = frozenset(observed)
         self._observe = observe
         self._running: list[ModuleHooks] = []
+        self._open: list[tuple[nn.Module, Entered]] = []
         self.call = call
 
     def __enter__(self) -> ModuleHooks:
@@ -66,8 +68,13 @@ class ModuleHooks:
         """Note that a module begins to run."""
         name = self._names.get(module)
         if name is not None:
-            self.call.called.add(name)
-            self.call.stack.append((name, module))
+            call = self.call
+            call.called.add(name)
+            call.stack.append((name, module))
+            if call.recording:
+                entered = Entered(name, type(module).__name__, len(call.records))
+                call.entered.append(entered)
+                self._open.append((module, entered))
 
     def leaving(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         """Note that a module has run; return what stands for its output, if something has to."""
@@ -82,6 +89,10 @@ class ModuleHooks:
                 if any(output is tensor for tensor in tensors_in(args)):
                     replaced = output = call.view(output)
                 self._observe(name, output)
+        if self._open and self._open[-1][0] is module:
+            _, entered = self._open.pop()
+            entered.inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(args))
+            entered.output = next((tuple(tensor.shape) for tensor in tensors_in(output)), ())
         if call.stack and call.stack[-1][1] is module:
             call.stack.pop()
         return replaced

@@ -9,6 +9,24 @@ from torch import Tensor
 
 
 @dataclass
+class Entered:
+    """One run of a module.
+
+    Attributes:
+        name: its dotted name ("" for the model itself).
+        module: its type.
+        position: how many calls of functions were recorded before it began.
+        inputs, output: shapes of the tensors it was given, and of the first it returned.
+    """
+
+    name: str
+    module: str
+    position: int
+    inputs: tuple[tuple[int, ...], ...] = ()
+    output: tuple[int, ...] = ()
+
+
+@dataclass
 class Record:
     """One call of a function on the way from the input to the output.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import html
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from relprop.propagation.call import Call
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record
 from relprop.propagation.run import forward
+from relprop.tables import html_table, shape_text, text_table
 from relprop.targets import select
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ class Row:
     notes: tuple[str, ...]
 
     @property
+    def folded(self) -> bool:
+        """The call is a linear map that a batch norm was folded into, or that batch norm."""
+        return "batch norm folded" in self.notes or "folded into the layer above" in self.notes
+
+    @property
+    def nonnegative(self) -> bool:
+        """The input of a linear map is known to hold nothing below zero, which saves evaluations."""
+        return "a >= 0" in self.notes
+
+    @property
     def shown_rule(self) -> str:
         """The rule as a table shows it."""
         if not self.covered:
@@ -55,53 +66,85 @@ class Row:
 
 
 @dataclass(frozen=True)
+class ModuleRow:
+    """One module that ran.
+
+    Attributes:
+        name, module: its dotted name ("" for the model itself), and its type.
+        position: how many calls of the plan had begun before it did.
+        inputs, output: shapes of the tensors it was given, and of the first it returned.
+    """
+
+    name: str
+    module: str
+    position: int
+    inputs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every call of one forward pass, in order. Prints as a table."""
+    """Every module and every call of one forward pass, in order. Prints as a table.
+
+    Calls of which no argument depends on the explained input carry no relevance and are left out. In the table a
+    module has a line of its own where it is not its own call that comes first.
+    """
 
     rows: tuple[Row, ...]
+    modules: tuple[ModuleRow, ...] = ()
 
     @property
     def uncovered(self) -> tuple[Row, ...]:
         """The calls for which no rule is known."""
         return tuple(row for row in self.rows if not row.covered)
 
-    def __str__(self) -> str:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, fit for JSON: ``{"rows": [...], "modules": [...]}``."""
+        return asdict(self)
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         header = ("module", "call", "in", "out", "rule", "notes")
-        lines = [
-            (
-                f"{row.name or '(model)'}: {row.module}",
-                row.operation,
-                " ".join(shape_text(shape) for shape in row.inputs),
-                shape_text(row.output),
-                "=> " + row.shown_rule,
-                ", ".join(row.notes),
+        lines: list[tuple[str, ...]] = []
+        entered = list(self.modules)
+        for position, row in enumerate(self.rows):
+            while entered and entered[0].position <= position:
+                module = entered.pop(0)
+                if module.name != row.name or (entered and entered[0].position <= position):
+                    lines.append(_module_line(module))
+            lines.append(
+                (
+                    _title(row),
+                    row.operation,
+                    " ".join(shape_text(shape) for shape in row.inputs),
+                    shape_text(row.output),
+                    "=> " + row.shown_rule,
+                    ", ".join(row.notes),
+                )
             )
-            for row in self.rows
-        ]
-        return table(header, lines)
+        return header, lines + [_module_line(module) for module in entered]
+
+    def _summary(self) -> str:
+        folded = sum(row.kind == "batch_norm" and row.folded for row in self.rows)
+        fast = sum(row.nonnegative for row in self.rows)
+        missing = ", ".join(sorted({row.operation for row in self.uncovered})) or "none"
+        return (
+            f"{len(self.rows)} calls; batch norms folded: {folded}; linear maps of inputs known to be >= 0: {fast}; "
+            f"without a rule: {missing}"
+        )
+
+    def __str__(self) -> str:
+        return f"{text_table(*self._table())}\n{self._summary()}"
+
+    def _repr_html_(self) -> str:
+        return f"{html_table(*self._table())}<p>{html.escape(self._summary())}</p>"
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as ``2x3x8x8``.
-
-    >>> shape_text((2, 3))
-    '2x3'
-    """
-    return "x".join(map(str, shape)) or "()"
+def _title(row: Row | ModuleRow) -> str:
+    return f"{row.name or '(model)'}: {row.module}"
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Return text in columns; those in ``right`` stand flush right."""
-    widths = [max(len(row[column]) for row in (header, *lines)) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, lines)])
+def _module_line(row: ModuleRow) -> tuple[str, ...]:
+    return _title(row), "", " ".join(map(shape_text, row.inputs)), shape_text(row.output), "", ""
 
 
 def make_plan(
@@ -128,7 +171,8 @@ def make_plan(
             reached, call.before_last = nodes_before_last(passed.selected)
             for site in call.sites:
                 site.record_last(reached)
-        return Plan(tuple(_row(record) for record in call.records))
+        modules = (ModuleRow(e.name, e.module, e.position, e.inputs, e.output) for e in call.entered)
+        return Plan(tuple(_row(record) for record in call.records), tuple(modules))
     finally:
         call.close()
 
