@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -376,3 +377,17 @@ def test_complex_numbers_are_named_without_noise() -> None:
         assert {warning.category for warning in seen} == {UncoveredOperationWarning}
         assert any("fft_fft in module '0.1'" in str(warning.message) for warning in seen)
         assert not any("__get__" in str(warning.message) for warning in seen)  # a property has a name
+
+
+def test_warnings_point_at_the_users_line() -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return inverted(x)
+
+    with pytest.warns(UncoveredOperationWarning) as found:
+        LRP(Inverse(), Rules()).attribute(vectors(), 1)
+    assert {warning.filename for warning in found} == {__file__}
+    line = next(
+        i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "return torch.linalg.inv" in text
+    )
+    assert found[0].lineno == line

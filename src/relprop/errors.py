@@ -7,7 +7,10 @@ Each error is a :class:`RelpropError` and the built-in exception that fits, so b
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 class RelpropError(Exception):
@@ -82,3 +85,15 @@ def near(name: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def warn(message: str, category: type[RelpropWarning]) -> None:
+    """Warn at the line of the user's code that led here: the first outside relprop and torch."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+_INNER = {"relprop", "torch", "contextlib"}

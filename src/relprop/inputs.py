@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError, InputTypeError, ModelError, NumericalError, TrainingModeWarning, near
+from relprop.errors import InputError, InputTypeError, ModelError, NumericalError, TrainingModeWarning, near, warn
 from relprop.propagation.storage import map_tensors
 
 
@@ -139,11 +138,10 @@ def warn_of_training(model: nn.Module) -> None:
     changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
     for name, module in model.named_modules():
         if isinstance(module, changing) and module.training and getattr(module, "p", 1) != 0:
-            warnings.warn(
+            warn(
                 f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
                 "random or batch-dependent network. Call model.eval() first if that is not meant.",
                 TrainingModeWarning,
-                stacklevel=4,
             )
             return
 

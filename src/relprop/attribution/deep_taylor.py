@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relprop.attribution.lrp import LRP
-from relprop.errors import DeepTaylorWarning, RuleError
+from relprop.errors import DeepTaylorWarning, RuleError, warn
 from relprop.propagation.run import Forward
 from relprop.rules.presets import preset
 
@@ -67,9 +66,8 @@ class DeepTaylor(LRP):
         found = [name for name, above in zip(names, positive, strict=True) if above]
         if found:
             shown = ", ".join(repr(name) for name in dict.fromkeys(found[:3])) + (", ..." if len(found) > 3 else "")
-            warnings.warn(
+            warn(
                 f"{len(found)} of {len(sites)} linear layers have a positive bias ({shown}), where deep "
                 "Taylor decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
                 DeepTaylorWarning,
-                stacklevel=5,
             )

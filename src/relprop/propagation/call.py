@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning
+from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
@@ -201,7 +200,7 @@ class Call:
             raise UncoveredOperationError(message)
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, UncoveredOperationWarning, stacklevel=2)
+            warn(message, UncoveredOperationWarning)
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
