@@ -1,6 +1,6 @@
 """relprop explains the predictions of PyTorch models by relevance propagation."""
 
-from relprop.attribution import LRP, Attribution, DeepTaylor, Gradient, GradientXInput
+from relprop.attribution import LRP, Attribution, Contract, DeepTaylor, Gradient, GradientXInput, Method
 from relprop.conservation import Account, ConservationReport
 from relprop.errors import (
     ConservationError,
@@ -30,12 +30,14 @@ __all__ = [
     "Attribution",
     "ConservationError",
     "ConservationReport",
+    "Contract",
     "DeepTaylor",
     "DeepTaylorWarning",
     "Gradient",
     "GradientXInput",
     "InputError",
     "InputTypeError",
+    "Method",
     "MissingExtraError",
     "ModelError",
     "NumericalError",

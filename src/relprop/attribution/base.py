@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from relprop.attribution.contract import Method
 from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
-from relprop.inputs import as_args, as_condition, as_inputs, as_kwargs, as_layers, as_model, grad_mode, warn_of_training
+from relprop.inputs import as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.run import Forward, Parts, forward
@@ -24,14 +25,11 @@ Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Condition: TypeAlias = "Mapping[str, Sequence[int]] | None"
 
 
-class Attribution(ABC):
-    """A method that explains predictions of a model. See the methods below for arguments shared by all.
+class Attribution(Method):
+    """A method of one forward and one backward. See the methods below for arguments shared by all.
 
     Nothing of the model is ever written: no parameter, buffer, attribute or flag, whatever happens.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = as_model(model)
 
     # What a method is --------------------------------------------------------------------------
 
@@ -43,15 +41,11 @@ class Attribution(ABC):
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         """Return the attribution of an input ``x`` from its coefficient ``c``."""
 
-    @abstractmethod
-    def claims_completeness(self) -> bool:
-        """Say whether the attribution is meant to sum to the output, so that a delta exists."""
-
     def make_call(self, **options: Any) -> Call:
         """Return the state of one call."""
         return Call(self.model, self.selector(), **options)
 
-    def after_forward(self, passed: Forward) -> None:  # noqa: B027  # most methods have nothing to look at
+    def after_forward(self, passed: Forward) -> None:  # most methods have nothing to look at
         """Look at a forward pass before its backward runs."""
 
     # What users call ---------------------------------------------------------------------------
@@ -99,7 +93,7 @@ class Attribution(ABC):
         packed = _like(inputs, found)
         if not return_convergence_delta:
             return packed
-        self._require_completeness()
+        self.require_completeness()
         return packed, _delta(output if create_graph else output.detach(), found)
 
     def attribute_layers(
@@ -177,7 +171,7 @@ class Attribution(ABC):
         condition: Condition = None,
     ) -> ConservationReport:
         """Return where the relevance went: see :class:`relprop.ConservationReport`."""
-        self._require_completeness()
+        self.require_completeness()
         given = as_inputs(inputs)
         with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
@@ -239,13 +233,6 @@ class Attribution(ABC):
                 if c is not None:
                     total = total + self.result(call, value, c)
         return total
-
-    def _require_completeness(self) -> None:
-        if not self.claims_completeness():
-            raise InputError(
-                f"{type(self).__name__} does not claim to sum to the output, so it has no convergence delta and no "
-                "report. Use GradientXInput or LRP."
-            )
 
 
 def _check_output(call: Call, output: Tensor) -> None:

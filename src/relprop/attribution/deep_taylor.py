@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relprop.attribution.contract import Contract
 from relprop.attribution.lrp import LRP
 from relprop.errors import DeepTaylorWarning, RuleError, warn
 from relprop.propagation.run import Forward
@@ -40,6 +41,8 @@ class DeepTaylor(LRP):
     >>> DeepTaylor(model).attribute(torch.tensor([[1.0, 3.0]]))
     tensor([[4.0000, 4.0000]])
     """
+
+    contract = Contract("f_t", "relevance", "f", "where every neuron has a positive contribution")
 
     def __init__(self, model: nn.Module, bounds: tuple[float | Tensor, float | Tensor] | None = None) -> None:
         given: Any = bounds

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from relprop.attribution.base import Attribution
+from relprop.attribution.contract import Contract
 from relprop.errors import InputError
 from relprop.propagation.call import Call
 
@@ -32,6 +33,8 @@ class Gradient(Attribution):
     tensor([[9., 1.]])
     """
 
+    contract = Contract("1", "coefficient")
+
     def __init__(self, model: nn.Module, form: Form = "raw") -> None:
         super().__init__(model)
         if form not in get_args(Form):
@@ -42,9 +45,6 @@ class Gradient(Attribution):
         if self.form == "absolute":
             return c.abs()
         return c.square() if self.form == "squared" else c
-
-    def claims_completeness(self) -> bool:
-        return False
 
 
 class GradientXInput(Attribution):
@@ -64,8 +64,7 @@ class GradientXInput(Attribution):
     tensor([[ 3., -2.]])
     """
 
+    contract = Contract("1", "relevance", "f", "linear maps, ReLU, LeakyReLU and max pooling, without biases")
+
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return x * c
-
-    def claims_completeness(self) -> bool:
-        return True

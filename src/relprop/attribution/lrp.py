@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from relprop.attribution.base import Attribution
+from relprop.attribution.contract import Contract
 from relprop.propagation.cache import WeightCache
 from relprop.propagation.call import Call
 from relprop.propagation.run import Forward
@@ -39,6 +40,8 @@ class LRP(Attribution):
     (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    contract = Contract("f_t", "relevance", "f", "where rules and operations absorb nothing; report() says what did")
+
     def __init__(
         self,
         model: nn.Module,
@@ -65,6 +68,3 @@ class LRP(Attribution):
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return call.relevance(x, c)
-
-    def claims_completeness(self) -> bool:
-        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -88,6 +88,7 @@ class Call:
         strict: an operation without a rule is an error.
         recording: every call is recorded (for a plan); measuring implies it.
         cache: keeps modified weights from call to call.
+        table: the operations, by function, that a method runs otherwise than autograd; None for the rules' own.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
         called: the names of the modules that ran.
@@ -101,6 +102,7 @@ class Call:
     strict: bool = False
     recording: bool = False
     cache: Cache | None = None
+    table: Mapping[Any, Any] | None = None
     open_ended: bool = False
     explaining: bool = True
     zeros_reach_input: bool = False

@@ -93,9 +93,14 @@ class RelevanceMode(TorchFunctionMode):
                 active.append(tensor)
         return active
 
+    def _operation(self, func: Function) -> Operation | None:
+        """Return what a function does to the method: by its own table, or by that of the rules."""
+        table = self.call.table
+        return operation_of(func) if table is None else table.get(func)
+
     def _explain(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
-        operation = operation_of(func)
+        operation = self._operation(func)
         if operation is None:
             return self._unknown(func, args, kwargs, active)
         return self._explain_as(operation, func, args, kwargs, active)
@@ -195,7 +200,7 @@ class RelevanceMode(TorchFunctionMode):
         twin = twin_of(func, args, kwargs)
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
-        operation = operation_of(twin.func)
+        operation = self._operation(twin.func)
         if operation is not None and operation.name == "relu" and self._plain_relu(operation, active[0]):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
         new = self.run(twin.func, twin.args, twin.kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -57,10 +57,16 @@ def _enter(kind: str, handler: Callable[..., Any], *names: str, label: str | Non
     """Enter every function of these names, in whatever namespace; each name is an operation of its own."""
     for name in names:
         operation = Operation(label or name, kind, handler, **flags)
-        for space in _SPACES:
-            found = getattr(space, name, None)
-            if found is not None and callable(found):
-                _TABLE[found] = operation
+        for function in functions_named(name):
+            _TABLE[function] = operation
+
+
+def functions_named(name: str) -> Iterator[Callable[..., Any]]:
+    """Yield every function of this name that a model may call."""
+    for space in _SPACES:
+        found = getattr(space, name, None)
+        if found is not None and callable(found):
+            yield found
 
 
 def _fill() -> None:
