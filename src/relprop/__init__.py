@@ -1,12 +1,30 @@
 """relprop explains the predictions of PyTorch models by relevance propagation."""
 
-from relprop.attribution import LRP, Attribution, Contract, DeepTaylor, Gradient, GradientXInput, Method
+from relprop.attribution import (
+    LRP,
+    Attribution,
+    Contract,
+    ContrastiveExcitationBackprop,
+    Deconvolution,
+    DeepTaylor,
+    ExcitationBackprop,
+    Gradient,
+    GradientXInput,
+    GuidedBackprop,
+    Input,
+    Method,
+    Random,
+    Sensitivity,
+    explain,
+    methods,
+)
 from relprop.conservation import Account, ConservationReport
 from relprop.errors import (
     ConservationError,
     DeepTaylorWarning,
     InputError,
     InputTypeError,
+    MethodError,
     MissingExtraError,
     ModelError,
     NumericalError,
@@ -21,6 +39,7 @@ from relprop.errors import (
     UncoveredOperationWarning,
 )
 from relprop.rules import Plan, Rules
+from relprop.targets import Unit
 
 __version__ = "0.1.0"
 
@@ -31,25 +50,36 @@ __all__ = [
     "ConservationError",
     "ConservationReport",
     "Contract",
+    "ContrastiveExcitationBackprop",
+    "Deconvolution",
     "DeepTaylor",
     "DeepTaylorWarning",
+    "ExcitationBackprop",
     "Gradient",
     "GradientXInput",
+    "GuidedBackprop",
+    "Input",
     "InputError",
     "InputTypeError",
     "Method",
+    "MethodError",
     "MissingExtraError",
     "ModelError",
     "NumericalError",
     "Plan",
+    "Random",
     "RelpropError",
     "RelpropWarning",
     "RuleError",
     "Rules",
+    "Sensitivity",
     "TargetError",
     "TargetIndexError",
     "TargetTypeError",
     "TrainingModeWarning",
     "UncoveredOperationError",
     "UncoveredOperationWarning",
+    "Unit",
+    "explain",
+    "methods",
 ]

@@ -41,6 +41,10 @@ class RuleError(RelpropError, ValueError):
     """A rule has impossible parameters or stands where it cannot serve."""
 
 
+class MethodError(RelpropError, ValueError):
+    """A method is unknown, cannot be made from the options given, or has a name that is taken."""
+
+
 class ModelError(RelpropError, TypeError):
     """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained."""
 

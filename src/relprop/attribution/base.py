@@ -19,7 +19,7 @@ from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.run import Forward, Parts, forward
 from relprop.rules.universal import channel_mask
-from relprop.targets import Target, select
+from relprop.targets import Target, reading
 
 Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
 Condition: TypeAlias = "Mapping[str, Sequence[int]] | None"
@@ -40,6 +40,10 @@ class Attribution(Method):
     @abstractmethod
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         """Return the attribution of an input ``x`` from its coefficient ``c``."""
+
+    def seed(self, output: Tensor) -> Tensor:
+        """Return the coefficient of the explained output, ``[N]``, with which the backward begins."""
+        return torch.ones_like(output)
 
     def make_call(self, **options: Any) -> Call:
         """Return the state of one call."""
@@ -67,13 +71,13 @@ class Attribution(Method):
             inputs: a tensor ``[N, ...]`` or a tuple of them. Integers (token ids) are explained at the output of the
                 embedding that consumes them, summed over its features: ``[N, T]``.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
-                list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, or a callable that
-                receives what the model returned and gives ``[N]``.
+                list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
+                receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
             additional_forward_args: further positional arguments of the model, not explained.
             forward_kwargs: keyword arguments of the model, not explained.
             condition: by the name of a module, the channels (dimension 1 of its output) through which relevance flows
                 on; all others are blocked.
-            return_convergence_delta: also return ``delta = f - sum R``, ``[N]``.
+            return_convergence_delta: also return ``delta = f - sum R``, ``[N]``; only for methods that claim a sum.
             create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The
                 derivative sees the network as it is, not the rules.
 
@@ -84,17 +88,18 @@ class Attribution(Method):
         Raises:
             RelpropError: see :mod:`relprop.errors`.
         """
+        if return_convergence_delta:
+            self.require_completeness()
         given = as_inputs(inputs)
         with self._run(
             given, [target], additional_forward_args, forward_kwargs, condition, create_graph=create_graph
         ) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
-            output = passed.selected[0]
+            explained = passed.explained(0)
         packed = _like(inputs, found)
         if not return_convergence_delta:
             return packed
-        self.require_completeness()
-        return packed, _delta(output if create_graph else output.detach(), found)
+        return packed, _delta(explained if create_graph else explained.detach(), found)
 
     def attribute_layers(
         self,
@@ -177,7 +182,7 @@ class Attribution(Method):
             found = self._attributions(passed, given, 0, retain_graph=False)
             sums = sum(part.detach().double().flatten(1).sum(1) for part in found)
             assert isinstance(sums, Tensor)
-            return make_report(passed.call.records, passed.selected[0].detach().cpu(), sums.cpu())
+            return make_report(passed.call.records, passed.explained(0).detach().cpu(), sums.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
 
@@ -198,13 +203,14 @@ class Attribution(Method):
             for name, units in as_condition(self.model, condition).items()
         }
         warn_of_training(self.model)
-        chosen = [partial(select, target=target, samples=inputs[0].shape[0]) for target in targets]
+        chosen = [reading(self.model, target, inputs[0].shape[0]) for target in targets]
         call = self.make_call(**options)
         with grad_mode(), foremost(call):
             try:
                 passed = forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:
                     _check_output(call, output)
+                passed.seeds = [self.seed(output) for output in passed.selected]
                 self.after_forward(passed)
                 call.forget_forward()
                 yield passed
@@ -242,10 +248,10 @@ def _check_output(call: Call, output: Tensor) -> None:
         raise InputError("The explained output does not depend on the input.")
 
 
-def _delta(output: Tensor, found: tuple[Tensor, ...]) -> Tensor:
+def _delta(explained: Tensor, found: tuple[Tensor, ...]) -> Tensor:
     total = sum(part.flatten(1).sum(1) for part in found)
     assert isinstance(total, Tensor)
-    return output - total
+    return explained - total
 
 
 def _like(inputs: Inputs, found: tuple[Tensor, ...]) -> Any:

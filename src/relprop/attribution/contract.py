@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from relprop.errors import InputError
+from relprop.errors import InputError, MethodError
 from relprop.inputs import as_model
 
 
@@ -17,17 +17,18 @@ class Contract:
     """What the numbers of a method are, and what they promise.
 
     Attributes:
-        seed: what its backward begins with at the explained output: ``"1"``, or ``"f_t"``, the output itself.
+        seed: what its backward begins with at the explained output: ``"1"``, or ``"f_t"``, the output itself; empty
+            where there is no backward.
         output: ``"coefficient"``, like a gradient, which says how the output changes; or ``"relevance"``, shares of
             the output.
-        sums_to: what the relevance is meant to sum to, ``"f"`` or ``"f - f'"``; empty where no sum is claimed, so that
-            there is no convergence delta.
+        sums_to: what the relevance is meant to sum to, ``"f"``, ``"f - f'"`` or ``"1"``; empty where no sum is claimed,
+            so that there is no convergence delta.
         conditions: under what conditions it sums to that exactly.
     """
 
-    seed: Literal["1", "f_t"]
+    seed: Literal["1", "f_t", ""]
     output: Literal["coefficient", "relevance"]
-    sums_to: Literal["", "f", "f - f'"] = ""
+    sums_to: Literal["", "f", "f - f'", "1"] = ""
     conditions: str = ""
 
     @property
@@ -39,12 +40,28 @@ class Contract:
 class Method(ABC):
     """Whatever explains the predictions of a model.
 
+    ``class MyMethod(Method, name="my_method")`` makes a method known by a name: to :func:`relprop.explain` and to
+    :func:`relprop.methods`. A class without a name is a method all the same.
+
     Attributes:
         model: the model, which no method writes to.
         contract: what the method declares of itself.
+        named: the methods that have a name.
     """
 
     contract: ClassVar[Contract]
+    named: ClassVar[dict[str, type[Method]]] = {}
+
+    def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name is None:
+            return
+        if not name:
+            raise MethodError(f"{cls.__name__}: the name of a method must not be empty.")
+        taken = Method.named.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise MethodError(f"{name!r} is the name of {taken.__qualname__}; choose another name.")
+        Method.named[name] = cls  # a class that is defined again, as in a notebook, takes its own place
 
     def __init__(self, model: nn.Module) -> None:
         self.model = as_model(model)

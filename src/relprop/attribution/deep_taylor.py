@@ -14,7 +14,7 @@ from relprop.propagation.run import Forward
 from relprop.rules.presets import preset
 
 
-class DeepTaylor(LRP):
+class DeepTaylor(LRP, name="deep_taylor"):
     """Deep Taylor decomposition of a ReLU network: a first-order expansion of every neuron at a root of its own.
 
     Definition: the z+ rule, with the bias ignored, on every linear layer but the first; there the w^2 rule for inputs

@@ -14,7 +14,7 @@ from relprop.propagation.call import Call
 Form = Literal["raw", "absolute", "squared"]
 
 
-class Gradient(Attribution):
+class Gradient(Attribution, name="gradient"):
     """The gradient of the output by the input: what a small change would do.
 
     Definition: ``df/dx``; ``|df/dx|`` with ``form="absolute"``; ``(df/dx)^2`` (sensitivity) with ``form="squared"``.
@@ -47,7 +47,29 @@ class Gradient(Attribution):
         return c.square() if self.form == "squared" else c
 
 
-class GradientXInput(Attribution):
+class Sensitivity(Gradient, name="sensitivity"):
+    """The squared gradient: which inputs would change the output most, whatever the direction.
+
+    Definition: ``(df/dx)^2``, :class:`Gradient` with ``form="squared"``.
+    Conserves: nothing; it sums to the squared norm of the gradient, which explains how steep the output is, not the
+    output.
+
+    Args:
+        model: any ``nn.Module``.
+    Source: Montavon et al. 2018, section 3.1 (doi:10.1016/j.dsp.2017.10.011).
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> Sensitivity(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[9., 1.]])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, "squared")
+
+
+class GradientXInput(Attribution, name="gradient_x_input"):
     """The gradient times the input.
 
     Definition: ``R_i = x_i df/dx_i``.

@@ -16,7 +16,7 @@ from relprop.rules.registry import Rules, Selection
 from relprop.rules.rule import Rule
 
 
-class LRP(Attribution):
+class LRP(Attribution, name="lrp"):
     """Layer-wise relevance propagation, by the rules of a registry.
 
     Definition: the output is the relevance at the top; each rule shares the relevance of a layer's outputs among its
@@ -64,7 +64,7 @@ class LRP(Attribution):
     def after_forward(self, passed: Forward) -> None:
         selector = passed.call.selector
         assert isinstance(selector, Selection)
-        selector.verify(passed.call.called)
+        selector.verify(passed.call.called, passed.call.ended)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return call.relevance(x, c)

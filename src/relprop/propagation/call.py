@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +55,7 @@ class Selector(Protocol):
         module: nn.Module | None,
         layer_type: type[nn.Module] | None = None,
         first: bool = False,
+        earlier: Sequence[str] = (),
     ) -> Choice: ...
 
 
@@ -91,7 +92,9 @@ class Call:
         table: the operations, by function, that a method runs otherwise than autograd; None for the rules' own.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
+        ended: nothing that is explained is still to come in the forward pass, which goes on natively.
         called: the names of the modules that ran.
+        linear: the names of the modules of the linear calls that ran, in order.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
 
@@ -107,12 +110,14 @@ class Call:
     explaining: bool = True
     zeros_reach_input: bool = False
     reading_input: bool = False
+    ended: bool = False
     thread: int = field(default_factory=threading.get_ident)
     stack: list[tuple[str, nn.Module]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     entered: list[Entered] = field(default_factory=list)
     before_last: set[Any] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
+    linear: list[str] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -234,6 +239,11 @@ class Call:
             )
 
     # The end -----------------------------------------------------------------------------------
+
+    def end_forward(self) -> None:
+        """Let the rest of the forward pass take no part: all that is explained was read."""
+        self.ended, self.recording = True, False
+        self.called.difference_update(name for name, _ in self.stack)  # in which something may be to come
 
     def forget_forward(self) -> None:
         """Let go of what only the forward needed."""

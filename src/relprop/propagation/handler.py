@@ -55,7 +55,9 @@ class Here:
         """Choose the rule by the place where the call runs."""
         selector = self.call.selector
         if selector is not None:
-            self.choice = selector.select(self.kind, self.operation, *self.call.place, layer_type, first)
+            self.choice = selector.select(
+                self.kind, self.operation, *self.call.place, layer_type, first, self.call.linear
+            )
         if self.record is not None:
             shown = [repr(rule) for rule in (self.choice.rule, self.choice.filter) if rule is not None]
             self.record.rule, self.record.default = " then ".join(shown), self.choice.default

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.propagation.call import Call
+from relprop.propagation.reading import Readings
 from relprop.propagation.record import Entered
 from relprop.propagation.storage import tensors_in
 
@@ -22,9 +23,9 @@ class ModuleHooks:
     """A forward-pre and a forward hook on every module, for the time of a call.
 
     They act on the thread of the call alone: they keep the stack of modules that are running, and show the outputs
-    of the modules in ``observed`` to ``observe(name, output)``. They never replace an input or an output, but for
-    one: where an observed module returns its very input, what leaves it is a view, so that it has relevance of its
-    own.
+    of the modules in ``observed`` to ``observe(name, output)``, those in ``readings.layers`` to ``readings.take``. They
+    never replace an input or an output, but for one: where an observed module returns its very input, what leaves it is
+    a view, so that it has relevance of its own.
 
     Calls at the same time share the hooks of a module: the first to begin sets them, the last to end removes them.
     (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
@@ -33,10 +34,18 @@ class ModuleHooks:
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _shared: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Pair]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, model: nn.Module, call: Call, observed: Iterable[str] = (), observe: Observer | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Call,
+        observed: Iterable[str] = (),
+        observe: Observer | None = None,
+        readings: Readings | None = None,
+    ) -> None:
         self._names = {module: name for name, module in model.named_modules()}
         self._observed = frozenset(observed)
         self._observe = observe
+        self._readings = readings
         self._running: list[ModuleHooks] = []
         self._open: list[tuple[nn.Module, Entered]] = []
         self.call = call
@@ -69,7 +78,8 @@ class ModuleHooks:
         name = self._names.get(module)
         if name is not None:
             call = self.call
-            call.called.add(name)
+            if not call.ended:
+                call.called.add(name)
             call.stack.append((name, module))
             if call.recording:
                 entered = Entered(name, type(module).__name__, len(call.records))
@@ -83,12 +93,14 @@ class ModuleHooks:
             return None
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
             for tensor in tensors_in(output):
-                if tensor.grad_fn is not None:
+                if tensor.grad_fn is not None and not call.ended:
                     call.reach_seen(tensor)
             if self._observe is not None and name in self._observed and output is not None:
                 if any(output is tensor for tensor in tensors_in(args)):
                     replaced = output = call.view(output)
                 self._observe(name, output)
+        if self._readings is not None and name in self._readings.layers and output is not None:
+            self._readings.take(name, output)  # this is: a target may compute
         if self._open and self._open[-1][0] is module:
             _, entered = self._open.pop()
             entered.inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(args))

@@ -37,6 +37,7 @@ def apply_linear(
         return compute()
     here.kind = "linear"
     here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
+    call.linear.append(call.place[0])
     site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
     site.record = here.record
     here.declared = declares_nothing  # the site declares what its rule absorbs

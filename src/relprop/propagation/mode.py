@@ -82,9 +82,9 @@ class RelevanceMode(TorchFunctionMode):
 
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
-        if not torch.is_grad_enabled():
-            return []
         call, active = self.call, []
+        if call.ended or not torch.is_grad_enabled():
+            return []
         for tensor in tensors_in((args, kwargs)):
             if tensor.grad_fn is not None:
                 if call.reach_seen(tensor):
@@ -214,7 +214,7 @@ class RelevanceMode(TorchFunctionMode):
         if x._is_view():  # autograd would go past the node of the view, where relevance may be read
             return False
         if call.selector is None:
-            return not call.measuring
+            return call.table is None and not call.measuring
         choice = call.selector.select(operation.kind, operation.name, *call.place)
         plain = choice.filter is None and choice.rule.exact_by_autograd
         return plain and not call.measuring and not call.handles_zeros(x)

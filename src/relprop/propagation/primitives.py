@@ -1,4 +1,4 @@
-"""The autograd functions: the four nodes whose backward is a rule while relevance is explained.
+"""The autograd functions: the nodes whose backward is a rule while relevance is explained.
 
 Each asks its call for the phase. While the call is *explaining*, a backward carries the coefficient
 ``c = R / a`` as the rule says; afterwards it is the true derivative, so that a loss on the relevance is
@@ -99,6 +99,20 @@ class Scale(Function):
         if isinstance(ctx.factor, float) and ctx.factor == 0.0:
             return None, None, None  # not even a zero: further down it may meet an infinite slope
         return None, c * ctx.factor, None
+
+
+class Rectify(Function):
+    """The identity, through which only positive coefficients pass."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor) -> Tensor:
+        ctx.phase = phase
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return None, c.clamp(min=0) if ctx.phase.explaining else c
 
 
 class Spare(Function):

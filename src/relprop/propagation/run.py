@@ -16,6 +16,7 @@ from relprop.propagation.call import Call, Root, Tokens
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode, foremost
 from relprop.propagation.provenance import nodes_before_last
+from relprop.propagation.reading import Reading, Readings
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import Attributes, Saved, tensors_in
 
@@ -43,6 +44,7 @@ class Forward:
         output: what the model returned.
         starts: for every input, where its coefficients arrive.
         selected: what is explained, for every target.
+        seeds: the coefficients that the backward of every target begins with.
         passages: by module name, the outputs that were asked for, in call order.
     """
 
@@ -50,7 +52,12 @@ class Forward:
     output: Any = None
     starts: list[Root | Tokens] = field(default_factory=list)
     selected: list[Tensor] = field(default_factory=list)
+    seeds: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
+
+    def explained(self, target: int) -> Tensor:
+        """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
+        return self.selected[target] * self.seeds[target] if self.seeds else self.selected[target]
 
     def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
         """Run the backward of one target.
@@ -67,7 +74,7 @@ class Forward:
         found = torch.autograd.grad(
             output,
             [*inputs, *layers],
-            torch.ones_like(output),
+            self.seeds[target] if self.seeds else torch.ones_like(output),
             retain_graph=retain_graph or call.create_graph,
             create_graph=call.create_graph,
             allow_unused=True,
@@ -86,7 +93,7 @@ def forward(
     inputs: Sequence[Tensor],
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
-    targets: Sequence[Callable[[Any], Tensor]] = (),
+    targets: Sequence[Reading] = (),
     layers: Sequence[str] = (),
     condition: Mapping[str, ChannelMask] | None = None,
 ) -> Forward:
@@ -96,7 +103,7 @@ def forward(
         call: the state of the call.
         inputs: floating tensors, or integers that an embedding consumes.
         args, kwargs: further arguments of the model.
-        targets: from the model's output to one number per sample.
+        targets: from the model's output, or that of a module, to one number per sample.
         layers: modules whose outputs are observed.
         condition: by module name, the mask of its output through which relevance flows on.
     """
@@ -112,9 +119,10 @@ def forward(
             _observe(passed, name, output)
 
     called: set[str] = set()
+    readings = Readings(call, targets)
     with ExitStack() as stack:
         stack.enter_context(Attributes(call.model))
-        stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe))
+        stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe, readings))
         stack.enter_context(foremost(call))
         stack.enter_context(RelevanceMode(call))
         try:
@@ -124,8 +132,7 @@ def forward(
         except Exception as error:
             _check_tokens(passed, error)
             raise
-        call.recording = call.measuring  # what the target does is part of a report, not of the model's plan
-        passed.selected = [target(passed.output) for target in targets]
+        passed.selected = readings.finish(passed.output)
     _check_tokens(passed, None)
     for name in condition:
         if name not in called:

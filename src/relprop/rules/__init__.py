@@ -25,7 +25,7 @@ from relprop.rules.rule import (
     Rule,
     SoftmaxRule,
 )
-from relprop.rules.signed import AlphaBeta, ZPlus
+from relprop.rules.signed import AlphaBeta, Contrast, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "AttnLRP",
     "AveragePool",
     "Block",
+    "Contrast",
     "Detach",
     "Epsilon",
     "FilterRule",

@@ -14,7 +14,7 @@ from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record
 from relprop.propagation.run import forward
 from relprop.tables import html_table, shape_text, text_table
-from relprop.targets import select
+from relprop.targets import reading
 
 if TYPE_CHECKING:
     from relprop.rules.registry import Rules
@@ -163,10 +163,10 @@ def make_plan(
     selection = rules.bind(model)
     call = Call(model, selection, recording=True)
     try:
-        targets = [] if target is None else [lambda output: select(output, target, given[0].shape[0])]
+        targets = [] if target is None else [reading(model, target, given[0].shape[0])]
         with grad_mode():
             passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
-        selection.verify(call.called)
+        selection.verify(call.called, call.ended)
         if passed.selected:
             reached, call.before_last = nodes_before_last(passed.selected)
             for site in call.sites:

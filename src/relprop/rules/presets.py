@@ -2,7 +2,9 @@
 
 Sources: Kohlbrenner et al. 2020 (arXiv:1910.09840) for the composites of epsilon on dense and another rule on
 convolutional layers; Montavon et al. 2019 for gamma; Montavon et al. 2017 for deep Taylor; Achtibat et al. 2024
-(arXiv:2402.05602) for AttnLRP; Ali et al. 2022 (arXiv:2202.07304) for CP-LRP.
+(arXiv:2402.05602) for AttnLRP; Ali et al. 2022 (arXiv:2202.07304) for CP-LRP; Alber et al. 2019 (arXiv:1808.04260)
+for those of iNNvestigate, ``preset_*`` and ``*_ignore_bias``, as its code composes them
+(``analyzer/relevance_based/relevance_analyzer.py``: ``LRPSequentialPresetA`` and its kin).
 """
 
 from __future__ import annotations
@@ -65,6 +67,19 @@ def _cp_lrp(epsilon: float = 1e-6) -> Rules:
     return rules.set(F.scaled_dot_product_attention, CPLRP())
 
 
+def _preset_a(epsilon: float = 0.1) -> Rules:
+    return _composite(AlphaBeta(1, 0), epsilon)
+
+
+def _preset_b(epsilon: float = 0.1) -> Rules:
+    return _composite(AlphaBeta(2, 1), epsilon)
+
+
+def _until(rules: Rules, until: int | str) -> Rules:
+    """Return the rules with flat from the first layer up to a given one, included."""
+    return rules.first(Flat()).until(until, Flat())
+
+
 PRESETS: dict[str, Callable[..., Rules]] = {
     "lrp0": lambda: everywhere(Zero()),
     "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
@@ -79,6 +94,16 @@ PRESETS: dict[str, Callable[..., Rules]] = {
     "zplus": lambda: everywhere(ZPlus()),
     "wsquare": lambda: everywhere(WSquare()),
     "flat": lambda: everywhere(Flat()),
+    "lrp0_ignore_bias": lambda: everywhere(Epsilon(0.0, bias="ignore")),
+    "epsilon_ignore_bias": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, bias="ignore")),
+    "alpha1_beta0_ignore_bias": lambda: everywhere(AlphaBeta(1, 0, bias="ignore")),
+    "alpha2_beta1_ignore_bias": lambda: everywhere(AlphaBeta(2, 1, bias="ignore")),
+    "preset_a": _preset_a,
+    "preset_b": _preset_b,
+    "preset_a_flat": lambda epsilon=0.1: _preset_a(epsilon).first(Flat()),
+    "preset_b_flat": lambda epsilon=0.1: _preset_b(epsilon).first(Flat()),
+    "preset_a_flat_until_idx": lambda until, epsilon=0.1: _until(_preset_a(epsilon), until),
+    "preset_b_flat_until_idx": lambda until, epsilon=0.1: _until(_preset_b(epsilon), until),
     "deep_taylor": _deep_taylor,
     "deep_taylor_bounded": _deep_taylor_bounded,
     "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
@@ -92,7 +117,7 @@ def preset(name: str, **options: Any) -> Rules:
     Args:
         name: one of ``PRESETS``.
         options: ``low`` and ``high`` for the presets with zB at the input (see :class:`ZBox`), ``epsilon`` and
-            ``gamma`` for those that use them.
+            ``gamma`` for those that use them, ``until`` for ``preset_*_flat_until_idx`` (see :meth:`Rules.until`).
 
     Raises:
         RuleError: for an unknown name, and for options that are missing or that the preset does not take.

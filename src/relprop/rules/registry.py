@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -26,8 +26,8 @@ from relprop.rules.nonlinear import (
     WinnerTakesAll,
 )
 from relprop.rules.rule import FilterRule, LinearRule, Rule
-from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector
-from relprop.rules.signed import AlphaBeta, ZPlus
+from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector, Until
+from relprop.rules.signed import AlphaBeta, Contrast, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ _NAMED: dict[str, Callable[..., Rule]] = {
     "alpha2_beta1": AlphaBeta,
     "alpha1_beta0": lambda: AlphaBeta(1.0, 0.0),
     "zplus": ZPlus,
+    "contrast": Contrast,
     "zbox": ZBox,
     "wsquare": WSquare,
     "flat": Flat,
@@ -127,6 +128,22 @@ class Rules:
         """Return these rules with ``rule`` for the last linear layers: no path to the target passes another."""
         return Rules((*self.entries, Entry(Last(), as_rule(rule, LinearRule))))
 
+    def until(self, end: int | str, rule: RuleLike) -> Rules:
+        """Return these rules with ``rule`` for the linear layers from the first that runs to a given one, included.
+
+        Args:
+            end: the index of that layer among the linear layers in the order in which they run, from 0; or the name of
+                a module: that layer, or the block that holds it.
+            rule: a rule for linear layers, or the registered name of one.
+
+        Raises:
+            RuleError: for an ``end`` that is neither; while explaining, where no such layer runs.
+        """
+        given: Any = end
+        if isinstance(given, bool) or not isinstance(given, (int, str)) or (isinstance(given, int) and given < 0):
+            raise RuleError(f"until needs the index of a linear layer (from 0) or the name of a module, got {given!r}.")
+        return Rules((*self.entries, Entry(Until(end), as_rule(rule, LinearRule))))
+
     @classmethod
     def preset(cls, name: str, **options: Any) -> Rules:
         """Return the rules that the field knows by this name; see :mod:`relprop.rules.presets`."""
@@ -192,6 +209,8 @@ class Selection:
         self._served: set[int] = set()
         self._refused: dict[int, Place] = {}
         self._known: dict[Any, Choice] = {}
+        self._ordered = any(isinstance(entry.selector, Until) for entry in rules.entries)
+        self._ends: set[int] = set()
         zeros = [entry.selector for entry in rules.entries if _reaches_zeros(entry)]
         only_first = all(isinstance(selector, First) for selector in zeros)
         self.reaches_zeros = "nowhere" if not zeros else "first" if only_first else "everywhere"
@@ -208,11 +227,13 @@ class Selection:
         module: nn.Module | None,
         layer_type: type[nn.Module] | None = None,
         first: bool = False,
+        earlier: Sequence[str] = (),
     ) -> Choice:
         """Return the rule of one call; see :class:`relprop.propagation.call.Choice`."""
-        key = (kind, operation, name, id(module), layer_type, first)
+        before = tuple(earlier) if self._ordered and kind == "linear" else ()
+        key = (kind, operation, name, id(module), layer_type, first, before)
         if key not in self._known:
-            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first))
+            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first, before))
         return self._known[key]
 
     def _search(self, place: Place) -> Choice:
@@ -220,6 +241,8 @@ class Selection:
         found: FilterRule | None = None
         for index in range(len(self._entries) - 1, -1, -1):  # the last entry that matches wins
             entry = self._entries[index]
+            if isinstance(entry.selector, Until) and entry.selector.reached(place):
+                self._ends.add(index)
             if isinstance(entry.selector, Last) or not entry.selector.matches(place):
                 continue
             rule = entry.rule
@@ -235,17 +258,25 @@ class Selection:
 
     def _check_names(self) -> None:
         for entry in self._entries:
-            selector = entry.selector
+            selector, known = entry.selector, [name for name in self._modules if name]
             if isinstance(selector, ByName) and not any(map(selector.matches_name, self._modules)):
-                known = [name for name in self._modules if name]
                 raise RuleError(
                     f"{selector.pattern!r} matches no module of {type(self._modules['']).__name__}."
                     f"{near(selector.pattern, known)}"
                 )
+            if isinstance(selector, Until) and isinstance(selector.end, str) and selector.end not in self._modules:
+                raise RuleError(
+                    f"{type(self._modules['']).__name__} has no module {selector.end!r}.{near(selector.end, known)}"
+                )
 
-    def verify(self, called: set[str]) -> None:
-        """Raise where an entry met only calls that its rule cannot serve, or none in modules that were called."""
+    def verify(self, called: set[str], ended: bool = False) -> None:
+        """Raise where an entry met only calls that its rule cannot serve, or none in modules that were called.
+
+        With ``ended``, the forward pass took part to some point only, and what comes above it was not met.
+        """
         for index, entry in enumerate(self._entries):
+            if isinstance(entry.selector, Until) and index not in self._ends and not ended:
+                raise RuleError(f"{entry.rule!r} was set {entry.selector}, where no linear layer runs.")
             if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
                 continue
             place = self._refused.get(index)

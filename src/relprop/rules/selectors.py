@@ -19,6 +19,7 @@ class Place:
         name, module: the innermost module that is running.
         layer_type: for a linear call, the module type it would be.
         first: no path from the input to this linear call passes another.
+        earlier: for a linear call, the modules of the linear calls before it, in order.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Place:
     module: nn.Module | None
     layer_type: type[nn.Module] | None = None
     first: bool = False
+    earlier: tuple[str, ...] = ()
 
 
 class Selector(ABC):
@@ -116,6 +118,38 @@ class First(Selector):
 
     def __str__(self) -> str:
         return "first"
+
+
+@dataclass(frozen=True)
+class Until(Selector):
+    """Linear calls from the first of a forward pass to a given one, in the order in which they run.
+
+    Attributes:
+        end: the index of the last of them, from 0; or the name of the module in which they end, the first time.
+    """
+
+    end: int | str
+
+    def matches(self, place: Place) -> bool:
+        if place.kind != "linear":
+            return False
+        if isinstance(self.end, int):
+            return len(place.earlier) <= self.end
+        met = [self.contains(name) for name in (*place.earlier, place.name)]
+        return True not in met or all(met[met.index(True) :])
+
+    def contains(self, name: str) -> bool:
+        """Say whether the module at which the calls end has this name, or holds the module that has it."""
+        return name == self.end or name.startswith(f"{self.end}.")
+
+    def reached(self, place: Place) -> bool:
+        """Say whether a call is one with which they end."""
+        if place.kind != "linear":
+            return False
+        return self.contains(place.name) if isinstance(self.end, str) else len(place.earlier) == self.end
+
+    def __str__(self) -> str:
+        return f"until {self.end!r}"
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,47 @@ class ZPlus(LinearRule):
         return AlphaBeta(1.0, 0.0, self.bias, self.stabilizer).absorbed(layer, a, z, c)
 
 
+@dataclass(frozen=True)
+class Contrast(LinearRule):
+    """The excitation of an output less that of its dual, whose weights are the negative ones.
+
+    Definition: ``R_j = sum_k ((a_j w_jk)+ / stab(P_k) - (a_j w_jk)- / stab(N_k)) R_k`` with the sums ``P_k`` of the
+    positive and ``N_k`` of the negative contributions: alpha-beta with ``alpha = beta = 1``.
+    Bias: ignored.
+    Conserves: nothing; what the unit gives, the dual takes, and the report counts it as taken by the rule.
+
+    Args:
+        stabilizer: in units of ``z``; 1e-6 by default.
+    Source: Zhang et al. 2016 (arXiv:1608.00507), section 3.3.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Contrast(stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1., -1.]])
+    """
+
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        both, unit = (rule.coefficient(layer, a, z, c) for rule in self._pair())
+        return both - unit  # (2, 1) - (1, 0) = (1, 1)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        both, unit = (rule.absorbed(layer, a, z, c) for rule in self._pair())
+        shares = {name: both[name] - unit[name] for name in both}
+        return {**shares, "rule": shares["rule"] + z * c}
+
+    def _pair(self) -> tuple[AlphaBeta, AlphaBeta]:
+        return (
+            AlphaBeta(2.0, 1.0, bias="ignore", stabilizer=self.stabilizer),
+            AlphaBeta(1.0, 0.0, bias="ignore", stabilizer=self.stabilizer),
+        )
+
+
 def layer_part(layer: LinearMap, z: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor | float:
     """Return a part of the bias as it broadcasts to the output, or 0."""
     return 0.0 if layer.bias is None else layer.geometry.shift(part(layer.bias), z)

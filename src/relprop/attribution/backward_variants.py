@@ -1,0 +1,80 @@
+"""Gradients that pass a ReLU otherwise than its derivative does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from relprop.attribution.base import Attribution
+from relprop.attribution.contract import Contract
+from relprop.propagation.call import Call
+from relprop.propagation.rectifiers import deconvolved, guided, rectifiers
+
+_DECONVOLUTION = rectifiers(deconvolved)
+_GUIDED = rectifiers(guided)
+
+
+class Deconvolution(Attribution, name="deconvolution"):
+    """The gradient of a network whose ReLUs rectify what comes back, and not what went in.
+
+    Definition: ``c_in = max(0, c_out)`` at every ReLU, whether or not the unit was on; elsewhere the gradient. Max
+    pooling returns to where the maximum was. The output is the coefficient: no product with the input. Every spelling
+    of a ReLU counts (module, function, in place, ``clamp(min=0)``), every time it is called; other activations are
+    differentiated as they are.
+    Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
+
+    Args:
+        model: any ``nn.Module``; the method is defined for ReLU networks.
+
+    Warns:
+        UncoveredOperationWarning: where ReLUs run inside a fused kernel (``nn.RNN(nonlinearity="relu")``).
+    Source: Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53).
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    >>> _ = model[2].weight.data.copy_(torch.tensor([[-1.0, 2.0]]))
+    >>> Deconvolution(model).attribute(torch.tensor([[1.0, 1.0]]))
+    tensor([[ 0., -2.]])
+    """
+
+    contract = Contract("1", "coefficient")
+
+    def make_call(self, **options: Any) -> Call:
+        return super().make_call(table=_DECONVOLUTION, **options)
+
+    def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        return c
+
+
+class GuidedBackprop(Attribution, name="guided_backprop"):
+    """The gradient of a network whose ReLUs pass back what is positive, through units that were on.
+
+    Definition: ``c_in = max(0, c_out) [z > 0]`` at every ReLU; elsewhere the gradient. The output is the coefficient:
+    no product with the input. Every spelling of a ReLU counts (module, function, in place, ``clamp(min=0)``), every
+    time it is called; other activations are differentiated as they are.
+    Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
+
+    Args:
+        model: any ``nn.Module``; the method is defined for ReLU networks.
+
+    Warns:
+        UncoveredOperationWarning: where ReLUs run inside a fused kernel (``nn.RNN(nonlinearity="relu")``).
+    Source: Springenberg et al. 2015 (arXiv:1412.6806).
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 1.0], [1.0, -2.0]]))
+    >>> _ = model[2].weight.data.copy_(torch.tensor([[3.0, 2.0]]))
+    >>> GuidedBackprop(model).attribute(torch.tensor([[1.0, 1.0]]))
+    tensor([[3., 3.]])
+    """
+
+    contract = Contract("1", "coefficient")
+
+    def make_call(self, **options: Any) -> Call:
+        return super().make_call(table=_GUIDED, **options)
+
+    def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        return c
