@@ -136,6 +136,12 @@ def alpha_beta(
     return alpha * up - beta * down
 
 
+def contrast(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = STABILIZER) -> Tensor:
+    parts = layer.products(a)
+    unit, dual = positive(parts), positive(-parts)  # the dual unit has the weights of the other sign
+    return share(unit, unit.sum(2), relevance, stabilizer) - share(dual, dual.sum(2), relevance, stabilizer)
+
+
 def zplus(layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER) -> Tensor:
     parts = positive(layer.products(a))
     return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer)
@@ -184,6 +190,7 @@ RULES: dict[str, Rule] = {
     "epsilon": epsilon,
     "gamma": gamma,
     "alpha_beta": alpha_beta,
+    "contrast": contrast,
     "zplus": zplus,
     "zbox": zbox,
     "wsquare": wsquare,

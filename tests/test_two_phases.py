@@ -61,7 +61,7 @@ NETWORKS: dict[str, Callable[[bool], Built]] = {
 }
 # fmt: on
 # Where an input is zero these rules treat it as positive on one side and as negative on the other.
-SPLIT = {"gamma", "alpha_beta", "zplus"}
+SPLIT = {"gamma", "alpha_beta", "contrast", "zplus"}
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])

@@ -88,6 +88,12 @@ def terms(rule: str, layer: reference.Dense, a: Tensor, options: dict[str, Any])
         alpha, beta = (1.0, 0.0) if rule == "zplus" else (options.get("alpha", 2.0), options.get("beta", 1.0))
         raising = Term(alpha, positive(w), negative(w), positive(b))
         return [raising, Term(-beta, negative(w), positive(w), negative(b))] if beta else [raising]
+    if rule == "contrast":
+        nothing = torch.zeros_like(b)
+        return [
+            Term(1.0, positive(w), negative(w), nothing),
+            Term(-1.0, negative(w), positive(w), nothing),
+        ]
     assert rule == "rho"
     changed = layer.reach * options["rho"](w)
     return [Term(1.0, changed, changed, torch.zeros_like(b) if layer.bias is None else options["rho"](layer.bias))]

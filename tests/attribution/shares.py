@@ -62,6 +62,10 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
         above = split(positive(parts).sum(2) + positive(b), positive(b), alpha * relevance, epsilon)
         below = split(negative(parts).sum(2) + negative(b), negative(b), -beta * relevance, epsilon)
         found = tuple(x + y for x, y in zip(above, below, strict=True))  # type: ignore[assignment]
+    elif rule == "contrast":
+        unit = split(positive(parts).sum(2), 0.0, relevance, epsilon)
+        dual = split(negative(parts).sum(2), 0.0, -relevance, epsilon)
+        found = torch.zeros(()), unit[1] + dual[1], unit[2] + dual[2] + out  # what both share out cancels
     elif rule == "zbox":
         low, high = (torch.zeros_like(a) + options[name] for name in ("low", "high"))
         w = layer.weight

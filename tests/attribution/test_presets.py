@@ -36,6 +36,8 @@ ALPHA2: Named = ("alpha_beta", {"alpha": 2.0, "beta": 1.0})
 ALPHA1: Named = ("alpha_beta", {"alpha": 1.0, "beta": 0.0})
 TAYLOR: Named = ("zplus", {"bias": "ignore"})
 FLAT: Named = ("flat", {})
+DENSE: Named = ("epsilon", {"epsilon": 0.1})  # that of iNNvestigate's presets
+IGNORE = {"bias": "ignore"}
 
 # For every preset: options, and the rules of the first convolution, the second, and the two dense layers.
 CONTENT: dict[str, tuple[dict[str, Any], list[Named]]] = {
@@ -52,6 +54,16 @@ CONTENT: dict[str, tuple[dict[str, Any], list[Named]]] = {
     "zplus": ({}, [PLUS] * 4),
     "wsquare": ({}, [("wsquare", {})] * 4),
     "flat": ({}, [FLAT] * 4),
+    "lrp0_ignore_bias": ({}, [("epsilon", {"epsilon": 0.0, **IGNORE})] * 4),
+    "epsilon_ignore_bias": ({}, [("epsilon", {"epsilon": 1e-6, **IGNORE})] * 4),
+    "alpha1_beta0_ignore_bias": ({}, [(ALPHA1[0], {**ALPHA1[1], **IGNORE})] * 4),
+    "alpha2_beta1_ignore_bias": ({}, [(ALPHA2[0], {**ALPHA2[1], **IGNORE})] * 4),
+    "preset_a": ({}, [ALPHA1, ALPHA1, DENSE, DENSE]),
+    "preset_b": ({}, [ALPHA2, ALPHA2, DENSE, DENSE]),
+    "preset_a_flat": ({}, [FLAT, ALPHA1, DENSE, DENSE]),
+    "preset_b_flat": ({}, [FLAT, ALPHA2, DENSE, DENSE]),
+    "preset_a_flat_until_idx": ({"until": 1}, [FLAT, FLAT, DENSE, DENSE]),
+    "preset_b_flat_until_idx": ({"until": "6"}, [FLAT, FLAT, FLAT, DENSE]),
     "deep_taylor": ({}, [("wsquare", {}), TAYLOR, TAYLOR, TAYLOR]),
     "deep_taylor_bounded": (BOX, [("zbox", BOX), TAYLOR, TAYLOR, TAYLOR]),
     "attnlrp": ({}, [EPSILON] * 4),
@@ -95,6 +107,9 @@ def test_the_default_is_epsilon_gamma() -> None:
         ("epsilon_gamma_box", {**BOX, "gamma": 0.1, "epsilon": 0.5}, Gamma(0.1), Epsilon(0.5)),
         ("cp_lrp", {"epsilon": 0.5}, Epsilon(0.5), Epsilon(0.5)),
         ("attnlrp", {"epsilon": 0.5}, Epsilon(0.5), Epsilon(0.5)),
+        ("preset_a", {"epsilon": 0.5}, AlphaBeta(1, 0), Epsilon(0.5)),
+        ("preset_b", {}, AlphaBeta(2, 1), Epsilon(0.1)),
+        ("epsilon_ignore_bias", {"epsilon": 0.5}, Epsilon(0.5, bias="ignore"), Epsilon(0.5, bias="ignore")),
     ],
 )
 def test_options(name: str, options: dict[str, Any], convolution: Rule, dense: Rule) -> None:

@@ -18,6 +18,7 @@ PACKAGE: dict[str, Callable[..., Any]] = {
     "epsilon": rules.Epsilon,
     "gamma": rules.Gamma,
     "alpha_beta": rules.AlphaBeta,
+    "contrast": rules.Contrast,
     "zplus": rules.ZPlus,
     "zbox": rules.ZBox,
     "wsquare": rules.WSquare,
