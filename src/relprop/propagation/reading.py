@@ -88,7 +88,9 @@ class Readings:
     def _check(self, reading: ReadLayer) -> None:
         name, calls, number = reading.layer, self._calls[reading.layer], reading.number
         if not calls:
-            raise TargetError(f"Module {name!r} was not called in this forward pass, so there is no unit to explain.")
+            raise TargetError(
+                f"Module {name!r} was not called in this forward pass, or returned nothing; it has no unit to explain."
+            )
         if number is None and calls > 1:
             raise TargetError(
                 f"Module {name!r} was called {calls} times in this forward pass; say which call is meant: "
