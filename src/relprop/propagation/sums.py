@@ -46,11 +46,12 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     terms = [x for x in (first, second) if here.active(x)]
     origins = [call.origins.of(x) for x in terms]
     nonnegative = alpha >= 0 and len(terms) == 2 and all(origin.nonnegative for origin in origins)
+    complement = alpha == -1 and isinstance(first, (int, float)) and first == 1 and origins[0].gate  # 1 - gate
     if all(call.handles_zeros(x) for x in terms):
         surrogate = sum(_term(here, x, out, 1.0 if x is first else alpha, len(terms)) for x in terms)
         assert isinstance(surrogate, Tensor)
         out = call.switch(out, surrogate)
-    call.origins.note(out, Origin(nonnegative=nonnegative))
+    call.origins.note(out, Origin(nonnegative=nonnegative, gate=complement))
     return out
 
 
