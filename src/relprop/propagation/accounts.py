@@ -17,6 +17,7 @@ def new_record(here: Here, active: list[Tensor]) -> Record:
     """Open the row of a call."""
     name, module = here.call.place
     record = Record(name, type(module).__name__, here.operation, here.kind)
+    record.loop = here.call.loop
     record.inputs = tuple(tuple(tensor.shape) for tensor in active)
     here.call.records.append(record)
     return record

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, decomposed, operation_of
+from relprop.propagation.operations import Operation, operation_of
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.writes import fills, twin_of, written_by
 
@@ -109,12 +109,14 @@ class RelevanceMode(TorchFunctionMode):
         self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
     ) -> Any:
         call = self.call
-        if operation.composite:
-            if call.selector is None:
-                return func(*args, **kwargs)
-            with self:
-                return decomposed(func)(*args, **kwargs)
         here = Here(call, func, operation.name, operation.kind)
+        if operation.composite:
+            if call.selector is None and not call.measuring:
+                out = func(*args, **kwargs)
+                self._reached(out)
+                return out
+            with self:
+                return operation.handler(here, *args, **kwargs)
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.propagation import activations as act
-from relprop.propagation import attention, products, sums
+from relprop.propagation import attention, products, recurrent, sums
 from relprop.propagation import linear_calls as lin
 from relprop.propagation import normalization as norm
 from relprop.propagation import pooling as pool
@@ -31,7 +31,7 @@ class Operation:
             piecewise so, or homogeneous, and autograd's own backward is right. A "view" moves values, or drops
             some, and loses nothing.
         handler: runs one call of it.
-        composite: it is made of other operations, each with a handler of its own.
+        composite: it is made of other operations, each with a handler of its own; its handler calls them.
         deterministic: running it twice gives the same.
     """
 
@@ -47,6 +47,30 @@ def _dropout(here: Here, input: Tensor, p: float = 0.5, training: bool = True, i
     if not training:
         return sums.keep_origin(here, input, p, training)  # type: ignore[no-any-return]
     return sums.keep_sign(here, input, p, training)  # type: ignore[no-any-return]
+
+
+def decomposed(here: Here, *args: Any, **kwargs: Any) -> Any:
+    """Run the body of a Python function of torch."""
+    return body_of(here.func)(*args, **kwargs)
+
+
+@cache
+def body_of(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Python function of torch that runs its body, where the original would call the mode once more.
+
+    The same code with the same globals, but for the question whether anybody overrides it.
+    """
+    assert isinstance(func, types.FunctionType)
+    never = {name: _no for name in func.__globals__ if name.startswith("has_torch_function")}
+    copy = types.FunctionType(
+        func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _no(*args: Any) -> bool:
+    return False
 
 
 _SPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch._C._nn)
@@ -160,12 +184,17 @@ def _fill() -> None:
     _enter("affine", native, "alpha_dropout", "feature_alpha_dropout", deterministic=False)
     _enter(
         "composite",
-        native,
+        decomposed,
         "normalize",
         "local_response_norm",
         "multi_head_attention_forward",
         composite=True,
     )
+    for name in recurrent.STEPS:
+        _enter("composite", recurrent.sequence, name, composite=True)
+        _enter("composite", recurrent.cell, f"{name}_cell", composite=True)
+    _enter("view", sums.keep_origin, "_pack_padded_sequence")
+    _enter("affine", native, "_pad_packed_sequence")
 
 
 _fill()
@@ -174,22 +203,3 @@ _fill()
 def operation_of(func: Callable[..., Any]) -> Operation | None:
     """Return what a function does, or None for a function the table does not know."""
     return _TABLE.get(func)
-
-
-@cache
-def decomposed(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a Python function of torch that runs its body, where the original would call the mode once more.
-
-    The same code with the same globals, but for the question whether anybody overrides it.
-    """
-    assert isinstance(func, types.FunctionType)
-    never = {name: _no for name in func.__globals__ if name.startswith("has_torch_function")}
-    copy = types.FunctionType(
-        func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__, func.__closure__
-    )
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-def _no(*args: Any) -> bool:
-    return False
