@@ -280,6 +280,20 @@ def test_a_learned_start_and_a_frozen_layer() -> None:
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_autocast_and_half_precision(kind: str) -> None:
+    model, x, target = Classifier(kind, "mean").float(), random(3, 5, 3).float(), Watched()
+    full = LRP(model).attribute(x, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(x).detach()
+        found = LRP(model).attribute(x, lambda output: target(output))
+        halved = LRP(model).attribute(x, 1)
+    assert_close(target.outputs[0], plain, tolerance=0.03)
+    assert found.dtype == torch.float32
+    assert_close(halved, full, tolerance=0.1)
+    assert LRP(model.bfloat16()).attribute(x.bfloat16(), 1).dtype == torch.bfloat16
+
+
 def test_a_wrong_shape_is_told_by_the_layer() -> None:
     with pytest.raises(RuntimeError, match=r"input.size"):
         LRP(Classifier()).attribute(torch.randn(2, 4, 5).double(), 0)
