@@ -71,8 +71,8 @@ class Attribution(Method):
                 receives what the model returned and gives ``[N]``.
             additional_forward_args: further positional arguments of the model, not explained.
             forward_kwargs: keyword arguments of the model, not explained.
-            condition: by the name of a module, the channels (dimension 1 of its output) through which relevance flows
-                on; all others are blocked.
+            condition: by the name of a module, the channels (dimension 1 of its output, or of the first tensor it
+                returns) through which relevance flows on; all others are blocked.
             return_convergence_delta: also return ``delta = f - sum R``, ``[N]``.
             create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The
                 derivative sees the network as it is, not the rules.
@@ -110,8 +110,8 @@ class Attribution(Method):
         """Return the attribution of the outputs of named modules, all from one backward.
 
         Returns:
-            by name, a tensor of the shape of the module's output; a tuple in call order for a module that is used
-            more than once.
+            by name, a tensor of the shape of the module's output (the first tensor, where it returns several); a
+            tuple in call order for a module that is used more than once.
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
