@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +22,15 @@ from tests.propagation.test_recurrent import Reader
 from tests.propagation.unrolled import Watched, assert_close, random, snapshot, weigh
 
 TYPES = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is freed is freed at once, by its last reference."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 class Classifier(nn.Module):
@@ -278,6 +290,23 @@ def test_a_learned_start_and_a_frozen_layer() -> None:
     assert_close(found.detach(), LRP(model).attribute(x, weigh))
     gradients = torch.autograd.grad(found.square().sum(), [leaf, model.h, model.c])
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients)
+
+
+def test_states_die_with_the_call(without_collector: None) -> None:
+    model, x = Classifier("lstm", num_layers=2), random(3, 5, 3)
+    seen: list[weakref.ref[Tensor]] = []
+
+    def look(module: nn.Module, args: Any, out: Any) -> None:
+        seen.extend(map(weakref.ref, (out[0], *out[1])))
+
+    model.layer.register_forward_hook(look)
+    lrp = LRP(model)
+    lrp.attribute(x, 1)
+    lrp.report(x, 1)
+    lrp.rules.plan(model, x, 1)
+    lrp.attribute(x.clone().requires_grad_(), 1, create_graph=True)
+    assert len(seen) == 12
+    assert [ref() for ref in seen] == [None] * 12
 
 
 @pytest.mark.parametrize("kind", TYPES)
