@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from relprop.errors import UncoveredOperationError
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
@@ -49,6 +50,11 @@ class RelevanceMode(TorchFunctionMode):
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise UncoveredOperationError(
+                "The model runs torch.func transforms (vmap, grad, jacrev, ...) in its forward, which hide its "
+                "tensors. Write the batch dimension out, or explain the function inside."
+            )
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
         with self.call.saving.hooks:
             return self.run(func, args, kwargs or {})

@@ -7,9 +7,9 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode
+from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode, unwrapped
 from relprop.propagation.call import Call
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record, merged
@@ -151,7 +151,7 @@ def _module_line(row: ModuleRow) -> tuple[str, ...]:
 def make_plan(
     rules: Rules,
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Any,
     target: Any = None,
     additional_forward_args: Any = None,
     forward_kwargs: dict[str, Any] | None = None,
@@ -162,9 +162,9 @@ def make_plan(
     """
     given = as_inputs(inputs)
     selection = rules.bind(model)
-    call = Call(model, selection, recording=True)
+    call = Call(unwrapped(model), selection, recording=True)
     try:
-        targets = [] if target is None else [lambda output: select(output, target, given[0].shape[0])]
+        targets = [] if target is None else [lambda output: select(output, target, given.samples)]
         with grad_mode():
             passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
         selection.verify(call.called)
