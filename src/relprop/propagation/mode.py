@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, decomposed, operation_of
+from relprop.propagation.operations import Operation, operation_of
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.writes import fills, twin_of, written_by
 
@@ -108,7 +108,7 @@ class RelevanceMode(TorchFunctionMode):
             if call.selector is None:
                 return func(*args, **kwargs)
             with self:
-                return decomposed(func)(*args, **kwargs)
+                return operation.handler(Here(call, func, operation.name, operation.kind), *args, **kwargs)
         here = Here(call, func, operation.name, operation.kind)
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
