@@ -179,7 +179,9 @@ class Call:
         return safe(a) if self.handles_zeros(a) else a
 
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
-        """Return ``R = a c``."""
+        """Return ``R = a c``; of complex numbers, for which autograd conjugates, the real part of ``a conj(c)``."""
+        if a.is_complex():
+            return (a * c.conj()).real
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
         if nowhere or (self.reading_input and not self.zeros_reach_input):
             return a * c
