@@ -3,6 +3,7 @@
 from relprop.attribution import LRP, Attribution, Contract, DeepTaylor, Gradient, GradientXInput, Method
 from relprop.conservation import Account, ConservationReport
 from relprop.errors import (
+    CompiledModelWarning,
     ConservationError,
     DeepTaylorWarning,
     InputError,
@@ -20,6 +21,7 @@ from relprop.errors import (
     UncoveredOperationError,
     UncoveredOperationWarning,
 )
+from relprop.inputs import Keywords
 from relprop.rules import Plan, Rules
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __all__ = [
     "LRP",
     "Account",
     "Attribution",
+    "CompiledModelWarning",
     "ConservationError",
     "ConservationReport",
     "Contract",
@@ -37,6 +40,7 @@ __all__ = [
     "GradientXInput",
     "InputError",
     "InputTypeError",
+    "Keywords",
     "Method",
     "MissingExtraError",
     "ModelError",

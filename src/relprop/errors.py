@@ -69,6 +69,10 @@ class UncoveredOperationWarning(RelpropWarning):
     """An operation has no rule; plain autograd carried the relevance through it."""
 
 
+class CompiledModelWarning(RelpropWarning):
+    """A compiled model is explained through the original module, without compilation."""
+
+
 class TrainingModeWarning(RelpropWarning):
     """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent."""
 

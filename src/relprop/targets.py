@@ -23,7 +23,7 @@ _FORMS = (
 )
 
 
-def select(output: Any, target: Target, samples: int) -> Tensor:
+def select(output: Any, target: Target, samples: int | None) -> Tensor:
     """Return what is explained, ``[N]``: the entry of the output that the target names, sample by sample.
 
     Args:
@@ -31,7 +31,7 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
         target: None (where the output has one number per sample), an int, a tensor with one or N integers, a list of
             ints, a tuple (an index into outputs of more dimensions), a list of tuples, or a callable that receives
             what the model returned and gives ``[N]``.
-        samples: N.
+        samples: N; None where the inputs have no batch in common: as many as the output has rows.
 
     Raises:
         TargetError, TargetTypeError, TargetIndexError: where the target does not fit the output.
@@ -43,6 +43,9 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
     if callable(target) and not isinstance(target, Tensor):
         return _chosen(target(output), samples)
     tensor = output_tensor(output)
+    if samples is None:
+        tensor = tensor if tensor.dim() else tensor.reshape(1)
+        samples = tensor.shape[0]
     if tensor.dim() == 0 or tensor.shape[0] != samples:
         if tensor.numel() == 1 and samples == 1 and target is None:
             return tensor.reshape(1)
@@ -87,9 +90,11 @@ def output_tensor(output: Any) -> Tensor:
     return found
 
 
-def _chosen(value: Any, samples: int) -> Tensor:
+def _chosen(value: Any, samples: int | None) -> Tensor:
     if not isinstance(value, Tensor):
         raise TargetTypeError(f"A callable target must return a tensor [N], got {type(value).__name__}.")
+    if samples is None:
+        return value.reshape(-1)
     if value.numel() != samples or (value.dim() > 0 and value.shape[0] != samples):
         raise TargetError(
             f"A callable target must return one number per sample, [{samples}]; got shape {tuple(value.shape)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -19,7 +20,7 @@ from torch import Tensor
 from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("digits", "right_reasons", "tutorial_walk", "demo")
+NAMES = ("digits", "right_reasons", "sequence", "tutorial_walk", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +223,23 @@ def test_each_label_has_a_mark_of_its_own_in_the_frame(examples: dict[str, Modul
     assert x.flatten(1).sum(1).tolist() == [4.0] * 10
     assert float((x * right.mask()).sum()) == 0
     assert float(x.sum(0).max()) == 1
+
+
+def test_sequence_names_the_pixels_that_matter(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = examples["sequence"].run(tmp_path, epochs=6, width=24)
+    assert picture(tmp_path / "sequence.png")
+    printed = capsys.readouterr().out
+    chance = float(re.search(r"at random +([0-9.]+)", printed)[1])  # type: ignore[index]
+    assert outcomes["LRP"].fall > 2 * chance
+    assert outcomes["LRP"].unexplained < 1e-6
+    assert outcomes["LRP"].relevance.shape == (450, 1, 8, 8)
+
+
+def test_erasing_follows_the_order(examples: dict[str, ModuleType]) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    torch.nn.init.ones_(model[1].weight)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
+    order = torch.tensor([[3, 0, 1, 2]])
+    assert examples["sequence"].fall(model, x, torch.tensor([0]), order, 2) == 5.0

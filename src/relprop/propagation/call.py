@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -92,6 +93,7 @@ class Call:
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
         called: the names of the modules that ran.
+        loop: the loop whose steps are running, if any: their records are shown together.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
 
@@ -104,6 +106,7 @@ class Call:
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
     open_ended: bool = False
+    loop: object = None
     explaining: bool = True
     zeros_reach_input: bool = False
     reading_input: bool = False
@@ -144,6 +147,15 @@ class Call:
         """The name and the innermost module that is running."""
         return self.stack[-1] if self.stack else ("", self.model)
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Show what is alike in the steps that run inside as one row of a plan or report."""
+        outer, self.loop = self.loop, object()
+        try:
+            yield
+        finally:
+            self.loop = outer
+
     # What rules and handlers explain with ------------------------------------------------------
 
     def constant(self, x: Tensor) -> Tensor:
@@ -167,7 +179,9 @@ class Call:
         return safe(a) if self.handles_zeros(a) else a
 
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
-        """Return ``R = a c``."""
+        """Return ``R = a c``; of complex numbers, for which autograd conjugates, the real part of ``a conj(c)``."""
+        if a.is_complex():
+            return (a * c.conj()).real
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
         if nowhere or (self.reading_input and not self.zeros_reach_input):
             return a * c

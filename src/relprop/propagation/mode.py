@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from relprop.errors import UncoveredOperationError
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, decomposed, operation_of
+from relprop.propagation.operations import Operation, operation_of
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.writes import fills, twin_of, written_by
 
@@ -49,6 +50,11 @@ class RelevanceMode(TorchFunctionMode):
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise UncoveredOperationError(
+                "The model runs torch.func transforms (vmap, grad, jacrev, ...) in its forward, which hide its "
+                "tensors. Write the batch dimension out, or explain the function inside."
+            )
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
         with self.call.saving.hooks:
             return self.run(func, args, kwargs or {})
@@ -109,12 +115,14 @@ class RelevanceMode(TorchFunctionMode):
         self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
     ) -> Any:
         call = self.call
-        if operation.composite:
-            if call.selector is None:
-                return func(*args, **kwargs)
-            with self:
-                return decomposed(func)(*args, **kwargs)
         here = Here(call, func, operation.name, operation.kind)
+        if operation.composite:
+            if call.selector is None and not call.measuring:
+                out = func(*args, **kwargs)
+                self._reached(out)
+                return out
+            with self:
+                return operation.handler(here, *args, **kwargs)
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs

@@ -34,6 +34,11 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
+def factors_of(here: Here, *factors: Any) -> int:
+    """Return of how many active factors the terms of a product are made."""
+    return sum(here.call.origins.of(factor).factors for factor in factors if here.active(factor))
+
+
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
     """``*``: by a constant it is linear, by another active tensor a product."""
     call = here.call
@@ -42,16 +47,13 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return scaled(here, x, factor, here.func(input, other))
     first, second = call.origins.of(input), call.origins.of(other)
     out: Tensor = here.func(*product(here, (input, other)))
-    count = first.factors + second.factors
-    call.origins.note(out, Origin(factors=count, nonnegative=first.nonnegative and second.nonnegative))
+    nonnegative = first.nonnegative and second.nonnegative
+    call.origins.note(out, Origin(factors=factors_of(here, input, other), nonnegative=nonnegative))
     return out
 
 
-def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
-    if rounding_mode is not None:
-        here.by_autograd()
-        return here.func(input, other, rounding_mode=rounding_mode)  # type: ignore[no-any-return]
     here.declared = declares_nothing
     if here.active(other):
         return here.func(input, denominator(here, other))  # type: ignore[no-any-return]
@@ -82,7 +84,7 @@ def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:
     call = here.call
     here.by_autograd()
     origin = call.origins.of(x)
-    if call.handles_zeros(x):
+    if call.handles_zeros(x) and not out.is_complex():
         passed = call.constant(safe(out) / safe(x))
         if isinstance(factor, Tensor) or factor == 0:
             passed = torch.where(torch.as_tensor(factor, device=out.device) == 0, torch.zeros_like(passed), passed)
