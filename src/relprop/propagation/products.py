@@ -21,22 +21,28 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     call = here.call
     if call.selector is None:
         return factors
-    active = [here.active(factor) for factor in factors]
-    origins = [call.origins.of(factor) if on else Origin() for factor, on in zip(factors, active, strict=True)]
-    gates = tuple(origin.gate for origin in origins)
-    here.kind = "gate" if any(gates) and sum(active) > sum(gates) else "product"
+    counts, gates = _counted(here, factors)
+    here.kind = "gate" if any(gates) and sum(map(bool, counts)) > sum(gates) else "product"
     here.choose()
-    counts = tuple(origin.factors if on else 0 for origin, on in zip(origins, active, strict=True))
     shares: tuple[float, ...] = here.rule.shares(counts, gates)
     return tuple(
-        factor if not on or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
-        for factor, on, share in zip(factors, active, shares, strict=True)
+        factor if not count or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
+        for factor, count, share in zip(factors, counts, shares, strict=True)
     )
 
 
 def factors_of(here: Here, *factors: Any) -> int:
-    """Return of how many active factors the terms of a product are made."""
-    return sum(here.call.origins.of(factor).factors for factor in factors if here.active(factor))
+    """Return of how many factors that receive relevance the terms of a product are made: a gate is a constant."""
+    counts, gates = _counted(here, factors)
+    if here.call.selector is None:
+        return sum(counts)
+    return sum(count for count, share in zip(counts, here.rule.shares(counts, gates), strict=True) if share)
+
+
+def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return of how many active factors each factor is made, none if it is a constant, and whether it is a gate."""
+    origins = [here.call.origins.of(factor) if here.active(factor) else Origin(factors=0) for factor in factors]
+    return tuple(origin.factors for origin in origins), tuple(origin.gate for origin in origins)
 
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
