@@ -113,6 +113,7 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~mask, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        raw = scores if here.active(attn_mask) else raw  # a bias that depends on the input has a share of its own
     p = attention.probabilities(call, torch.softmax(scores, -1))
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach())
