@@ -207,12 +207,7 @@ def batch_norm(
         consumed(here, input)
         here.note("not folded")
         here.by_autograd()
-        out = compute(input)
-        if call.handles_zeros(input):
-            alive = torch.ones_like(out) if weight is None else per_channel(weight != 0, input).to(out.dtype)
-            at_zero = input * call.constant(alive * TAU / safe(input))
-            out = call.switch(out, torch.where(out == 0, at_zero, out))
-        return out
+        return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
     assert site.a is not None
     affine = Affine(site.affine.geometry, eps)
     parameters = (*site.parameters, weight, bias, running_mean, running_var)
@@ -231,6 +226,23 @@ def batch_norm(
     here.watchers = site.watchers
     here.filters = [site.choice.filter]
     return out
+
+
+def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor | None) -> Tensor:
+    """Return ``out``, a batch norm by running statistics, explained as the linear map it is.
+
+    By itself: PyTorch's backward is wrong for a single image whose gradient has the strides of a transposed one.
+    """
+    call = here.call
+    if weight is not None:
+        scale = scale * per_channel(weight, x)
+    surrogate = x * call.constant(scale)
+    if call.handles_zeros(x):
+        alive = (scale.detach() != 0).to(out.dtype)
+        surrogate = torch.where(out.detach() == 0, x * call.constant(alive * TAU / safe(x)), surrogate)
+    found = call.switch(out, surrogate.to(out.dtype))
+    call.origins.note(found, Origin(factors=call.origins.of(x).factors))
+    return found
 
 
 def torch_batch_norm(
