@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from relprop import LRP, CompiledModelWarning, ModelError, Rules, UncoveredOperationError
+from relprop import LRP, BackwardHookWarning, CompiledModelWarning, InputError, ModelError, Rules
 from relprop.rules import Epsilon, Gamma, Zero
 from tests.attribution.models import close, settle
 
@@ -144,6 +144,46 @@ def test_graph_modules() -> None:
     close(LRP(torch.fx.symbolic_trace(network()), RULES).attribute(points(), 1), plain())
 
 
+def test_exported_programs() -> None:
+    """Their graphs call operators by overload, in no module of a known type."""
+    program = torch.export.export(network(), (points(),)).module()
+    close(LRP(program, "lrp0", strict=True).attribute(points(), 1), LRP(network(), "lrp0").attribute(points(), 1))
+    close(LRP(program, Gamma(0.5)).attribute(points(), 1), LRP(network(), Gamma(0.5)).attribute(points(), 1))
+
+
+def test_gradients_in_a_forward_are_refused() -> None:
+    def energy(module: nn.Module, x: Tensor) -> Tensor:
+        return torch.autograd.grad(module(x).sum(), x, create_graph=True)[0]
+
+    with pytest.raises(ModelError, match=r"takes a gradient .* inside the forward pass"):
+        LRP(Around(energy)).attribute(points(), 1)
+
+
+def test_hooks_of_gradients() -> None:
+    """On a module they are named; on a tensor they rest while relevance is explained."""
+    model = network()
+    handle = model[2].register_full_backward_hook(lambda module, into, out: None)
+    with pytest.warns(BackwardHookWarning, match=r"Module '2' \(Linear\) has backward hooks"):
+        close(LRP(model, RULES).attribute(points(), 1), plain())
+    handle.remove()
+
+    def doubled(module: nn.Module, x: Tensor) -> Tensor:
+        h = module[:2](x)  # type: ignore[index]
+        h.register_hook(lambda gradient: 2 * gradient)
+        return module[2:](h)  # type: ignore[index]
+
+    close(LRP(Around(doubled), NAMED).attribute(points(), 1), plain())
+
+
+def test_a_part_without_gradients_is_named() -> None:
+    def frozen(module: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(x)  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=r"depend on the input. A part of the model runs under torch\.no_grad"):
+        LRP(Around(frozen)).attribute(points(), 1)
+
+
 def test_a_module_in_dicts_and_lists() -> None:
     class Held(nn.Module):
         def __init__(self) -> None:
@@ -254,7 +294,7 @@ def test_lazy_modules() -> None:
     "run", [lambda m, x: torch.func.vmap(m)(x), lambda m, x: torch.func.grad(lambda h: m(h).sum())(x)]
 )
 def test_transforms_of_functions(run: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    with pytest.raises(UncoveredOperationError, match=r"torch\.func transforms"):
+    with pytest.raises(ModelError, match=r"applies a torch\.func transform"):
         LRP(Around(run)).attribute(points(), 1)
 
 

@@ -3,6 +3,7 @@
 from relprop.attribution import LRP, Attribution, Contract, DeepTaylor, Gradient, GradientXInput, Method
 from relprop.conservation import Account, ConservationReport
 from relprop.errors import (
+    BackwardHookWarning,
     CompiledModelWarning,
     ConservationError,
     DeepTaylorWarning,
@@ -30,6 +31,7 @@ __all__ = [
     "LRP",
     "Account",
     "Attribution",
+    "BackwardHookWarning",
     "CompiledModelWarning",
     "ConservationError",
     "ConservationReport",

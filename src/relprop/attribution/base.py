@@ -248,7 +248,12 @@ def _check_output(call: Call, output: Tensor) -> None:
     if not bool(torch.isfinite(output.detach()).all()):
         raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
     if not output.requires_grad or not call.graph.reach(output):
-        raise InputError("The explained output does not depend on the input.")
+        why = (
+            " A part of the model runs under torch.no_grad or inference_mode, where it cannot be followed."
+            if call.without_gradient
+            else ""
+        )
+        raise InputError(f"The explained output does not depend on the input.{why}")
 
 
 def _delta(output: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:

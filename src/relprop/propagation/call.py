@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
+from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
@@ -93,6 +93,7 @@ class Call:
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
         called: the names of the modules that ran.
+        without_gradient: a part of the model ran under ``no_grad`` or ``inference_mode``.
         loop: the loop whose steps are running, if any: their records are shown together.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
@@ -106,6 +107,7 @@ class Call:
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
     open_ended: bool = False
+    without_gradient: bool = False
     loop: object = None
     explaining: bool = True
     zeros_reach_input: bool = False
@@ -155,6 +157,11 @@ class Call:
             yield
         finally:
             self.loop = outer
+
+    @property
+    def outside_model(self) -> bool:
+        """Say whether what runs is the user's own code in an ``attach`` block, in no module."""
+        return self.open_ended and not self.stack
 
     # What rules and handlers explain with ------------------------------------------------------
 
@@ -217,6 +224,18 @@ class Call:
         if message not in self.warned:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
+
+    def name_backward_hooks(self) -> None:
+        """Warn, once a module, that its backward hooks are called with coefficients."""
+        name, module = self.place
+        message = (
+            f"Module {name!r} ({type(module).__name__}) has backward hooks, which are called with coefficients "
+            "(relevance over activation) in place of gradients while relevance is explained; what they return stands "
+            "for the coefficients. Remove the hooks if that is not meant."
+        )
+        if self.selector is not None and message not in self.warned:
+            self.warned.add(message)
+            warn(message, BackwardHookWarning)
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""

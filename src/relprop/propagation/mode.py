@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from relprop.errors import UncoveredOperationError
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
 from relprop.propagation.operations import Operation, operation_of
+from relprop.propagation.overloads import by_python_name
 from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.writes import fills, twin_of, written_by
 
 Args = tuple[Any, ...]
@@ -50,11 +51,8 @@ class RelevanceMode(TorchFunctionMode):
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise UncoveredOperationError(
-                "The model runs torch.func transforms (vmap, grad, jacrev, ...) in its forward, which hide its "
-                "tensors. Write the batch dimension out, or explain the function inside."
-            )
+        if transforming():
+            return run_transformed(self.call, func, args, kwargs or {})
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
         with self.call.saving.hooks:
             return self.run(func, args, kwargs or {})
@@ -62,6 +60,8 @@ class RelevanceMode(TorchFunctionMode):
     def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run one function call of the model."""
         call = self.call
+        func, args, kwargs = by_python_name(func, args, kwargs)
+        refuse_gradient(call, func, args, kwargs)
         if func in _UPDATES_STATISTICS:
             args, kwargs = self._own_statistics(func, args, kwargs)
         if not call.protected.untouched:
@@ -70,10 +70,12 @@ class RelevanceMode(TorchFunctionMode):
         if written:
             return self._write(func, args, kwargs, written)
         active = self._active(args, kwargs)
-        if not active:
+        if not active and not self._looks_up_tokens(func, args, kwargs):
             out = func(*args, **kwargs)
             self._note_weights((args, kwargs), out)
             return out
+        if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+            return hook_afterwards(call, *args)
         return self._explain(func, args, kwargs, active)
 
     def _note_weights(self, given: Any, made: Any) -> None:
@@ -88,16 +90,29 @@ class RelevanceMode(TorchFunctionMode):
 
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
-        if not torch.is_grad_enabled():
-            return []
         call, active = self.call, []
+        if not torch.is_grad_enabled():
+            call.without_gradient = True
+            return []
         for tensor in tensors_in((args, kwargs)):
             if tensor.grad_fn is not None:
                 if call.reach_seen(tensor):
                     active.append(tensor)
-            elif call.graph.reach(tensor) or any(tokens.holds(tensor) for tokens in call.tokens):
+            elif call.graph.reach(tensor):
                 active.append(tensor)
         return active
+
+    def _looks_up_tokens(self, func: Function, args: Args, kwargs: Kwargs) -> bool:
+        """Say whether a call embeds token ids that are explained, or copies them."""
+        tokens = self.call.tokens
+        if not tokens or not torch.is_grad_enabled():
+            return False
+        operation = self._operation(func)
+        return (
+            operation is not None
+            and (operation.kind == "view" or operation.composite)
+            and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
+        )
 
     def _operation(self, func: Function) -> Operation | None:
         """Return what a function does to the method: by its own table, or by that of the rules."""

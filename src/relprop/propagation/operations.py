@@ -89,10 +89,10 @@ def _enter_layers() -> None:
         _enter("linear", lin.transposed_convolution(d), f"conv_transpose{d}d")
     _enter("linear", lin.linear, "linear")
     _enter("product", con.matmul, "matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul")
-    _enter("product", con.matmul, "_sparse_mm", "smm", "hspmm", label="matmul", spaces=(torch, torch.Tensor, _SPARSE))
+    _enter("product", con.matmul, "_sparse_mm", label="matmul", spaces=(_SPARSE,))
     _enter("product", con.reversed_matmul, "__rmatmul__", label="matmul")
     _enter("product", con.addmm, "addmm", "addmv", "baddbmm")
-    _enter("product", con.addmm, "sspaddmm", "saddmm", "_sparse_addmm", spaces=(torch, torch.Tensor, _SPARSE))
+    _enter("product", con.addmm, "_sparse_addmm", spaces=(_SPARSE,))
     _enter("product", con.addbmm, "addbmm")
     _enter("product", con.addr, "addr")
     _enter("product", con.einsum, "einsum")
@@ -143,7 +143,8 @@ def _enter_activations() -> None:
         "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine",
     )  # fmt: skip
     _enter("activation", rounding.heaviside, "heaviside")
-    _enter("activation", rounding.remainder, "fmod", "remainder", "__mod__")
+    _enter("activation", rounding.remainder, "fmod")
+    _enter("activation", rounding.remainder, "remainder", "__mod__", label="remainder")
     _enter("activation", rounding.reversed_remainder, "__rmod__", label="remainder")
     _enter("product", rounding.floor_divide, "floor_divide", "__floordiv__", label="floor_divide")
     _enter("product", rounding.reversed_floor_divide, "__rfloordiv__", label="floor_divide")
@@ -218,7 +219,7 @@ def _enter_sums() -> None:
         "nanquantile", "kthvalue", "mode", "std", "std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim",
         "svdvals", "eigvalsh", "diff", "gradient", "index_copy", "index_fill", "masked_scatter", "select_scatter",
         "slice_scatter", "diagonal_scatter", "as_strided_scatter", "fill", "nll_loss", "nll_loss_nd", "affine_grid",
-        "affine_grid_generator", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
+        "affine_grid_generator", "frexp", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
         "broadcast_tensors",
         "fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2", "fftn",
         "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn", "stft", "istft",
@@ -236,9 +237,9 @@ def _enter_views() -> None:
         "view", sums.keep_origin, "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten",
         "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t",
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
-        "cuda", "cfloat", "cdouble", "chalf", "expand", "expand_as", "broadcast_to", "repeat",
+        "cuda", "xpu", "ipu", "mtia", "cfloat", "cdouble", "chalf", "expand", "expand_as", "broadcast_to", "repeat",
         "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90", "narrow", "select", "index_select",
-        "gather", "take", "take_along_dim", "masked_select", "index", "unfold", "diagonal", "diag", "diagflat",
+        "gather", "take", "take_along_dim", "masked_select", "unfold", "diagonal", "diag", "diagflat",
         "diag_embed", "tril", "triu", "topk", "sort", "msort", "__getitem__", "__reversed__",
         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fftshift", "ifftshift",
         "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "conj", "conj_physical", "resolve_conj",
