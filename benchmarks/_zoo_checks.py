@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from tests import fusion
+from tests.zoo import difference
 from torch import Tensor, nn
 
 from benchmarks._zoo_models import Entry, Target, build, image, settle, target_of, without_biases
@@ -16,8 +18,6 @@ from benchmarks._zoo_surrogate import Surrogate
 from relprop import LRP
 from relprop.errors import UncoveredOperationWarning
 from relprop.rules import Epsilon, Gamma, ZPlus
-from tests import fusion
-from tests.zoo import difference
 
 FUSED_RULES: dict[str, Any] = {"epsilon": Epsilon(), "gamma": Gamma(0.25), "zplus": ZPlus()}
 

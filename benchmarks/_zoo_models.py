@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tests.zoo import randomize
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from benchmarks._torchvision import import_torchvision
-from tests.zoo import randomize
 
 Target = int | Callable[[Any], Tensor]
 

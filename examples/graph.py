@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from digits import load
 from relprop import LRP, Keywords
 
-SCORE_SHARE = 0.25  # of the nodes, or of the edges, that are taken away
+TAKEN = 0.25  # of the nodes, or of the edges, that are taken away
 
 
 class Graphs(NamedTuple):
@@ -72,17 +72,19 @@ class GraphNet(nn.Module):
         self.embed = nn.Linear(17, width)
         self.send = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.along = nn.ModuleList(nn.Linear(9, width, bias=False) for _ in range(2))
-        self.update = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
+        self.update = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()) for _ in range(2)
+        )
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
     def forward(self, nodes: Tensor, edges: Tensor, directions: Tensor, graph: Tensor, count: int) -> Tensor:
         h = F.relu(self.embed(nodes))
         for send, along, update in zip(self.send, self.along, self.update, strict=True):
             sent = F.relu(send(h).index_select(0, edges[0]) + along(directions))
-            received = torch.zeros_like(h).index_add(0, edges[1], sent) / 4
-            h = F.relu(update(torch.cat([h, received], 1)))
+            received = torch.zeros_like(h).index_add(0, edges[1], sent) / 2
+            h = update(torch.cat([h, received], 1))
         pooled = h.new_zeros(count, h.shape[1]).index_add(0, graph, h)
-        return self.head(pooled / 8)
+        return self.head(pooled / 4)
 
 
 def train(model: GraphNet, x: Tensor, y: Tensor, epochs: int, seed: int) -> None:
@@ -128,7 +130,7 @@ def run(folder: str | Path, *, epochs: int = 12, width: int = 24, seed: int = 0)
     print("  of the output: " + ", ".join(f"{name} {float(part) / report.output:.1%}" for name, part in shares.items()))
 
     falls = measure(model, graphs, labels, nodes, edges, seed)
-    print(f"  {f'taking away {SCORE_SHARE:.0%} of':<22}{'at random':>12}{'by relevance':>14}")
+    print(f"  {f'taking away {TAKEN:.0%} of':<22}{'at random':>12}{'by relevance':>14}")
     for name, fall in falls.items():
         print(f"  {name:<22}{fall['at random']:>12.2f}{fall['by relevance']:>14.2f}")
     print(f"  wrote {draw(Path(folder) / 'graph.png', graphs, labels, nodes.detach(), edges.detach())}")
@@ -152,9 +154,9 @@ def measure(
         "by relevance": (nodes, edges),
     }
     for name, (of_nodes, of_edges) in orders.items():
-        chosen = foremost(of_nodes, graphs.graph, SCORE_SHARE)
+        chosen = foremost(of_nodes, graphs.graph, TAKEN)
         falls["nodes"][name] = fall(graphs.without(chosen, no_edge))
-        chosen = foremost(of_edges, graphs.graph[graphs.edges[1]], SCORE_SHARE)
+        chosen = foremost(of_edges, graphs.graph[graphs.edges[1]], TAKEN)
         falls["edges"][name] = fall(graphs.without(no_node, chosen))
     return falls
 
