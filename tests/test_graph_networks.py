@@ -119,6 +119,38 @@ def test_graph_convolution(product: str, layout: str, rule: str) -> None:
     lrp.report(x, lambda out: out[:, 1]).check(1e-9)
 
 
+class Weighted(nn.Module):
+    """Nodes [V, 4] and weights of edges [E] to [V, 3]: the weights fill a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+        settle(self)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        matrix = torch.sparse_coo_tensor(EDGES.flip(0), weights, (NODES, NODES), check_invariants=True).coalesce()
+        return self.second(torch.sparse.mm(matrix, F.relu(self.first(x))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_of_edges(rule: str) -> None:
+    """A product of two that depend on the input: each has half of the relevance."""
+    model, x, weights = Weighted(), random(NODES, 4), random(len(SOURCE), seed=1)
+
+    def reference(share: Share, x: Tensor, weights: Tensor) -> Tensor:
+        h, matrix = dense(share, model.first, x).relu(), x.new_zeros(NODES, NODES)
+        matrix = matrix.index_put((TARGET, SOURCE), weights)
+        slopes = matrix.detach() @ h + matrix @ h.detach()
+        return dense(share, model.second, (matrix @ h).detach() + (slopes - slopes.detach()) / 2)
+
+    nodes, edges = explain(reference, rule, x, weights)
+    lrp, given = LRP(model, RULES[rule][0], strict=True), Keywords(x=x, weights=weights)
+    found = lrp.attribute(given, 1)
+    assert_close(found["x"], nodes, "nodes")
+    assert_close(found["weights"], edges, "edges")
+    lrp.report(given, 1).check(1e-9)
+
+
 ADD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "index_add": lambda out, index, x: out.index_add(0, index, x),
     "index_add_": lambda out, index, x: out.index_add_(0, index, x),

@@ -30,7 +30,7 @@ def measured_inputs(
     assert here.record is not None
     taps: dict[int, Tensor] = {}
     for tensor in active:
-        if tensor.requires_grad and tensor.layout == torch.strided and id(tensor) not in taps:
+        if tensor.requires_grad and id(tensor) not in taps:
             tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
             here.given[id(tap)] = tensor
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
@@ -58,7 +58,7 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
         offsets = here.biases(args, kwargs)
     taps: dict[int, Tensor] = {}
     for position, tensor in enumerate(outputs):
-        if tensor.grad_fn is not None and tensor.layout == torch.strided and call.graph.reach(tensor):
+        if tensor.grad_fn is not None and call.graph.reach(tensor):
             offset = offsets[position] if position < len(offsets) else None
             taps[id(tensor)] = _output_tap(here, account, tensor, offset)
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
@@ -70,7 +70,7 @@ def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | No
         c, value = _double(c), _double(value)
         account.receive(total(_relevance(here, value, c)))
         c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
-        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * offset)}
+        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * _double(offset))}
         if here.declared is not None:
             shares = here.declared(c * here.passed, value)
         if isinstance(here.passed, Tensor) or here.passed != 1.0:
@@ -88,6 +88,8 @@ def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
 
 
 def _double(x: Tensor) -> Tensor:
+    """Return numbers to measure with: in double precision, and with the zeros of a sparse matrix."""
+    x = x if x.layout == torch.strided else x.to_dense()
     return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 

@@ -90,6 +90,7 @@ def _enter_layers() -> None:
     _enter("linear", lin.linear, "linear")
     _enter("product", con.matmul, "matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul")
     _enter("product", con.matmul, "_sparse_mm", label="matmul", spaces=(_SPARSE,))
+    _enter("view", native, "sparse_coo_tensor", "coalesce", "to_sparse", "to_sparse_coo", "to_sparse_csr")
     _enter("product", con.reversed_matmul, "__rmatmul__", label="matmul")
     _enter("product", con.addmm, "addmm", "addmv", "baddbmm")
     _enter("product", con.addmm, "_sparse_addmm", spaces=(_SPARSE,))
