@@ -239,7 +239,8 @@ class Call:
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        seen = self.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+        # Views get new nodes when their base changes, but never such of a custom function.
+        seen = self.graph.knows(tensor) or (tensor._is_view() and not hasattr(tensor.grad_fn, "_forward_cls"))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)

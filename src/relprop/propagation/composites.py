@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.errors import UncoveredOperationError
 from relprop.propagation.handler import Here
 from relprop.propagation.provenance import Origin
 from relprop.propagation.storage import map_tensors, tensors_in
@@ -64,6 +65,11 @@ def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
     call = here.call
     if not here.active(surrogate):
         return call.constant(value)
+    if surrogate.shape != value.shape:
+        raise UncoveredOperationError(
+            f"{here.operation} returned a tensor of shape {tuple(value.shape)}, where relprop expected "
+            f"{tuple(surrogate.shape)}; this version of torch computes something else."
+        )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
     origin = call.origins.of(surrogate)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# The functions of ``torch`` itself reduce nothing unless they are told to; those behind ``F`` take the mean.
 def _reduced(loss: Tensor, reduction: int) -> Tensor:
     return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
 
@@ -55,7 +56,7 @@ def binary_cross_entropy_with_logits(
     target: Tensor,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``-y logsigmoid(x) - (1 - y) logsigmoid(-x)``."""
     positive = F.logsigmoid(input) if pos_weight is None else pos_weight * F.logsigmoid(input)
@@ -89,7 +90,7 @@ def cross_entropy(
     return loss.sum() / kept.sum() if reduction == 1 else _reduced(loss, reduction)
 
 
-def kl_div(input: Tensor, target: Tensor, reduction: int = 1, *, log_target: bool = False) -> Tensor:
+def kl_div(input: Tensor, target: Tensor, reduction: int = 0, *, log_target: bool = False) -> Tensor:
     """``y (log y - x)``, or ``exp(y) (y - x)`` for logarithms ``y``."""
     loss = torch.exp(target) * (target - input) if log_target else torch.xlogy(target, target) - target * input
     return _reduced(loss, reduction)
@@ -104,7 +105,7 @@ def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool,
     return _reduced(loss, reduction)
 
 
-def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 1) -> Tensor:
+def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 0) -> Tensor:
     """``x`` where ``y = 1``, ``relu(margin - x)`` where ``y = -1``."""
     zero = torch.zeros_like(input)
     apart = torch.where(target != 1, F.relu(margin - input), zero)
@@ -112,7 +113,7 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, red
 
 
 def cosine_embedding_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 1
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 0
 ) -> Tensor:
     """``1 - cos`` where ``y = 1``, ``relu(cos - margin)`` where ``y = -1``."""
     dots = (input1 * input2).sum(-1)
@@ -124,7 +125,7 @@ def cosine_embedding_loss(
 
 
 def margin_ranking_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 1
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 0
 ) -> Tensor:
     """``relu(margin - y (x1 - x2))``."""
     return _reduced(F.relu(-target * (input1 - input2) + margin), reduction)
@@ -138,7 +139,7 @@ def triplet_margin_loss(
     p: float = 2,
     eps: float = 1e-6,
     swap: bool = False,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``relu(margin + d(a, p) - d(a, n))``."""
     apart = F.pairwise_distance(anchor, negative, p, eps)

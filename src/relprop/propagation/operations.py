@@ -188,14 +188,14 @@ def _enter_sums() -> None:
     _enter("affine", sums.neg, "neg", "negative", "__neg__", label="neg")
     _enter("affine", sums.factor, "deg2rad", "rad2deg")
     _enter("affine", sums.total, "sum", "nansum", "cumsum", "mean", "nanmean", "trace", "fold", "sum_to_size")
-    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_reduce", "index_put",
+    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_put",
            "put", "segment_reduce")  # fmt: skip
     _enter("affine", sums.extremum, "maximum", "minimum", "fmax", "fmin")
     _enter("affine", red.largest, "max", "min")
     _enter("affine", red.norm, "norm", "vector_norm", "matrix_norm")
     _enter("affine", red.nan_to_num, "nan_to_num")
     _enter("affine", red.grid_sample, "grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-    _enter("affine", red.linear_in(0, "abs"), "polar")
+    _enter("affine", red.linear_in(0, "abs"))
     _enter(
         "affine",
         red.linear_in(0, "input"),
@@ -219,8 +219,8 @@ def _enter_sums() -> None:
         "affine", native, "amax", "amin", "aminmax", "cummax", "cummin", "median", "nanmedian", "quantile",
         "nanquantile", "kthvalue", "mode", "std", "std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim",
         "svdvals", "eigvalsh", "diff", "gradient", "index_copy", "index_fill", "masked_scatter", "select_scatter",
-        "slice_scatter", "diagonal_scatter", "as_strided_scatter", "fill", "nll_loss", "nll_loss_nd", "affine_grid",
-        "affine_grid_generator", "frexp", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
+        "slice_scatter", "diagonal_scatter", "fill", "nll_loss", "nll_loss_nd", "affine_grid",
+        "affine_grid_generator", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
         "broadcast_tensors",
         "fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2", "fftn",
         "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn", "stft", "istft",
@@ -244,7 +244,8 @@ def _enter_views() -> None:
         "diag_embed", "tril", "triu", "topk", "sort", "msort", "__getitem__", "__reversed__",
         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fftshift", "ifftshift",
         "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "conj", "conj_physical", "resolve_conj",
-        "resolve_neg", "view_as_real", "view_as_complex", "imag", "positive", "requires_grad_", "detach",
+        "resolve_neg", "view_as_real", "view_as_complex", "imag", "positive", "requires_grad_", "detach", "as_tensor",
+
         "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "split_with_sizes", "to_dense", "pin_memory",
         "alias_copy", "as_strided_copy", "detach_copy", "diagonal_copy", "expand_copy", "narrow_copy", "permute_copy",
         "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "t_copy",
@@ -264,11 +265,12 @@ def _enter_composites() -> None:
     for name in (
         "addcmul", "addcdiv", "lerp", "ldexp", "xlogy", "xlog1py", "multi_dot", "chain_matmul", "conv_tbc", "hypot",
         "dist", "cdist", "pdist", "pairwise_distance", "cosine_similarity", "renorm", "corrcoef", "logaddexp",
-        "logaddexp2", "trapezoid", "cumulative_trapezoid", "vander", "embedding_bag",
+        "logaddexp2", "trapezoid", "cumulative_trapezoid", "vander",
     ):  # fmt: skip
         body = getattr(composites, name)
         _enter("composite", composites.rewritten(body), name, spaces=(*bodies, torch.linalg), composite=True)
     _enter("composite", composites.rewritten(composites.trapezoid), "trapz", composite=True)
+    _enter("composite", composites.rewritten(composites.embedding_bag), "embedding_bag", spaces=(F,), composite=True)
     _enter(
         "composite", composites.rewritten(composites.linalg_vander), "vander", spaces=(torch.linalg,), composite=True
     )
