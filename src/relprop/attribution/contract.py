@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError, MethodError
-from relprop.inputs import as_args, as_inputs, as_kwargs, as_model
+from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
 from relprop.propagation.call import Call
 from relprop.propagation.run import forward
 from relprop.targets import Target, reading
@@ -77,7 +77,7 @@ class Method(ABC):
 
     def explained(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Any,
         target: Target = None,
         additional_forward_args: Any = None,
         *,
@@ -89,12 +89,14 @@ class Method(ABC):
         written.
         """
         given = as_inputs(inputs)
-        read = reading(self.model, target, given[0].shape[0])
+        read = reading(self.model, target, given.samples)
         call = Call(self.model, None)
         with torch.inference_mode(False), torch.no_grad():
             try:
-                args = (*(tensor.clone() for tensor in given), *as_args(additional_forward_args))
-                return forward(call, (), args, as_kwargs(forward_kwargs), [read]).selected[0]
+                first, named = given.arguments([tensor.clone() for tensor in given.tensors])
+                args = (*first, *as_args(additional_forward_args))
+                kwargs = {**named, **as_kwargs(forward_kwargs)}
+                return forward(call, Given((), (), None), args, kwargs, [read]).selected[0]
             finally:
                 call.close()
 

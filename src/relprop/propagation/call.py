@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
+from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
@@ -95,6 +96,8 @@ class Call:
         ended: nothing that is explained is still to come in the forward pass, which goes on natively.
         called: the names of the modules that ran.
         linear: the names of the modules of the linear calls that ran, in order.
+        without_gradient: a part of the model ran under ``no_grad`` or ``inference_mode``.
+        loop: the loop whose steps are running, if any: their records are shown together.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
 
@@ -107,6 +110,8 @@ class Call:
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
     open_ended: bool = False
+    without_gradient: bool = False
+    loop: object = None
     explaining: bool = True
     zeros_reach_input: bool = False
     reading_input: bool = False
@@ -149,6 +154,20 @@ class Call:
         """The name and the innermost module that is running."""
         return self.stack[-1] if self.stack else ("", self.model)
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Show what is alike in the steps that run inside as one row of a plan or report."""
+        outer, self.loop = self.loop, object()
+        try:
+            yield
+        finally:
+            self.loop = outer
+
+    @property
+    def outside_model(self) -> bool:
+        """Say whether what runs is the user's own code in an ``attach`` block, in no module."""
+        return self.open_ended and not self.stack
+
     # What rules and handlers explain with ------------------------------------------------------
 
     def constant(self, x: Tensor) -> Tensor:
@@ -172,7 +191,9 @@ class Call:
         return safe(a) if self.handles_zeros(a) else a
 
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
-        """Return ``R = a c``."""
+        """Return ``R = a c``; of complex numbers, for which autograd conjugates, the real part of ``a conj(c)``."""
+        if a.is_complex():
+            return (a * c.conj()).real
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
         if nowhere or (self.reading_input and not self.zeros_reach_input):
             return a * c
@@ -209,9 +230,22 @@ class Call:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
 
+    def name_backward_hooks(self) -> None:
+        """Warn, once a module, that its backward hooks are called with coefficients."""
+        name, module = self.place
+        message = (
+            f"Module {name!r} ({type(module).__name__}) has backward hooks, which are called with coefficients "
+            "(relevance over activation) in place of gradients while relevance is explained; what they return stands "
+            "for the coefficients. Remove the hooks if that is not meant."
+        )
+        if self.selector is not None and message not in self.warned:
+            self.warned.add(message)
+            warn(message, BackwardHookWarning)
+
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        seen = self.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+        # Views get new nodes when their base changes, but never such of a custom function.
+        seen = self.graph.knows(tensor) or (tensor._is_view() and not hasattr(tensor.grad_fn, "_forward_cls"))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)

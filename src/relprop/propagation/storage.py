@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
@@ -153,19 +155,29 @@ class Protected:
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists, dicts and slices."""
+    """Apply a function to every tensor in nested tuples, lists, mappings and dataclasses; all else stays."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, (tuple, list)):
         mapped = [map_tensors(function, item) for item in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     if isinstance(tree, dict):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
+        entries = {key: map_tensors(function, value) for key, value in tree.items()}
+        if type(tree) is dict:
+            return entries
+        same_type = copy.copy(tree)
+        same_type.update(entries)
+        return same_type
+    if _is_record(tree):
+        changed = copy.copy(tree)
+        for field in fields(tree):
+            object.__setattr__(changed, field.name, map_tensors(function, getattr(tree, field.name)))
+        return changed
     return tree
 
 
 def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
-    """Return every tensor in nested tuples, lists and dicts, in order."""
+    """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     found = [] if found is None else found
     if isinstance(tree, Tensor):
         found.append(tree)
@@ -175,7 +187,14 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             tensors_in(item, found)
+    elif _is_record(tree):
+        for field in fields(tree):
+            tensors_in(getattr(tree, field.name), found)
     return found
+
+
+def _is_record(tree: Any) -> bool:
+    return hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type)
 
 
 def _has_storage(tensor: Tensor) -> bool:

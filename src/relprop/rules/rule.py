@@ -51,6 +51,8 @@ class LinearRule(Rule, ABC):
     """A rule for linear maps with parameters."""
 
     serves = frozenset({"linear"})
+    exact_by_autograd: ClassVar[bool] = False
+    """Autograd's own backward is this rule, on complex numbers too."""
 
     @abstractmethod
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
