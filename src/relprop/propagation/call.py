@@ -206,7 +206,8 @@ class Call:
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        seen = self.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+        base = tensor._base  # views get new nodes when their base changes
+        seen = self.graph.knows(tensor) or (base is not None and base.grad_fn is not None and self.graph.knows(base))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)

@@ -64,6 +64,7 @@ def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
     call = here.call
     if not here.active(surrogate):
         return call.constant(value)
+    assert surrogate.shape == value.shape
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
     origin = call.origins.of(surrogate)

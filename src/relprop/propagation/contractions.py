@@ -43,7 +43,7 @@ _NAMES = (
 
 
 def _operands(number: int, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:
-    """Return the first operands, which may come by keyword, and take them out of ``kwargs``; and the other arguments."""
+    """Return the operands, by position or taken out of ``kwargs``, and the other arguments."""
     named = [kwargs.pop(name) for name in _NAMES if name in kwargs]
     given = [*args[: number - len(named)], *named]
     return given, list(args[number - len(named) :])
@@ -51,8 +51,8 @@ def _operands(number: int, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple
 
 def matmul(here: Here, *args: Tensor, **kwargs: Any) -> Tensor:
     """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot`` and ``@``."""
-    (input, other), _ = _operands(2, args, kwargs)
-    return contracted(here, input, other, torch.matmul)
+    (first, second), _ = _operands(2, args, kwargs)
+    return contracted(here, first, second, torch.matmul)
 
 
 def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
@@ -62,23 +62,23 @@ def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
 
 def contraction(here: Here, *args: Any, **kwargs: Any) -> Tensor:
     """Whatever else is linear in its first two arguments: ``tensordot``, ``inner``, ``outer``, ``kron``, ``cross``."""
-    (input, other), rest = _operands(2, args, kwargs)
-    return contracted(here, input, other, lambda x, y: here.func(x, y, *rest, **kwargs))
+    (first, second), rest = _operands(2, args, kwargs)
+    return contracted(here, first, second, lambda x, y: here.func(x, y, *rest, **kwargs))
 
 
 def added(compute: Bilinear) -> Callable[..., Tensor]:
     """Return the handler of ``beta input + alpha compute(first, second)``."""
 
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
-        (input, first, second), _ = _operands(3, args, kwargs)
+        (shift, first, second), _ = _operands(3, args, kwargs)
         layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_parameter(here, second)
-        if layer and beta == 1 and alpha == 1 and not here.active(input) and compute is torch.matmul:
-            return apply_linear(here, Dense(), first, second.mT, input, lambda: here.func(input, first, second))
+        if layer and beta == 1 and alpha == 1 and not here.active(shift) and compute is torch.matmul:
+            return apply_linear(here, Dense(), first, second.mT, input, lambda: here.func(shift, first, second))
         if not (here.active(first) or here.active(second)):
             z = compute(first, second)
         else:
             z = contracted(here, first, second, compute)
-        shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * input  # NaN * 0 is none
+        shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * shift  # NaN * 0 is none
         z = alpha * z
         here.absorbs(*(part for part in (shift, z) if not here.active(part)))
         return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])

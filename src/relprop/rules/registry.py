@@ -302,6 +302,11 @@ def _selector(selector: Any) -> Selector:
     if types and all(isinstance(item, type) and issubclass(item, nn.Module) for item in types):
         return ByType(types)
     operation = operation_of(selector) if callable(selector) else None
+    if operation is not None and operation.composite:
+        raise RuleError(
+            f"{operation.name} is made of other operations, each with a rule of its own. Set the rule for those, or "
+            "for the module in which it runs."
+        )
     if operation is not None:
         return ByOperation(operation.name, operation.kind)
     if callable(selector) and not isinstance(selector, (type, nn.Module)):
