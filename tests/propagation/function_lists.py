@@ -131,6 +131,9 @@ EXEMPT: dict[str, set[str]] = {
         "backward register_hook register_post_accumulate_grad_hook retain_grad data autocast "
         "_autocast_to_full_precision _autocast_to_reduced_precision"
     ),
+    "only older versions of PyTorch have it: named tensors, which nothing differentiable needs": _words(
+        "names rename rename_ align_to align_as align_tensors refine_names has_names"
+    ),
     "PyTorch refuses to run it with derivatives, or at all": _words("view_as_complex_copy native_norm"),
     "it acts on quantised tensors, which are refused": _words(
         "choose_qparams_optimized dequantize fbgemm_linear_fp16_weight fbgemm_linear_fp16_weight_fp32_activation "
@@ -143,9 +146,9 @@ EXEMPT: dict[str, set[str]] = {
     ),
     "it acts on active sparse tensors, which are named where they are made": _words(
         "_coalesced_ _dimI _dimV _indices _nnz _sparse_mask_projection _to_dense _values ccol_indices "
-        "ccol_indices_copy coalesce col_indices col_indices_copy crow_indices crow_indices_copy dense_dim indices "
+        "ccol_indices_copy col_indices col_indices_copy crow_indices crow_indices_copy dense_dim indices "
         "indices_copy is_coalesced row_indices row_indices_copy resize_as_sparse_ smm hspmm sparse_dim sparse_mask "
-        "sparse_resize_ sparse_resize_and_clear_ sspaddmm saddmm to_sparse values values_copy"
+        "sparse_resize_ sparse_resize_and_clear_ sspaddmm values values_copy"
     ),
     "it is the entry of one device's library, which no model calls by itself": _words(
         "batch_norm_backward_elemt batch_norm_backward_reduce batch_norm_elemt batch_norm_gather_stats "

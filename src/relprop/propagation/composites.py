@@ -65,7 +65,11 @@ def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
     call = here.call
     if not here.active(surrogate):
         return call.constant(value)
-    assert surrogate.shape == value.shape
+    if surrogate.shape != value.shape:
+        raise UncoveredOperationError(
+            f"{here.operation} returned a tensor of shape {tuple(value.shape)}, where relprop expected "
+            f"{tuple(surrogate.shape)}; this version of torch computes something else."
+        )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
     origin = call.origins.of(surrogate)

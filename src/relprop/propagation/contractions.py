@@ -43,7 +43,7 @@ _NAMES = (
 
 
 def _operands(number: int, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:
-    """Return the operands, by position or taken out of ``kwargs``, and the other arguments."""
+    """Return the first operands, taken out of ``kwargs`` where they come by keyword, and the other arguments."""
     named = [kwargs.pop(name) for name in _NAMES if name in kwargs]
     given = [*args[: number - len(named)], *named]
     return given, list(args[number - len(named) :])
@@ -70,15 +70,15 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
     """Return the handler of ``beta input + alpha compute(first, second)``."""
 
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
-        (shift, first, second), _ = _operands(3, args, kwargs)
+        (start, first, second), _ = _operands(3, args, kwargs)
         layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_parameter(here, second)
-        if layer and beta == 1 and alpha == 1 and not here.active(shift) and compute is torch.matmul:
-            return apply_linear(here, Dense(), first, second.mT, input, lambda: here.func(shift, first, second))
+        if layer and beta == 1 and alpha == 1 and not here.active(start) and compute is torch.matmul:
+            return apply_linear(here, Dense(), first, second.mT, start, lambda: here.func(start, first, second))
         if not (here.active(first) or here.active(second)):
             z = compute(first, second)
         else:
             z = contracted(here, first, second, compute)
-        shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * shift  # NaN * 0 is none
+        shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
         z = alpha * z
         here.absorbs(*(part for part in (shift, z) if not here.active(part)))
         return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])

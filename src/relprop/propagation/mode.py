@@ -17,6 +17,7 @@ from relprop.propagation.accounts import measured_inputs, measured_output, new_r
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
 from relprop.propagation.operations import Operation, makes_constants, operation_of
+from relprop.propagation.overloads import by_python_name
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.writes import fills, twin_of, written_by

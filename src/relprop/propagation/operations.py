@@ -70,10 +70,16 @@ def _enter(
     """Enter every function of these names, in whatever namespace; each name is an operation of its own."""
     for name in names:
         operation = Operation(label or name, kind, handler, **flags)
-        for space in spaces:
-            found = getattr(space, name, None)
-            if found is not None and callable(found):
-                _TABLE[found] = operation
+        for function in functions_named(name, spaces):
+            _TABLE[function] = operation
+
+
+def functions_named(name: str, spaces: Sequence[Any] = _SPACES) -> Iterator[Callable[..., Any]]:
+    """Yield every function of this name that a model may call."""
+    for space in spaces:
+        found = getattr(space, name, None)
+        if found is not None and callable(found):
+            yield found
 
 
 def _enter_layers() -> None:
@@ -84,6 +90,7 @@ def _enter_layers() -> None:
     _enter("linear", lin.linear, "linear")
     _enter("product", con.matmul, "matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul")
     _enter("product", con.matmul, "_sparse_mm", label="matmul", spaces=(_SPARSE,))
+    _enter("view", native, "sparse_coo_tensor", "coalesce", "to_sparse", "to_sparse_coo", "to_sparse_csr")
     _enter("product", con.reversed_matmul, "__rmatmul__", label="matmul")
     _enter("product", con.addmm, "addmm", "addmv", "baddbmm")
     _enter("product", con.addmm, "_sparse_addmm", label="addmm", spaces=(_SPARSE,))
@@ -181,14 +188,14 @@ def _enter_sums() -> None:
     _enter("affine", sums.neg, "neg", "negative", "__neg__", label="neg")
     _enter("affine", sums.factor, "deg2rad", "rad2deg")
     _enter("affine", sums.total, "sum", "nansum", "cumsum", "mean", "nanmean", "trace", "fold", "sum_to_size")
-    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_put",
+    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_reduce", "index_put",
            "put", "segment_reduce")  # fmt: skip
     _enter("affine", sums.extremum, "maximum", "minimum", "fmax", "fmin")
     _enter("affine", red.largest, "max", "min")
     _enter("affine", red.norm, "norm", "vector_norm", "matrix_norm")
     _enter("affine", red.nan_to_num, "nan_to_num")
     _enter("affine", red.grid_sample, "grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-    _enter("affine", red.linear_in(0, "abs"))
+    _enter("affine", red.linear_in(0, "abs"), "polar")
     _enter(
         "affine",
         red.linear_in(0, "input"),
@@ -264,7 +271,6 @@ def _enter_composites() -> None:
         body = getattr(composites, name)
         _enter("composite", composites.rewritten(body), name, spaces=(*bodies, torch.linalg), composite=True)
     _enter("composite", composites.rewritten(composites.trapezoid), "trapz", composite=True)
-    _enter("composite", composites.rewritten(composites.embedding_bag), "embedding_bag", spaces=(F,), composite=True)
     _enter(
         "composite", composites.rewritten(composites.linalg_vander), "vander", spaces=(torch.linalg,), composite=True
     )
