@@ -244,8 +244,8 @@ class Call:
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        # Views get new nodes when their base changes, but never such of a custom function.
-        seen = self.graph.knows(tensor) or (tensor._is_view() and not hasattr(tensor.grad_fn, "_forward_cls"))
+        base = tensor._base  # views get new nodes when their base changes
+        seen = self.graph.knows(tensor) or (base is not None and base.grad_fn is not None and self.graph.knows(base))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)
