@@ -345,4 +345,8 @@ def makes_constants(func: Callable[..., Any]) -> bool:
     name: str = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
-    return name in ("data", "grad", "tensor", "__deepcopy__") or name.startswith("new_") or name.endswith("_like")
+    return (
+        name in ("data", "grad", "tensor", "detach_", "__deepcopy__")
+        or name.startswith("new_")
+        or name.endswith("_like")
+    )
