@@ -4,4 +4,28 @@ An explainer is a function ``explain(model, x, target) -> relevance`` of the sha
 ``lambda model, x, target: LRP(model).attribute(x, target)``. Nothing here knows how relevance came about.
 """
 
-__all__: list[str] = []
+from relprop.metrics.baselines import baseline_of, blurred, neighbours_mean
+from relprop.metrics.curves import Curve
+from relprop.metrics.selectivity import (
+    Selectivity,
+    deletion,
+    insertion,
+    perturbation_curve,
+    pixel_flipping,
+    region_perturbation,
+    selectivity,
+)
+
+__all__ = [
+    "Curve",
+    "Selectivity",
+    "baseline_of",
+    "blurred",
+    "deletion",
+    "insertion",
+    "neighbours_mean",
+    "perturbation_curve",
+    "pixel_flipping",
+    "region_perturbation",
+    "selectivity",
+]
