@@ -5,7 +5,31 @@ An explainer is a function ``explain(model, x, target) -> relevance`` of the sha
 """
 
 from relprop.metrics.baselines import baseline_of, blurred, neighbours_mean
+from relprop.metrics.complexity import entropy_complexity, gini_sparseness
 from relprop.metrics.curves import Curve
+from relprop.metrics.evaluation import Evaluation, evaluate
+from relprop.metrics.faithfulness import SensitivityN, faithfulness_correlation, faithfulness_estimate, sensitivity_n
+from relprop.metrics.imputation import noisy_linear_imputation
+from relprop.metrics.infidelity import infidelity
+from relprop.metrics.irof import irof
+from relprop.metrics.localisation import (
+    inside_total_ratio,
+    localisation_auc,
+    pointing_game,
+    relevance_mass_accuracy,
+    relevance_rank_accuracy,
+    top_k_intersection,
+)
+from relprop.metrics.monotonicity import Monotonicity, monotonicity_arya, monotonicity_nguyen
+from relprop.metrics.road import Road, road
+from relprop.metrics.sanity import (
+    EfficientRandomisation,
+    Randomisation,
+    efficient_randomisation,
+    parameter_randomisation,
+    random_logit,
+    smoothed,
+)
 from relprop.metrics.selectivity import (
     Selectivity,
     deletion,
@@ -15,17 +39,53 @@ from relprop.metrics.selectivity import (
     region_perturbation,
     selectivity,
 )
+from relprop.metrics.shift import InputInvariance, input_invariance, shifted_model
+from relprop.metrics.similarity import hog_similarity, rank_correlation, structural_similarity
 
 __all__ = [
     "Curve",
+    "EfficientRandomisation",
+    "Evaluation",
+    "InputInvariance",
+    "Monotonicity",
+    "Randomisation",
+    "Road",
     "Selectivity",
+    "SensitivityN",
     "baseline_of",
     "blurred",
     "deletion",
+    "efficient_randomisation",
+    "entropy_complexity",
+    "evaluate",
+    "faithfulness_correlation",
+    "faithfulness_estimate",
+    "gini_sparseness",
+    "hog_similarity",
+    "infidelity",
+    "input_invariance",
     "insertion",
+    "inside_total_ratio",
+    "irof",
+    "localisation_auc",
+    "monotonicity_arya",
+    "monotonicity_nguyen",
     "neighbours_mean",
+    "noisy_linear_imputation",
+    "parameter_randomisation",
     "perturbation_curve",
     "pixel_flipping",
+    "pointing_game",
+    "random_logit",
+    "rank_correlation",
     "region_perturbation",
+    "relevance_mass_accuracy",
+    "relevance_rank_accuracy",
+    "road",
     "selectivity",
+    "sensitivity_n",
+    "shifted_model",
+    "smoothed",
+    "structural_similarity",
+    "top_k_intersection",
 ]

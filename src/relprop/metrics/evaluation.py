@@ -1,0 +1,101 @@
+"""Several methods, several metrics, all batches of a loader: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.errors import InputError
+from relprop.metrics._explain import Explain
+from relprop.metrics.curves import standard_error
+from relprop.tables import html_table, text_table
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every metric of every method on every sample, from ``evaluate``.
+
+    Attributes:
+        values: from the name of a method and of a metric to ``[N]``, on the CPU.
+    """
+
+    values: dict[str, dict[str, Tensor]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and lists."""
+        return {method: {name: each.tolist() for name, each in found.items()} for method, found in self.values.items()}
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        metrics = list(next(iter(self.values.values())))
+        rows = [
+            [method, *(f"{float(found[name].mean()):.4g} ± {standard_error(found[name]):.2g}" for name in metrics)]
+            for method, found in self.values.items()
+        ]
+        return ["method", *metrics], rows
+
+    def __str__(self) -> str:
+        header, rows = self._table()
+        return text_table(header, rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
+
+
+def evaluate(
+    explainers: Mapping[str, Explain],
+    metrics: Mapping[str, Callable[[Explain, nn.Module, Tensor, Tensor], Any]],
+    model: nn.Module,
+    batches: Iterable[Any],
+) -> Evaluation:
+    """Measure every explainer by every metric, over batches.
+
+    Definition: ``metric(explain, model, x, target)`` of each batch, one after the other.
+
+    Args:
+        explainers: from names to ``explain(model, x, target) -> relevance``.
+        metrics: from names to ``metric(explain, model, x, target)``, which returns ``[N]`` or what has ``values``
+            ``[N]``, as all of :mod:`relprop.metrics` do; ``functools.partial`` fixes their options.
+        model: what is explained.
+        batches: a ``DataLoader``, or any iterable of pairs ``(x, target)``. They are moved to the device of the model's
+            first parameter.
+
+    Raises:
+        InputError: no batch, no explainer or no metric; a batch that is no pair; a metric that returns anything else
+            than a number for each sample.
+
+    >>> from relprop.metrics import gini_sparseness, selectivity
+    >>> model = nn.Linear(4, 3)
+    >>> explainers = {"input": lambda model, x, target: x, "W x": lambda model, x, target: x * model.weight[target]}
+    >>> batches = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])) for _ in range(2)]
+    >>> found = evaluate(explainers, {"selectivity": selectivity}, model, batches)
+    >>> found.values["W x"]["selectivity"].shape
+    torch.Size([10])
+    """
+    if not explainers or not metrics:
+        raise InputError(f"got {len(explainers)} explainers and {len(metrics)} metrics; expected at least one of each")
+    parts: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in metrics} for method in explainers}
+    parameter = next(iter(model.parameters()), None)
+    empty = True
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(f"a batch is a {type(batch).__name__}; expected a pair (x, target)")
+        x, target = (each if parameter is None else torch.as_tensor(each).to(parameter.device) for each in batch)
+        empty = False
+        for method, explain in explainers.items():
+            for name, metric in metrics.items():
+                found = metric(explain, model, x, target)
+                values = getattr(found, "values", None) if not isinstance(found, Tensor) else found
+                if not isinstance(values, Tensor) or values.shape != (len(x),):
+                    raise InputError(
+                        f"metric {name!r} returned {found!r:.80}; expected [{len(x)}], one for each sample"
+                    )
+                parts[method][name].append(values.detach().double().cpu())
+    if empty:
+        raise InputError("there was no batch: the loader is empty, or an iterator that is used up")
+    return Evaluation(
+        {method: {name: torch.cat(each) for name, each in found.items()} for method, found in parts.items()}
+    )
