@@ -47,10 +47,12 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
     >>> baseline_of(x, "mean"), baseline_of(x, "invert")
     (tensor([[3., 3., 3.]]), tensor([[6., 5., 1.]]))
     """
-    if callable(baseline):
+    if not isinstance(baseline, Tensor) and callable(baseline):
         return _fitting(baseline(x.clone()), x, "the baseline callable returned")
-    if isinstance(baseline, (Tensor, float, int)):
-        return _fitting(torch.as_tensor(baseline), x, "the baseline is")
+    if isinstance(baseline, (float, int)):
+        baseline = torch.tensor(baseline, dtype=x.dtype if x.is_floating_point() else None)
+    if isinstance(baseline, Tensor):
+        return _fitting(baseline, x, "the baseline is")
     if baseline not in NAMES:
         raise InputError(f"baseline is {baseline!r}; expected one of {NAMES}, a number, a tensor or a callable")
     if baseline == "zero":
@@ -152,6 +154,8 @@ def _box(sums: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tenso
 def _fitting(found: Tensor, x: Tensor, what: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise InputTypeError(f"{what} a {type(found).__name__}; expected a tensor of shape {tuple(x.shape)}")
+    if found.is_floating_point() and not x.is_floating_point():
+        raise InputTypeError(f"{what} of {found.dtype}, and x of {x.dtype}; expected integers")
     try:
         whole = found.to(x.device, x.dtype).expand_as(x)
     except RuntimeError as error:

@@ -70,7 +70,7 @@ def curves(
         raise InputError(f"curves have {sorted(lengths)} points; expected the same number in all")
     places, words = _places(steps, lengths.pop())
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    figure = _pyplot().figure(figsize=(0.6 + 3.4 * len(panels), 3.2), layout="constrained")
+    figure = _pyplot().figure(figsize=(1.6 + 3.2 * len(panels), 3.2), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for number, (ax, (head, panel)) in enumerate(zip(row, panels.items(), strict=True)):
         for name, each in panel.items():
@@ -82,7 +82,8 @@ def curves(
             ax.set_xticks(places, words, rotation=45, ha="right")
         if number == 0:
             ax.set_ylabel(f"{ylabel}\n({SPREADS[spread]})".strip(), fontsize=SMALL + 1)
-        ax.legend(fontsize=SMALL)
+    lines = {str(line.get_label()): line for ax in row for line in ax.lines}
+    figure.legend([lines[name] for name in names], names, loc="outside right upper", fontsize=SMALL)
     if title is not None:
         figure.suptitle(title)
     return _finish(figure, path)
