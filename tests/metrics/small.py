@@ -43,12 +43,15 @@ def score(model: nn.Module, image: np.ndarray, target: int, probability: bool = 
 def additive() -> tuple[nn.Module, Any]:
     """A model that adds what each feature says, and its exact Shapley values with regard to a baseline of 1/2."""
 
+    def parts(x: Tensor) -> Tensor:
+        weights = torch.linspace(-1, 2, x[0].numel(), dtype=x.dtype).view(x.shape[1:])
+        return weights * (torch.sin(3 * x) + x**2)
+
     class Additive(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return (torch.sin(3 * x) + x**2).flatten(1).sum(dim=1, keepdim=True)
+            return parts(x).flatten(1).sum(dim=1, keepdim=True)
 
     def shapley(model: nn.Module, x: Tensor, target: Any) -> Tensor:
-        half = torch.full_like(x, 0.5)
-        return torch.sin(3 * x) + x**2 - torch.sin(3 * half) - half**2
+        return parts(x) - parts(torch.full_like(x, 0.5))
 
     return Additive(), shapley
