@@ -38,8 +38,6 @@ from relprop.metrics import (
 from relprop.rules import Rules
 from relprop.visual import curves, grid
 
-SAMPLES = 64
-
 
 def explainers() -> dict[str, Any]:
     """The methods: functions from a model, an input and a target to relevance."""
@@ -122,29 +120,31 @@ def show_selectivity(model: nn.Module, x: Tensor, y: Tensor, folder: Path) -> No
 
 def show_sanity(model: nn.Module, x: Tensor, y: Tensor, folder: Path) -> None:
     """Randomise layers, from the output to the input."""
-    panels: dict[str, dict[str, Tensor]] = {}
-    for title, options in {
+    methods = {name: each for name, each in explainers().items() if name != "Uniform"}  # nothing to correlate
+    ways: dict[str, dict[str, Any]] = {
         "cascading, rank correlation": {},
         "independent, rank correlation": {"order": "independent"},
         "cascading, SSIM": {"similarity": "ssim"},
-    }.items():
-        found = {name: parameter_randomisation(each, model, x, y, **options) for name, each in explainers().items()}
-        found.pop("Uniform")  # does not vary: nothing to correlate
-        panels[title] = {name: each.similarity for name, each in found.items()}
-        if title == "cascading, rank correlation":
-            steps, layers = (0, 1, 4, 8, len(found["LRP"].layers)), found["LRP"].layers
-            maps = {
-                f"{name}\n{'model' if k == 0 else layers[k - 1]}": found[name].maps[k, :3]
-                for name in ("LRP", "Edges")
-                for k in steps
-            }
+    }
+    every = {
+        title: {name: parameter_randomisation(each, model, x, y, **options) for name, each in methods.items()}
+        for title, options in ways.items()
+    }
+    panels = {title: {name: each.similarity for name, each in found.items()} for title, found in every.items()}
+    first = every["cascading, rank correlation"]
+    layers = first["LRP"].layers
     curves(panels, layers, ylabel="similarity", path=folder / "sanity.png")
-    grid(x[:3], maps, title="Randomised down to ...", path=folder / "randomised_maps.png")
+    maps = {
+        f"{name}\n{(None, *layers)[k] or 'the model'}": first[name].maps[k, :3]
+        for name in ("LRP", "Edges")
+        for k in (0, 1, 4, 8, len(layers))
+    }
+    grid(x[:3], maps, title="Randomised from the output down to ...", path=folder / "randomised_maps.png")
 
 
-def show_localisation(model: nn.Module, digits: Digits, folder: Path) -> None:
+def show_localisation(model: nn.Module, digits: Digits, tiles: int, folder: Path) -> None:
     """Ask where in a mosaic the class is."""
-    x, y, mask = mosaics(digits, 48)
+    x, y, mask = mosaics(digits, tiles)
     whole = OnMosaics(model).eval()
     maps = {name: explain(whole, x, y) for name, explain in explainers().items()}
     print("\nmosaics: pointing game, inside-total ratio, rank accuracy, AUC (chance 0.25, 0.25, 0.25, 0.5)")
@@ -162,13 +162,20 @@ def show_localisation(model: nn.Module, digits: Digits, folder: Path) -> None:
     )
 
 
-def main(folder: Path) -> None:
-    """Train, measure, print, draw."""
-    model, digits = trained()
-    x, y = digits.test_x[:SAMPLES], digits.test_y[:SAMPLES]
+def run(folder: Path, *, epochs: int = 12, samples: int = 64, tiles: int = 48) -> None:
+    """Train, measure, print, draw.
+
+    Args:
+        folder: where the pictures go.
+        epochs: of training.
+        samples: test images to explain.
+        tiles: mosaics to explain.
+    """
+    model, digits = trained(epochs)
+    x, y = digits.test_x[:samples], digits.test_y[:samples]
     show_selectivity(model, x, y, folder)
     show_sanity(model, x, y, folder)
-    show_localisation(model, digits, folder)
+    show_localisation(model, digits, tiles, folder)
     metrics = {
         "faithfulness": faithfulness_correlation,
         "infidelity": partial(infidelity, rescale=True),
@@ -183,4 +190,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/validate"))
+    run(Path(sys.argv[1] if len(sys.argv) > 1 else "build/validate"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("digits", "graph", "right_reasons", "sequence", "tutorial_walk", "demo")
+NAMES = ("digits", "graph", "right_reasons", "sequence", "tutorial_walk", "demo", "validate")
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +267,25 @@ def test_graphs_of_images(examples: dict[str, ModuleType]) -> None:
     left = graphs.without(chosen, torch.zeros(2, dtype=torch.bool))
     assert left.edges.shape == (2, 0)
     assert left.nodes.abs().sum(1).tolist() == [3.0, 2.75, 0.0, 3.0]
+
+
+def test_validate_measures_every_method(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validate = examples["validate"]
+    validate.run(tmp_path, epochs=1, samples=6, tiles=4)
+    out = capsys.readouterr().out
+    for name in validate.explainers():
+        assert out.count(name) >= 3  # selectivity, mosaics, the last table
+    for name in ("selectivity", "road", "sanity", "randomised_maps", "mosaics"):
+        assert picture(tmp_path / f"{name}.png")
+
+
+def test_mosaics_hold_their_class_where_the_mask_says(examples: dict[str, ModuleType]) -> None:
+    data = examples["digits"].load()
+    x, target, mask = examples["validate"].mosaics(data, 6)
+    assert x.shape == (6, 1, 32, 32) and mask.flatten(1).sum(1).tolist() == [256] * 6
+    for n in range(6):
+        tile = x[n, 0][mask[n]].view(16, 16)[::2, ::2]
+        found = [k for k in range(len(data.test_x)) if torch.equal(data.test_x[k, 0], tile)]
+        assert int(data.test_y[found[0]]) == int(target[n])
