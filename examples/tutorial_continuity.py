@@ -36,7 +36,7 @@ def scattered(x: Tensor, seed: int) -> Tensor:
 
 
 def network(width: int = 16) -> nn.Sequential:
-    """Four convolutions, average pooling: [N, 1, SIDE, SIDE] -> [N, 10]. Max pooling switches, so even z+ would jump."""
+    """Four convolutions, [N, 1, SIDE, SIDE] -> [N, 10]; average pooling, for where a maximum switches even z+ jumps."""
     return nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1),
         nn.ReLU(),

@@ -1,8 +1,9 @@
 """Depth: the gradient shatters, propagated relevance does not.
 
-After the tutorial "Validating Explanations" of Samek, Montavon and Mueller. On the tent map, iterated, everything is known:
-the gradient grows as 2^depth, z+ keeps all relevance, and gamma loses some, at biases that the report names. Beside
-it, networks of depth 2 to 12 trained on digits, whose explanations are asked how much they move with their input.
+After the tutorial "Validating Explanations" of Samek, Montavon and Mueller. On the tent map,
+iterated, everything is known: the gradient grows as 2^depth, z+ keeps all relevance, and gamma loses some, at biases
+that the report names. Beside it stand networks of depth 2 to 12 trained on digits: how much do their explanations
+move with the input?
 
 Run it: ``python examples/tutorial_depth.py [folder]``.
 """
@@ -40,7 +41,7 @@ def tent(depth: int) -> nn.Sequential:
 
 
 def tent_facts(depth: int, x: Tensor) -> dict[str, float]:
-    """The size of the gradient and ``sum R / f`` by rule, means over x; checks that the report explains what is gone."""
+    """The size of the gradient and ``sum R / f`` by rule, means over x; the report must explain what is gone."""
     model = tent(depth)
     with torch.no_grad():
         f = model(x)[:, 0]
@@ -149,9 +150,7 @@ def trained(
     return moved
 
 
-def draw(
-    facts: dict[int, dict[str, float]], moved: dict[int, dict[str, float]], path: Path, *, shown: int = 5
-) -> None:
+def draw(facts: dict[int, dict[str, float]], moved: dict[int, dict[str, float]], path: Path, *, shown: int = 5) -> None:
     """Three panels: the iterated tent map, what its explanations do with depth, and those of trained networks."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     x = torch.linspace(0, 1, 2**shown * 8 + 1, dtype=torch.float64)[:, None]  # every kink is a point

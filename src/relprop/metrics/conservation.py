@@ -43,7 +43,7 @@ class Conservation:
 
     @property
     def gain(self) -> Tensor:
-        """``sum |R| / |f|``, ``[N]``, in [0, inf): 1 where conservative and positive, far above it where parts cancel."""
+        """``sum |R| / |f|``, ``[N]``: 1 where conservative and positive, far above it where parts cancel."""
         return _over(self.magnitude, self.output)
 
     @property
@@ -63,9 +63,7 @@ class Conservation:
 
     def __str__(self) -> str:
         columns = (self.output, self.total, self.values, self.gain, self.positivity)
-        rows = [
-            [str(n), *(f"{float(value):.4g}" for value in row)] for n, row in enumerate(zip(*columns, strict=True))
-        ]
+        rows = [[str(n), *(f"{float(value):.4g}" for value in row)] for n, row in enumerate(zip(*columns, strict=True))]
         header = ["sample", "f", "sum R", "relative delta", "sum |R| / |f|", "positivity"]
         return text_table(header, rows, right=range(1, len(header)))
 
@@ -189,7 +187,9 @@ def absorbed_shares(report: Mapping[str, Any]) -> Absorbed:
     """
     missing = {"output", "relevance", "absorbed", "unexplained", "entries"} - set(report)
     if missing:
-        raise InputError(f"report lacks {', '.join(sorted(missing))}; expected what ConservationReport.to_dict() returns")
+        raise InputError(
+            f"report lacks {', '.join(sorted(missing))}; expected what ConservationReport.to_dict() returns"
+        )
     f = float(report["output"])
     if f == 0 or not math.isfinite(f):
         raise InputError(f"the output of the report is {f}; shares exist of a finite output other than 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def implementation_invariance(
         model, other: said to compute the same function.
         x: ``[N, ...]``.
         target: None, an int, or one for each sample.
-        ties: ``[N]``, bool, where you know them; found by the gradients without it.
+        ties: ``[N]``, bool, where you know them; found by the gradients without it (none where x holds integers).
         output: the output compared, as in ``scores``.
         tolerance: the largest difference of outputs, and of gradients, that counts as none, relative to their size.
         internal_batch_size: inputs explained at once.
@@ -97,7 +97,9 @@ def implementation_invariance(
     tensor([0., 0., 0.], dtype=torch.float64)
     """
     difference = _same_outputs(model, other, x, target, output, tolerance, internal_batch_size)
-    if ties is None:
+    if ties is None and not x.is_floating_point():
+        ties = torch.zeros(len(x), dtype=torch.bool)
+    elif ties is None:
         ties = _kinks(model, other, x, target, output, tolerance, internal_batch_size)
         if bool(ties.all()):
             raise InputError(
@@ -106,7 +108,7 @@ def implementation_invariance(
             )
     elif ties.shape != (len(x),) or ties.dtype != torch.bool or bool(ties.all()):
         raise InputError(
-            f"ties has shape {tuple(ties.shape)} and dtype {ties.dtype}; expected [{len(x)}], bool, not all of them True"
+            f"ties has shape {tuple(ties.shape)} and dtype {ties.dtype}; expected [{len(x)}], bool, not all True"
         )
     first, second = (
         explained(explain, each, x, target, internal_batch_size=internal_batch_size, progress=progress)
@@ -128,8 +130,9 @@ def _same_outputs(
     worst = int(apart.argmax())
     if not bool(apart[worst] <= tolerance * torch.maximum(first.abs().max(), second.abs().max())):
         raise InputError(
-            f"the two models do not compute the same function: at sample {worst} the one gives {float(first[worst]):.6g}, "
-            f"the other {float(second[worst]):.6g} (tolerance {tolerance:g} of the largest output)"
+            f"the two models do not compute the same function: at sample {worst} the one gives "
+            f"{float(first[worst]):.6g}, the other {float(second[worst]):.6g} (tolerance {tolerance:g} of the largest "
+            f"output)"
         )
     return float(apart[worst])
 
@@ -144,10 +147,10 @@ def _kinks(
 
 
 def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size: int | None) -> Tensor:
-    parts = []
-    for rows in torch.arange(len(x)).split(size or len(x)):
+    def gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:
         with torch.enable_grad():
-            part = x[rows].detach().requires_grad_()
-            value = selected(model(part), target, output)
-            parts.append(torch.autograd.grad(value.sum(), part)[0])
-    return torch.cat(parts)
+            x = x.detach().requires_grad_()
+            (found,) = torch.autograd.grad(selected(model(x), target, output).sum(), x)
+        return cast(Tensor, found)
+
+    return explained(gradient, model, x, target, internal_batch_size=size)

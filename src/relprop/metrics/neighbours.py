@@ -71,8 +71,8 @@ def random_neighbours(
 def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float | Tensor = 0.0) -> Tensor:
     """Move images by parts of a pixel; what comes in at the border is ``fill``.
 
-    Definition: bilinear, ``x'[y, x] = sum_{p, q} w_p(y) w_q(x) x[p, q]``, continuous in the shift, and exact where it is
-    a whole number.
+    Definition: bilinear, ``x'[y, x] = sum_{p, q} w_p(y) w_q(x) x[p, q]``, continuous in the shift, and exact where it
+    is a whole number.
 
     Args:
         x: ``[N, C, H, W]``, floating.
@@ -182,6 +182,7 @@ def _rolled(x: Tensor, by: int, dim: int) -> Tensor:
     return moved
 
 
-def distances(points: Tensor, x: Tensor, order: float = 2) -> Tensor:
-    """Return ``|points - x|`` over all but the first two dimensions, in float64: ``[S, N]``."""
-    return (points.double() - x.double()).flatten(2).norm(p=order, dim=2)
+def distances(points: Tensor, x: Tensor) -> Tensor:
+    """Return ``|points - x|_2`` over all but the first two dimensions, in float64: ``[S, N]``."""
+    away: Tensor = torch.linalg.vector_norm((points.double() - x.double()).flatten(2), dim=2)
+    return away

@@ -39,7 +39,7 @@ def rewrites(
 
     - ``"split"``: the layer of ReLUs in two, ``relu(z) = relu(z / 4) + relu(3 z / 4)``, ``V`` twice;
     - ``"permuted"``: the units in another order;
-    - ``"scaled"``: unit k times ``s_k``, drawn from [1/2, 2] uniformly in the logarithm, its column of ``V`` by ``1 / s_k``;
+    - ``"scaled"``: unit k times ``s_k``, drawn from [1/2, 2] (uniform logarithm), its column of ``V`` by ``1 / s_k``;
     - ``"fused"``: batch norm folded into the linear layer before it (only where there is one);
     - ``"identity"``: a linear layer without bias whose weight is the identity, before the second layer.
 
@@ -56,7 +56,7 @@ def rewrites(
 
     Raises:
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
-            between the layers of a chain, or the second layer has another input too).
+            between the layers of a chain, or what the first returns goes elsewhere, too).
         ModelError: a layer that is not of these types.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -69,6 +69,8 @@ def rewrites(
             "no nn.Sequential of the model holds two linear layers with only ReLU, pooling and the like between them; "
             "name them: chains=[('layer1', 'layer2'), ...]"
         )
+    for chain in found:
+        _check_norm(model, chain)
     steps: dict[str, Step] = {"split": _split, "permuted": _permuted, "scaled": _scaled}
     if any(chain.norm for chain in found):
         steps["fused"] = _fused
@@ -81,7 +83,7 @@ def rewrites(
             generator = torch.Generator().manual_seed(seed)
             for chain in found:
                 step(rewritten, chain, generator)
-            _verify(name, found, expected, _tensor(rewritten(x)), tolerance)
+            _verify(name, found, expected, rewritten, x, tolerance)
             made[name] = rewritten
     return made
 
@@ -140,7 +142,9 @@ def _is_sequential(module: nn.Module) -> bool:
 def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
     """Return the chain a user names, its layers checked."""
     if len(names) not in (2, 3):
-        raise InputError(f"a chain names {len(names)} modules, {names}; expected (first, second) or (first, norm, second)")
+        raise InputError(
+            f"a chain names {len(names)} modules, {names}; expected (first, second) or (first, norm, second)"
+        )
     known = dict(model.named_modules())
     for name in names:
         if name not in known:
@@ -162,6 +166,17 @@ def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
             f"with as many inputs as the first has outputs, or a multiple (after flatten)"
         )
     return _Chain(names[0], names[-1], names[1] if len(names) == 3 else None)
+
+
+def _check_norm(model: nn.Module, chain: _Chain) -> None:
+    if chain.norm is None:
+        return
+    norm = cast(Any, model.get_submodule(chain.norm))
+    if norm.training or norm.running_mean is None:
+        raise InputError(
+            f"batch norm {chain.norm!r} normalises by its batch, so it cannot be fused; expected a model in evaluation "
+            f"mode, with running statistics: model.eval()"
+        )
 
 
 def _fits(first: nn.Module, second: nn.Module) -> bool:
@@ -191,11 +206,6 @@ def _fused(model: nn.Module, chain: _Chain, generator: torch.Generator) -> None:
     if chain.norm is None:
         return
     first, norm = model.get_submodule(chain.first), model.get_submodule(chain.norm)
-    if norm.training or cast(Any, norm).running_mean is None:
-        raise InputError(
-            f"batch norm {chain.norm!r} normalises by its batch, so it cannot be fused; expected a model in evaluation "
-            f"mode, with running statistics: model.eval()"
-        )
     fuse = fuse_linear_bn_eval if isinstance(first, nn.Linear) else fuse_conv_bn_eval
     _place(model, chain.first, cast(Any, fuse)(first.eval(), norm))
     _place(model, chain.norm, nn.Identity())
@@ -270,12 +280,20 @@ def _tensor(output: Any) -> Tensor:
     return output
 
 
-def _verify(name: str, chains: Sequence[_Chain], expected: Tensor, got: Tensor, tolerance: float) -> None:
-    apart = float("inf") if got.shape != expected.shape else float((got - expected).abs().max())
-    if not apart <= tolerance * float(expected.abs().max()):
-        raise InputError(
-            f"the copy {name!r} differs from the model by {apart:.3g} on x (tolerance {tolerance:g} of the largest "
-            f"output): between the layers of a chain stands something that does not work channel by channel, that is "
-            f"not positively homogeneous or that is random, or the second has another input; "
-            f"chains: {', '.join(map(str, chains))}"
-        )
+def _verify(
+    name: str, chains: Sequence[_Chain], expected: Tensor, rewritten: nn.Module, x: Tensor, tolerance: float
+) -> None:
+    """Raise unless the copy returns what the model does."""
+    try:
+        got = _tensor(rewritten(x))
+        apart = float((got - expected).abs().max())
+        if apart <= tolerance * float(expected.abs().max()):
+            return
+        found = f"differs from the model by {apart:.3g} on x (tolerance {tolerance:g} of the largest output)"
+    except RuntimeError as error:
+        found = f"does not run ({str(error).splitlines()[0]})"
+    raise InputError(
+        f"the copy {name!r} {found}: between the layers of a chain stands something that does not work channel by "
+        f"channel, is not positively homogeneous or is random, or what the first returns goes elsewhere, too; chains: "
+        f"{', '.join(map(str, chains))}"
+    )

@@ -39,12 +39,13 @@ class Trajectory:
     @property
     def jumps(self) -> Tensor:
         """``|R(x_{t+1}) - R(x_t)|_1`` at each step, ``[T, N]``, float64."""
-        return self.relevance.double().diff(dim=0).flatten(2).norm(p=1, dim=2)
+        return self.relevance.double().diff(dim=0).flatten(2).abs().sum(dim=2)
 
     @property
     def lengths(self) -> Tensor:
         """``|x_{t+1} - x_t|_2`` at each step, ``[T, N]``, float64."""
-        return self.inputs.double().diff(dim=0).flatten(2).norm(dim=2)
+        lengths: Tensor = torch.linalg.vector_norm(self.inputs.double().diff(dim=0).flatten(2), dim=2)
+        return lengths
 
     def thinned(self, stride: int) -> Trajectory:
         """Return the same path in steps ``stride`` times as wide; ``stride`` divides the number of steps."""
@@ -189,9 +190,7 @@ def explained_points(
     """Explain points ``[S, N, ...]``; a sample's target holds for all its points."""
     flat = points.flatten(0, 1)
     targets = repeated(target, len(points), points.shape[1])
-    return explained(
-        explain, model, flat, targets, internal_batch_size=size, progress=progress
-    ).view_as(points)
+    return explained(explain, model, flat, targets, internal_batch_size=size, progress=progress).view_as(points)
 
 
 def normalized(relevance: Tensor) -> Tensor:

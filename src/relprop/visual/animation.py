@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relprop.errors import InputError
-from relprop.visual.figures import PANEL, SMALL, _draw, _draw_input, _positive, _pyplot
+from relprop.visual.figures import PANEL, SMALL, _draw, _draw_input, _pyplot
 from relprop.visual.maps import Array, Values, batch, channel_sum, named, picture, symmetric_scale, to_array
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def animation(
     *,
     curves: Mapping[str, Values] | None = None,
     curves_label: str = "",
-    fps: float = 15,
+    fps: int = 15,
     title: str | None = None,
 ) -> Path:
     """Show what happens to explanations while one input moves, frame by frame, and save it as a GIF.
@@ -46,8 +46,8 @@ def animation(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        InputError: fewer than two frames, numbers of frames that do not fit, entries that are not finite, or ``fps``
-            that is not positive.
+        InputError: fewer than two frames, numbers of frames that do not fit, entries that are not finite, ``fps``
+            below 1.
         InputTypeError: not tensors or arrays of a real dtype, or no mapping.
 
     >>> import matplotlib, tempfile; matplotlib.use("Agg")
@@ -65,7 +65,8 @@ def animation(
         for name, each in named(relevances, "relevances").items()
     }
     lines = {name: _curve(each, name, frames) for name, each in (curves or {}).items()}
-    rate = _positive(fps, "fps")
+    if fps < 1:
+        raise InputError(f"fps is {fps}; expected at least 1 frame in a second")
 
     plt = _pyplot()
     from matplotlib.animation import PillowWriter
@@ -92,7 +93,7 @@ def animation(
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.canvas.draw()  # lay out once: panels stay where they are
     figure.set_layout_engine("none")
-    writer = PillowWriter(fps=rate)
+    writer = PillowWriter(fps=fps)
     with writer.saving(figure, str(target), dpi=100):
         for frame in range(frames):
             first.images[0].set_data(pictures[frame])
