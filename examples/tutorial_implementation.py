@@ -92,7 +92,7 @@ def draw_maximum(path: Path, *, points: int = 60) -> None:
         with torch.no_grad():
             f = model(x)[:, 0]
         for ax, name in zip(row, names, strict=True):
-            share = (method(model, RULES[name]).attribute(x)[:, 0] / f).view(points, points).T
+            share = (method(model, RULES[name]).attribute(x)[:, 0] / f).view(points, points).T.numpy()
             image = ax.imshow(share, origin="lower", extent=(0, 1, 0, 1), cmap="bwr", vmin=-1, vmax=1)
             ax.set_title(f"{letter}: {name}", fontsize=9)
         row[0].set_ylabel("x2")

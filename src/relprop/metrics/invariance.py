@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,8 @@ def _kinks(
     """Return where the gradients of two models differ, ``[N]``."""
     first, second = (_gradient(each, x, target, output, size).double().flatten(1) for each in (model, other))
     apart = (first - second).norm(dim=1)
-    return ~(apart <= tolerance * torch.maximum(first.norm(dim=1), second.norm(dim=1)))
+    same: Tensor = apart <= tolerance * torch.maximum(first.norm(dim=1), second.norm(dim=1))
+    return ~same
 
 
 def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size: int | None) -> Tensor:
@@ -151,6 +152,6 @@ def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (found,) = torch.autograd.grad(selected(model(x), target, output).sum(), x)
-        return cast(Tensor, found)
+        return found
 
     return explained(gradient, model, x, target, internal_batch_size=size)
