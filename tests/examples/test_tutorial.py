@@ -74,9 +74,9 @@ def test_gradient_x_input_grows_restless_with_depth_on_digits(examples: Examples
 
 def test_gradient_x_input_jumps_where_gamma_glides(examples: Examples, tmp_path: Path) -> None:
     continuity = examples["tutorial_continuity"]
-    along = continuity.followed(*continuity.trained(epochs=3, copies=2, width=8), steps=1024)
+    along = continuity.followed(*continuity.trained(), steps=1024)
     results = continuity.measured(along, halvings=4)
-    assert results["Gradient x Input"].mean > 0.7
+    assert results["Gradient x Input"].mean > 0.5
     for name in ("gamma", "z+"):
         assert abs(results[name].mean) < 0.05
         # The jump is gone with the step: halved four times, it is a sixteenth.
