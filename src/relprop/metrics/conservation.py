@@ -155,7 +155,9 @@ class Absorbed:
     def __str__(self) -> str:
         names = list(self.shares)
         rows = [
-            [name, "", *(_share(shares.get(each, 0.0)) for each in names), ""] for name, shares in self.modules.items()
+            [name, "", *(_share(shares.get(each, 0.0)) for each in names), ""]
+            for name, shares in self.modules.items()
+            if any(abs(share) >= 5e-5 for share in shares.values())
         ]
         rows.append(["all", _share(self.inputs), *map(_share, self.shares.values()), _share(self.unexplained)])
         header = ["share of f", "inputs", *names, "unexplained"]
@@ -214,4 +216,4 @@ def _over(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _share(value: float) -> str:
-    return f"{value:.4f}"
+    return f"{round(value, 4) + 0.0:.4f}"  # + 0.0: no minus before a zero
