@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, GradientXInput, InputError, ModelError
+from relprop import LRP, GradientXInput, InputError, ModelError, NumericalError
 from relprop.metrics import implementation_invariance, rewrites
 from relprop.rules import Epsilon, Gamma, LinearRule, WSquare, ZPlus
 
@@ -73,7 +73,7 @@ def test_models_that_differ_are_named(maxima: tuple[nn.Module, nn.Module]) -> No
         implementation_invariance(gradient_x_input, constant, linear([[0.0, 1.0]]), torch.ones(2, 2).double())
     nan = copy.deepcopy(a)
     nan[2].weight.data[:] = math.nan  # type: ignore[index,operator]
-    with pytest.raises(InputError):
+    with pytest.raises(NumericalError, match="the model's output is NaN"):
         implementation_invariance(gradient_x_input, a, nan, x)
     for bad in (lambda model, x, target: x[:, :1], lambda model, x, target: x * math.nan):
         with pytest.raises(InputError):

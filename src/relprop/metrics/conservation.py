@@ -90,7 +90,8 @@ def conservation(
         model: what is explained.
         x: ``[N, ...]``.
         target: None, an int, or one for each sample.
-        output: what the relevance should add up to: ``"logit"``, ``"probability"`` or a callable, as in ``scores``.
+        output: what relevance should add up to: ``"logit"``, ``"probability"``, or a callable from the model's outputs
+            and the target to ``[N]``.
         internal_batch_size: inputs explained at once.
         progress: show a bar.
 

@@ -81,7 +81,8 @@ def implementation_invariance(
         x: ``[N, ...]``.
         target: None, an int, or one for each sample.
         ties: ``[N]``, bool, where you know them; found by the gradients without it (none where x holds integers).
-        output: the output compared, as in ``scores``.
+        output: what is compared: ``"logit"``, ``"probability"``, or a callable from the model's outputs and the target
+            to ``[N]``.
         tolerance: the largest difference of outputs, and of gradients, that counts as none, relative to their size.
         internal_batch_size: inputs explained at once.
         progress: show a bar.

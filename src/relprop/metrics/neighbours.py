@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
+from relprop.metrics._explain import generator, whole_number
 
 
 def random_neighbours(
@@ -49,20 +50,16 @@ def random_neighbours(
         raise InputError(f"x has dtype {x.dtype}; neighbours at a distance need a floating dtype")
     if not (math.isfinite(distance) and distance > 0):
         raise InputError(f"distance is {distance}; expected a positive number, in units of the input")
-    if samples < 1:
-        raise InputError(f"samples is {samples}; expected at least 1")
-    generator = torch.Generator().manual_seed(seed)
-    size = (samples, *x.shape)
+    source = generator(seed)
+    size = (whole_number("samples", samples), *x.shape)
     if shape == "cube":
-        step = torch.rand(size, generator=generator, dtype=torch.float64) * 2 - 1
+        step = torch.rand(size, generator=source, dtype=torch.float64) * 2 - 1
     elif shape in ("sphere", "ball"):
-        step = torch.randn(size, generator=generator, dtype=torch.float64)
+        step = torch.randn(size, generator=source, dtype=torch.float64)
         flat = step.view(samples, len(x), -1)
         flat /= flat.norm(dim=2, keepdim=True)
         if shape == "ball":  # the volume within r grows as r^d
-            flat *= torch.rand(flat.shape[:2], generator=generator, dtype=torch.float64)[..., None] ** (
-                1 / flat.shape[2]
-            )
+            flat *= torch.rand(flat.shape[:2], generator=source, dtype=torch.float64)[..., None] ** (1 / flat.shape[2])
     else:
         raise InputError(f"shape is {shape!r}; expected 'sphere', 'ball' or 'cube'")
     return x.detach() + (distance * step).to(x.device, x.dtype)
@@ -158,8 +155,7 @@ def interpolation(x: Tensor, other: Tensor, steps: int = 64) -> Tensor:
 
 
 def _parts(steps: int) -> list[float]:
-    if steps < 1:
-        raise InputError(f"steps is {steps}; expected at least 1")
+    steps = whole_number("steps", steps)
     return [step / steps for step in range(steps + 1)]
 
 

@@ -72,7 +72,8 @@ def trajectory(
         path: ``[T + 1, N, ...]``, from ``translation``, ``interpolation`` or anywhere.
         target: None, an int, or one for each of the N samples.
         normalize: divide each R by its own ``sum |R|`` (0 / 0 = 0).
-        output: the output recorded beside the relevance, as in ``scores``.
+        output: what is recorded beside the relevance: ``"logit"``, ``"probability"``, or a callable from the model's
+            outputs and the target to ``[N]``.
 
     Raises:
         InputError: fewer than two points; an explainer that returns another shape, or NaN.
