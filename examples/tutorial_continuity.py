@@ -67,9 +67,9 @@ def trained(*, epochs: int = 6, copies: int = 4, width: int = 16, seed: int = 0)
     return model.double(), three
 
 
-def followed(model: nn.Module, x: Tensor, *, steps: int = 1024) -> dict[str, Trajectory]:
-    """What every method says while ``x`` moves to the right edge."""
-    path = translation(x, (0, SIDE - 8), steps)
+def followed(model: nn.Module, x: Tensor, *, pixels: float, steps: int) -> dict[str, Trajectory]:
+    """What every method says while ``x`` moves to the right."""
+    path = translation(x, (0, pixels), steps)
     methods = {
         "Gradient x Input": GradientXInput(model),
         "gamma": LRP(model, Gamma(0.25)),
@@ -109,14 +109,13 @@ def draw(results: Mapping[str, PathContinuity], path: Path) -> None:
     plt.close(figure)
 
 
-def film(along: Mapping[str, Trajectory], path: Path, *, frames: int = 64) -> None:
+def film(along: Mapping[str, Trajectory], path: Path) -> None:
     """The moving three, its maps, and how much they change from frame to frame."""
-    thinned = {name: each.thinned(each.steps // frames) for name, each in along.items()}
     animation(
-        next(iter(thinned.values())).inputs[:, 0],
-        {name: each.relevance[:, 0] for name, each in thinned.items()},
+        next(iter(along.values())).inputs[:, 0],
+        {name: each.relevance[:, 0] for name, each in along.items()},
         path,
-        curves={name: each.jumps[:, 0] for name, each in thinned.items()},
+        curves={name: each.jumps[:, 0] for name, each in along.items()},
         curves_label="change of the map",
         title="A three moves to the right; what speaks for three?",
     )
@@ -124,11 +123,10 @@ def film(along: Mapping[str, Trajectory], path: Path, *, frames: int = 64) -> No
 
 def run(folder: str | Path) -> None:
     """Train, follow, measure, draw."""
-    along = followed(*trained())
-    results = measured(along)
+    model, three = trained()
     picture, gif = Path(folder) / "tutorial_continuity.png", Path(folder) / "tutorial_continuity.gif"
-    draw(results, picture)
-    film(along, gif)
+    draw(measured(followed(model, three, pixels=1, steps=1024)), picture)
+    film(followed(model, three, pixels=SIDE - 8, steps=64), gif)
     print(f"wrote {picture} and {gif}")
 
 

@@ -145,7 +145,7 @@ def max_sensitivity(
     divide; Captum's ``sensitivity_max`` and Quantus do. 0 / 0 is 0; a map that was empty and is not any more is at
     infinity (Captum divides by 1 there).
     Range: [0, inf); lower is better.
-    Source: Yeh et al. 2019 (arXiv:1901.09392), definition 1: the neighbours are the ball around x.
+    Source: Yeh et al. 2019 (arXiv:1901.09392), where the neighbours are the ball around x.
 
     Args:
         explain, model, x, target, internal_batch_size, progress: as in ``continuity``.
@@ -182,7 +182,7 @@ def average_sensitivity(
 
     Definition: ``mean over x' of |R(x') - R(x)|_2``, divided by ``|R(x)|_2`` with ``normalize``.
     Range: [0, inf); lower is better.
-    Source: Bhatt et al. 2020 (arXiv:2005.00631), definition 2, with the Euclidean distance; Yeh et al. 2019 take the
+    Source: Bhatt et al. 2020 (arXiv:2005.00631), with the Euclidean distance; Yeh et al. 2019 take the
     largest.
 
     Args and Raises: as ``max_sensitivity``.

@@ -72,7 +72,7 @@ def implementation_invariance(
     Range: [0, 1]; 0 is the same map, 1 maps that share nothing, or with opposite signs. Lower is better, but a method
     that depends on the implementation is not wrong: it explains the network, not the function.
     Source: the property, Sundararajan et al. 2017 (arXiv:1703.01365), section 2.2; Montavon 2019
-    (doi:10.1007/978-3-030-28954-6_13), section 13.5, its test on implementations of max. The distance is the
+    (doi:10.1007/978-3-030-28954-6_13) compares methods by it. The distance is the
     Bray-Curtis dissimilarity of two maps.
 
     Args:
