@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from digits import accuracy, load, train
 from relprop import LRP, GradientXInput
 from relprop.metrics import (
+    Selectivity,
     conservation,
     implementation_invariance,
     path_continuity,
     rewrites,
+    selectivity,
     trajectory,
     translation,
 )
@@ -48,58 +50,36 @@ EXPLAINERS: dict[str, Explain] = {
 }
 
 
-def flipped(
-    explain: Explain, model: nn.Module, x: Tensor, target: Tensor, *, orders: int = 10, seed: int = 0
-) -> Tensor:
-    """``f`` while pixels are set to 0, the most relevant first, ties in random order, the mean of several: [65].
-
-    Any order is right for pixels that tie; the raster's would be no random one, since digits start at their top.
-    """
-    relevance = explain(model, x, target).flatten(1)
-    generator = torch.Generator().manual_seed(seed)
-    curves = []
-    for _ in range(orders):
-        shuffled = torch.rand(relevance.shape, generator=generator).argsort(dim=1)
-        order = shuffled.gather(1, relevance.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
-        rank = order.argsort(dim=1)
-        steps = torch.arange(relevance.shape[1] + 1).view(-1, 1, 1)
-        left = (x.flatten(1) * (rank >= steps)).view(-1, *x.shape[1:])
-        with torch.no_grad():
-            f = torch.cat([model(part) for part in left.split(512)]).view(len(steps), len(x), -1)
-        curves.append(f.gather(2, target.expand(len(steps), -1)[..., None])[..., 0].mean(dim=1))
-    return torch.stack(curves).mean(dim=0)
-
-
-def measured(model: nn.Module, x: Tensor, target: Tensor) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
+def measured(model: nn.Module, x: Tensor, target: Tensor) -> tuple[dict[str, dict[str, float]], dict[str, Selectivity]]:
     """Four properties of every explainer, and the curves that show the fourth.
 
-    Selectivity is the mean over the steps of what removing the most relevant pixels takes from f, beyond what removing
-    random ones takes.
+    Selectivity is what removing the most relevant pixels takes from f, on the mean over the steps, beyond what removing
+    random pixels takes. Pixels that tie are removed in random order.
     """
     few = slice(0, 8)  # a path is many inputs
     path = translation(x[few], (0, 1), steps=256)
     other = rewrites(model, x)["scaled"]
-    chance = flipped(uniform, model, x, target, seed=1)  # where all pixels tie, the order is random
-    curves = {"random order": chance}
     facts: dict[str, dict[str, float]] = {}
+    curves: dict[str, Selectivity] = {}
     for name, explain in EXPLAINERS.items():
-        curves[name] = flipped(explain, model, x, target)
+        curves[name] = selectivity(explain, model, x, target)
         along = trajectory(explain, model, path, target[few])
         facts[name] = {
             "relative delta": conservation(explain, model, x, target).mean,
             "growth": float(path_continuity(along, halvings=3).values.median()),
             "distance": implementation_invariance(explain, model, other, x, target).mean,
-            "selectivity": float((chance - curves[name]).mean()),
+            "selectivity": float(curves[name].over_random.mean()),
+            "+/-": float(curves[name].over_random.std() / len(x) ** 0.5),
         }
     return facts, curves
 
 
-def draw(curves: dict[str, Tensor], path: Path) -> None:
+def draw(curves: dict[str, Selectivity], path: Path) -> None:
     """How f falls as pixels go, the most relevant first."""
     figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
-    for name, curve in curves.items():
-        style = {"random order": "k:", "uniform": "C3-"}.get(name, "-")
-        ax.plot(curve, style, label=name, linewidth=2 if name == "random order" else 1.2, zorder=2.5)
+    for name, each in curves.items():
+        ax.plot(each.morf.scores.mean(dim=0), "C3-" if name == "uniform" else "-", label=name, linewidth=1.2)
+    ax.plot(curves["uniform"].random.scores.mean(dim=0), "k:", label="random order", linewidth=2, zorder=3)
     ax.set(
         title="Pixels removed, the most relevant first", xlabel="pixels removed, of 64", ylabel="f, mean over digits"
     )
@@ -109,7 +89,7 @@ def draw(curves: dict[str, Tensor], path: Path) -> None:
     plt.close(figure)
 
 
-def run(folder: str | Path, *, epochs: int = 12, samples: int = 40, width: int = 16) -> dict[str, dict[str, float]]:
+def run(folder: str | Path, *, epochs: int = 12, samples: int = 100, width: int = 16) -> dict[str, dict[str, float]]:
     """Train, measure, print the table, draw."""
     data = load()
     torch.manual_seed(0)

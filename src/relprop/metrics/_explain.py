@@ -38,7 +38,7 @@ def checked_input(x: Tensor) -> Tensor:
     return x.detach()
 
 
-def checked_target(target: Target, samples: int) -> int | Tensor | None:
+def checked_target(target: Any, samples: int) -> int | Tensor | None:
     """Return None, an int, or integers ``[N]``.
 
     Raises:
@@ -84,7 +84,7 @@ def chunks(count: int, size: int | None) -> Iterator[slice]:
 
 
 def explained(
-    explain: Explain,
+    explain: Explain | Tensor,
     model: nn.Module,
     x: Tensor,
     target: Target = None,
@@ -94,6 +94,8 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
+    A tensor in the place of the explainer is relevance that is there already.
+
     Raises:
         InputError: an empty x, relevance of another shape, or NaN or infinity in it.
         InputTypeError: x or what the explainer returns is no tensor.
@@ -101,6 +103,8 @@ def explained(
     """
     x = checked_input(x)
     found = checked_target(target, len(x))
+    if isinstance(explain, Tensor):
+        return checked_relevance(explain, x)
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
