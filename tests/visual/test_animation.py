@@ -40,6 +40,7 @@ def reddest(frame: np.ndarray) -> np.ndarray:
 
 
 def test_a_film_follows_the_relevance(x: torch.Tensor, tmp_path: Path) -> None:
+    open_before = plt.get_fignums()
     path = animation(x, {"itself": x}, tmp_path / "new" / "dot.gif", fps=20, title="A dot")
     assert path == tmp_path / "new" / "dot.gif"
     found = frames(path)
@@ -48,7 +49,7 @@ def test_a_film_follows_the_relevance(x: torch.Tensor, tmp_path: Path) -> None:
     steps = np.diff(places, axis=0)  # down and right, by one panel pixel each
     assert (steps > 5).all()
     np.testing.assert_allclose(steps, np.broadcast_to(steps.mean(), steps.shape), atol=2)
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
     with Image.open(path) as film:
         assert film.info["duration"] == 50
 
