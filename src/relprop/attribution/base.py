@@ -73,9 +73,9 @@ class Attribution(Method):
                 embedding that consumes them, summed over its features: ``[N, T]``. Or a structure that the model
                 takes as one argument: a mapping, a dataclass, lists and tuples of such; :class:`relprop.Keywords`
                 for what it takes by keyword. Its tensors need have no batch in common (nodes and edges of a graph):
-                then the rows of the output count as samples, and delta is one number for all. What of a structure
-                is not explained (integers no embedding consumes, bools, tensors without influence) is None in the
-                result.
+                then the rows of the output count as samples, and delta is one number for all, ``[1]``. What is not
+                explained (integers no embedding consumes, bools, masks of infinities, tensors without influence) is
+                None in the result.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
                 receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
@@ -105,7 +105,7 @@ class Attribution(Method):
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, _delta(explained if create_graph else explained.detach(), found, given)
+        return packed, _delta(explained if create_graph else explained.detach(), found)
 
     def attribute_layers(
         self,
@@ -187,8 +187,9 @@ class Attribution(Method):
         with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0).detach().double()
-            explained = explained if given.samples is not None else explained.sum().reshape(1)
-            arrived = explained - _delta(explained, found, given)
+            delta = _delta(explained, found)
+            explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
+            arrived = explained - delta
             return make_report(passed.call.records, explained.cpu(), arrived.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
@@ -263,9 +264,9 @@ def _check_output(call: Call, output: Tensor) -> None:
         raise InputError(f"The explained output does not depend on the input.{why}")
 
 
-def _delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
-    """Return ``f - sum R`` of every sample, or of all together where the inputs have no batch in common."""
+def _delta(explained: Tensor, found: Sequence[Tensor | None]) -> Tensor:
+    """Return ``f - sum R`` of every sample, or of all together where the inputs do not have the batch of the output."""
     maps = [part.to(explained.dtype) for part in found if part is not None]
-    if given.samples is None:
+    if any(part.shape[0] != len(explained) for part in maps):
         return explained.sum().reshape(1) - sum(part.sum() for part in maps)
-    return explained - sum(part.flatten(1).sum(1) for part in maps)
+    return explained - sum(part.reshape(len(part), -1).sum(1) for part in maps)
