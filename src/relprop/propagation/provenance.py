@@ -51,6 +51,8 @@ class Origins:
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
         origin: Origin | None = self._known.get(tensor)
+        if origin is None and _is_behind_hook(tensor):
+            origin = self._known.get(tensor._base)
         return origin if origin is not None and origin.version == tensor._version else Origin()
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
@@ -62,6 +64,18 @@ class Origins:
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+
+def _is_behind_hook(tensor: Tensor) -> bool:
+    """Say whether a tensor is its base, behind the node that a module's backward hook puts there."""
+    base = tensor._base
+    return (
+        base is not None
+        and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward"
+        and tensor.shape == base.shape
+        and tensor.stride() == base.stride()
+        and tensor.storage_offset() == base.storage_offset()
+    )
 
 
 class Graph:
