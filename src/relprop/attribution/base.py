@@ -74,8 +74,8 @@ class Attribution(Method):
                 takes as one argument: a mapping, a dataclass, lists and tuples of such; :class:`relprop.Keywords`
                 for what it takes by keyword. Its tensors need have no batch in common (nodes and edges of a graph):
                 the rows of the output count as samples, and delta is one number for all, ``[1]``, unless everything
-                explained has as many rows. What is not explained (integers no embedding consumes, bools, masks of infinities, tensors without influence) is
-                None in the result.
+                explained has as many rows. What is not explained (integers no embedding consumes, bools, masks of
+                infinities, tensors without influence) is None in the result.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
                 receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
