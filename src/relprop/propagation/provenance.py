@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -51,8 +52,8 @@ class Origins:
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
         origin: Origin | None = self._known.get(tensor)
-        if origin is None and _is_behind_hook(tensor):
-            origin = self._known.get(tensor._base)
+        if origin is None and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward":
+            origin = self._known.get(_before_hook(tensor))
         return origin if origin is not None and origin.version == tensor._version else Origin()
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
@@ -66,16 +67,12 @@ class Origins:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
-def _is_behind_hook(tensor: Tensor) -> bool:
-    """Say whether a tensor is its base, behind the node that a module's backward hook puts there."""
-    base = tensor._base
-    return (
-        base is not None
-        and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward"
-        and tensor.shape == base.shape
-        and tensor.stride() == base.stride()
-        and tensor.storage_offset() == base.storage_offset()
-    )
+def _before_hook(tensor: Tensor) -> Tensor:
+    """Return the tensor on which a module's backward hook put a node: its base, where that is the same tensor."""
+    with torch._C.DisableTorchFunction():
+        base = tensor._base
+        same = base is not None and tensor.shape == base.shape and tensor.stride() == base.stride()
+        return base if same and base is not None and tensor.storage_offset() == base.storage_offset() else tensor
 
 
 class Graph:
