@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks._zoo_models import Entry
+from benchmarks._zoo_operations import words
 from benchmarks._zoo_transformers import TRANSFORMERS
 
 QUIET = {"init_weights": False}  # without it googlenet and inception_v3 warn that their default will change
@@ -66,6 +67,9 @@ _TIMM: dict[str, tuple[int, dict[str, Any]]] = {
         {**_IMG, "depth": 2, "embed_dim": 96, "num_heads": 3, "window_size": 2, "global_attn_indexes": (1,)},
     ),
     "naflexvit_so150m2_patch16_reg1_gap": (64, {"depth": 2}),
+    "qwen3_vit_88m": (64, {"depth": 2}),
+    "gemma4_vit_167m": (64, {"depth": 2, "embed_dim": 96, "num_heads": 3}),
+    "deepseek_vit_412m": (56, {"depth": 2, "embed_dim": 128, "num_heads": 2}),
     "cait_xxs24_224": (64, {**_IMG, "depth": 4}),
     "deit_tiny_patch16_224": (64, _IMG),
     "deit_tiny_distilled_patch16_224": (64, {**_IMG, "depth": 4}),
@@ -102,7 +106,7 @@ _TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "botnet26t_256": (64, _IMG),
     "halonet26t": (256, {}),
     "lambda_resnet26t": (64, {}),
-    "bat_resnext26ts": (128, {}),
+    "bat_resnext26ts": (256, {}),
     "lambda_resnet26rpt_256": (64, _IMG),
     "csatv2": (128, {}),
     "nasnetalarge": (64, {"stem_size": 12, "channel_multiplier": 2, "num_features": 192}),
@@ -113,93 +117,22 @@ _TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "vgg11": (32, {}),
 }
 
-_TIMM_64 = [
-    "resnet10t",
-    "resnext26ts",
-    "skresnet18",
-    "ecaresnet26t",
-    "seresnet33ts",
-    "gcresnet33ts",
-    "legacy_seresnet18",
-    "res2net50_14w_8s",
-    "resnest14d",
-    "rexnet_100",
-    "regnetx_002",
-    "regnety_002",
-    "regnetz_005",
-    "regnetv_040",
-    "resnetv2_18",
-    "resnetv2_50x1_bit",
-    "mobileone_s1",
-    "repvgg_a0",
-    "gernet_s",
-    "mixnet_s",
-    "efficientnet_lite0",
-    "tf_efficientnet_b0",
-    "mobilenetv2_035",
-    "mnasnet_small",
-    "tinynet_e",
-    "fbnetc_100",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035",
-    "mobilenetv4_hybrid_medium",
-    "lcnet_035",
-    "lcnetv2_small",
-    "hardcorenas_a",
-    "ghostnet_050",
-    "ghostnetv2_100",
-    "ghostnetv3_050",
-    "repghostnet_050",
-    "repvit_m0_9",
-    "densenet121",
-    "dpn48b",
-    "dla46x_c",
-    "hrnet_w18_small",
-    "selecsls42b",
-    "ese_vovnet19b_slim_dw",
-    "cs3darknet_s",
-    "cspresnet50",
-    "darknet53",
-    "cspnext_tiny",
-    "nf_regnet_b0",
-    "nf_resnet26",
-    "dm_nfnet_f0",
-    "eca_nfnet_l0",
-    "tresnet_m",
-    "xception41",
-    "legacy_xception",
-    "convnext_atto",
-    "convnext_zepto_rms",
-    "convnextv2_atto",
-    "convmixer_768_32",
-    "edgenext_xx_small",
-    "fasternet_t0",
-    "fastvit_t8",
-    "inception_next_atto",
-    "rdnet_tiny",
-    "poolformer_s12",
-    "poolformerv2_s12",
-    "caformer_s18",
-    "convformer_s18",
-    "mobilevit_xxs",
-    "mobilevitv2_050",
-    "efficientvit_b0",
-    "focalnet_tiny_srf",
-    "davit_tiny",
-    "hgnet_tiny",
-    "hgnetv2_b0",
-    "iformer_t",
-    "cpubone_nano",
-    "efficientvim_m1",
-    "lowformer_b0",
-    "mambaout_femto",
-    "nextvit_small",
-    "pvt_v2_b0",
-    "pvt_v2_b2_li",
-    "shvit_s1",
-    "starnet_s050",
-    "test_vit",
-]
+_TIMM_64 = words(
+    """
+    resnet10t resnext26ts skresnet18 ecaresnet26t seresnet33ts gcresnet33ts legacy_seresnet18 res2net50_14w_8s
+    resnest14d rexnet_100 regnetx_002 regnety_002 regnetz_005 regnetv_040 resnetv2_18 resnetv2_50x1_bit
+    mobileone_s1 repvgg_a0 gernet_s mixnet_s efficientnet_lite0 tf_efficientnet_b0 mobilenetv2_035 mnasnet_small
+    tinynet_e fbnetc_100 mobilenetv3_small_050 mobilenetv4_conv_small_035 mobilenetv4_hybrid_medium lcnet_035
+    lcnetv2_small hardcorenas_a ghostnet_050 ghostnetv2_100 ghostnetv3_050 repghostnet_050 repvit_m0_9 densenet121
+    dpn48b dla46x_c hrnet_w18_small selecsls42b ese_vovnet19b_slim_dw cs3darknet_s cspresnet50 darknet53
+    cspnext_tiny nf_regnet_b0 nf_resnet26 dm_nfnet_f0 eca_nfnet_l0 tresnet_m xception41 legacy_xception
+    convnext_atto convnext_zepto_rms convnextv2_atto convmixer_768_32 edgenext_xx_small fasternet_t0 fastvit_t8
+    inception_next_atto rdnet_tiny poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18 mobilevit_xxs
+    mobilevitv2_050 efficientvit_b0 focalnet_tiny_srf davit_tiny hgnet_tiny hgnetv2_b0 iformer_t cpubone_nano
+    efficientvim_m1 lowformer_b0 mambaout_femto nextvit_small pvt_v2_b0 pvt_v2_b2_li shvit_s1 starnet_s050
+    test_vit
+    """
+)
 
 TIMM = [
     *(Entry(f"timm/{name}") for name in _TIMM_64),

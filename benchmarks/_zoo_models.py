@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from benchmarks._torchvision import import_torchvision
+from benchmarks._zoo_operations import words
 
 Target = int | Callable[[Any], Tensor]
 
@@ -105,9 +106,9 @@ def image(entry: Entry, *, seed: int = 1) -> Tensor:
 def scores(found: Any) -> Tensor:
     """Return the scores in what a model returned."""
     if isinstance(found, Mapping):
-        found = found["logits"] if "logits" in found else found["out"]
-    result: Tensor = getattr(found, "logits", found)
-    return result[0] if isinstance(result, tuple) else result
+        found = next(found[name] for name in ("logits", "out", "last_hidden_state") if name in found)
+    result: Tensor = found[0] if isinstance(found, tuple) else found
+    return result
 
 
 def target_of(entry: Entry, model: nn.Module, x: Tensor) -> tuple[Target, Callable[[Any], Tensor]]:
@@ -116,10 +117,12 @@ def target_of(entry: Entry, model: nn.Module, x: Tensor) -> tuple[Target, Callab
     It is the class of the highest score: others may be zero, where a network ends in a ReLU.
     """
     with torch.no_grad():
-        found = scores(model(x))
+        returned = model(x)
+    found = scores(returned)
     if entry.explains == "class":
         label = int(found.argmax())
-        return label, lambda out: scores(out)[:, label]
+        plain = isinstance(returned, Tensor) or "logits" in returned
+        return label if plain else lambda out: scores(out)[:, label], lambda out: scores(out)[:, label]
     row, column = (length // 2 for length in found.shape[2:])
     label = int(found[0, :, row, column].argmax())
     here = found.argmax(1) == label
@@ -134,17 +137,21 @@ def target_of(entry: Entry, model: nn.Module, x: Tensor) -> tuple[Target, Callab
     return score, score
 
 
-_ADDED = (
-    "bias", "pos_embed", "position_embeddings", "position_embedding", "cls_token", "class_token", "dist_token",
-    "distillation_token", "reg_token", "register_tokens", "pos_embedding", "probe", "mask_token",
-)  # fmt: skip
+_ADDED = frozenset(
+    words(
+        """
+        pos_embed pos_embedding position_embeddings position_embedding pixel_pos patch_pos cls_token class_token
+        class_embedding dist_token distillation_token reg_token register_tokens mask_token probe
+        """
+    )
+)
 
 
 def without_biases(model: nn.Module) -> nn.Module:
     """Set what a network adds to its activations to zero, in place: biases, means, embeddings of positions."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name.rpartition(".")[2] or part in name for part in _ADDED):
+            if "bias" in name or not _ADDED.isdisjoint(name.split(".")):
                 parameter.zero_()
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmarks._zoo_operations import OUT_OF_PLACE, VIEWS, spelling
+from benchmarks._zoo_operations import LINEAR, OUT_OF_PLACE, VIEWS, spelling
 
 Function = Callable[..., Any]
 
@@ -62,16 +62,32 @@ class GatesConstant(TorchFunctionMode):
         name, in_place = spelling(func)
         handler = self.view if name in VIEWS else self.handler(name)
         if handler is None:
-            return func(*args, **kwargs)
+            return self.noted(name, func(*args, **kwargs), args, kwargs)
         if not in_place:
             return handler(func, *args, **kwargs)
         target = args[0]
-        return target.copy_(handler(OUT_OF_PLACE[name], target.clone(), *args[1:], **kwargs))
+        value = handler(OUT_OF_PLACE[name], target.clone(), *args[1:], **kwargs)
+        return self.note(target.copy_(value), self.known(value))
 
     def handler(self, name: str) -> Function | None:
         """Return what runs an operation in its place; None for the operation itself."""
-        own = {"sigmoid": self.do_sigmoid, "hardsigmoid": self.do_sigmoid, "mul": self.do_mul, "div": self.do_div}
+        own: dict[str, Function] = {
+            "sigmoid": self.do_sigmoid,
+            "hardsigmoid": self.do_sigmoid,
+            "mul": self.do_mul,
+            "div": self.do_div,
+            "batch_norm": self.do_batch_norm,
+        }
         return own.get(name)
+
+    def noted(self, name: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Remember what is known of the result of an operation that runs as it is: sums of products stay such."""
+        counts = {self.known(x).factors for x in tensors((args, kwargs)) if active(x)}
+        if not isinstance(out, Tensor):
+            return out
+        follows = len(counts) == 1 and (name in LINEAR or name == "relu")
+        gate = name == "rsub" and isinstance(args[1], (int, float)) and args[1] == 1 and self.known(args[0]).gate
+        return self.note(out, Known(gate, counts.pop() if follows else 1))
 
     def known(self, x: Any) -> Known:
         """Return what is known of a tensor."""
@@ -80,7 +96,7 @@ class GatesConstant(TorchFunctionMode):
 
     def note(self, out: Tensor, known: Known) -> Tensor:
         """Remember something of a tensor, and return it."""
-        self._known[out] = known
+        self._known[out] = known  # in place of what was known of it, where it was written into
         return out
 
     def view(self, func: Function, *args: Any, **kwargs: Any) -> Any:
@@ -105,6 +121,18 @@ class GatesConstant(TorchFunctionMode):
         """A quotient."""
         out: Tensor = func(a, b, **kwargs)
         return out if active(b) else self.note(out, self.known(a))
+
+    def do_batch_norm(
+        self, func: Function, x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None,
+        training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> Tensor:  # fmt: skip
+        """Batch norm by running statistics: PyTorch's own derivative is wrong for some strides of a single image."""
+        assert not training
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+        shift = -mean * scale if bias is None else bias - mean * scale
+        out = x * scale.reshape(shape) + shift.reshape(shape)
+        return self.note(out, Known(factors=self.known(x).factors))
 
     def gates(self, *factors: Any) -> list[bool]:
         """Say of each factor of a product whether it is a gate: not where there are only gates."""

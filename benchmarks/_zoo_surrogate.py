@@ -25,14 +25,25 @@ class Surrogate(GatesConstant):
     Attributes:
         curved: the operations met that are not piecewise linear.
         unknown: the operations met, with relevance passing them, that are in no list here.
+        rounded: the model computes in single precision here or there.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.rounded = False
         self.curved: set[str] = set()
         self.unknown: set[str] = set()
 
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        self.rounded |= any(active(x) and x.dtype != torch.float64 for x in tensors(out))
+        return out
+
     def handler(self, name: str) -> Function | None:
+        if name == "batch_norm":
+            return self.do_batch_norm
         if name in LINEAR or name in PIECEWISE:
             return getattr(self, f"with_{name}", None)
         if name in ELEMENTWISE:
@@ -115,26 +126,56 @@ class Surrogate(GatesConstant):
 
     def do_matmul(self, func: Function, a: Tensor, b: Tensor) -> Tensor:
         if not (active(a) and active(b)):
-            return func(a, b)  # type: ignore[no-any-return]
+            return self.note(func(a, b), self.known(a if active(a) else b))
         return self.note(func(*self.shared(a, b)), self.product(a, b))
+
+    def do_addcmul(self, func: Function, c: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+        return c + value * self.do_mul(torch.mul, a, b)
 
     def do_baddbmm(self, func: Function, c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
         return beta * c + alpha * self.do_matmul(torch.matmul, a, b)
 
     do_addmm = do_baddbmm
 
-    def do_einsum(self, func: Function, equation: str, *operands: Tensor) -> Tensor:
+    def do_einsum(self, func: Function, equation: str, *operands: Any) -> Tensor:
+        operands = tuple(tensors(operands))
         if sum(map(active, operands)) < 2:
             return func(equation, *operands)  # type: ignore[no-any-return]
         return self.note(func(equation, *self.shared(*operands)), self.product(*operands))
 
     def _layer(self, func: Function, x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """A layer, whose weight may depend on the input."""
+        known = self.known(x)
         if active(x) and active(weight):
+            known = self.product(x, weight)
             x, weight = self.shared(x, weight)
-        return func(x, weight, *args, **kwargs)  # type: ignore[no-any-return]
+        return self.note(func(x, weight, *args, **kwargs), known)
 
     with_linear = with_conv1d = with_conv2d = with_conv3d = _layer
+
+    # Recurrent layers ------------------------------------------------------------------------------
+
+    def do_lstm(
+        self, func: Function, x: Tensor, states: tuple[Tensor, Tensor], parameters: list[Tensor], bias: bool,
+        layers: int, dropout: float, training: bool, bidirectional: bool, batch_first: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """One layer, step by step, of one or two directions: its gates are constants."""
+        assert layers == 1 and not training and bias
+        self.curved.add("lstm")
+        steps = list(x.unbind(1 if batch_first else 0))
+        outputs = []
+        for direction in range(1 + bidirectional):
+            w_x, w_h, b_x, b_h = parameters[4 * direction : 4 * direction + 4]
+            h, c = states[0][direction], states[1][direction]
+            order = range(len(steps))[:: -1 if direction else 1]
+            found = {}
+            for t in order:
+                i, f, signal, o = (steps[t] @ w_x.T + b_x + h @ w_h.T + b_h).chunk(4, -1)
+                i, f, o = (gate.detach().sigmoid() for gate in (i, f, o))
+                c = f * c + i * self.elementwise(torch.tanh, signal)
+                h = found[t] = o * self.elementwise(torch.tanh, c)
+            outputs.append(torch.stack([found[t] for t in range(len(steps))], 1 if batch_first else 0))
+        return torch.cat(outputs, -1), h, c
 
     # Norms and quotients ---------------------------------------------------------------------------
 
@@ -194,15 +235,6 @@ class Surrogate(GatesConstant):
     ) -> Tensor:
         flat = self._standardized(x.reshape(len(x), groups, -1), [-1], eps)
         return self._affine(flat.reshape(x.shape), weight, bias, (1, -1, *(1,) * (x.dim() - 2)))
-
-    def with_batch_norm(
-        self, func: Function, x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None,
-        training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-    ) -> Tensor:  # fmt: skip
-        if isinstance(eps, bool) or not training:
-            return func(x, mean, var, weight, bias, training, momentum, eps)  # type: ignore[no-any-return]
-        shape = (1, -1, *(1,) * (x.dim() - 2))
-        return self._affine(self._standardized(x, [0, *range(2, x.dim())], eps), weight, bias, shape)
 
     # Attention -------------------------------------------------------------------------------------
 

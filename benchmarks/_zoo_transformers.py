@@ -24,7 +24,6 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "IJepaForImageClassification": _PLAIN,
     "Dinov2ForImageClassification": _DINO,
     "Dinov2WithRegistersForImageClassification": _DINO,
-    "DINOv3ViTForImageClassification": _PLAIN,
     "CLIPForImageClassification": {"vision_config": _PLAIN},
     "SiglipForImageClassification": {"vision_config": _PLAIN},
     "SwinForImageClassification": _WINDOWS,
@@ -36,7 +35,7 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "ConvNextForImageClassification": _STAGES,
     "ConvNextV2ForImageClassification": _STAGES,
     "FocalNetForImageClassification": {"image_size": 64, "embed_dim": 24},
-    "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 2]},
+    "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
     "LevitForImageClassification": {
         "image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2],
     },
@@ -52,14 +51,14 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "EfficientNetForImageClassification": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "ResNetForImageClassification": {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 2, 1]},
     "RegNetForImageClassification": {"hidden_sizes": [32, 48, 64, 96], "depths": [1, 1, 2, 1], "groups_width": 16},
-    "BitForImageClassification": {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 2, 1]},
+    "BitForImageClassification": {"hidden_sizes": [128, 128, 128, 256], "depths": [1, 1, 2, 1]},
     "HGNetV2ForImageClassification": {},
     "PPLCNetForImageClassification": {},
     "TextNetForImageClassification": {},
 }  # fmt: skip
 
 TRANSFORMERS = [
-    *(Entry(f"transformers/{name}", options=options) for name, options in _CLASSIFIERS.items()),
+    *(Entry(f"transformers/{name}", options={"num_labels": 10, **options}) for name, options in _CLASSIFIERS.items()),
     Entry("transformers/ViTForImageClassification", options={**_PLAIN, "attention": "eager"}, note="eager attention"),
     Entry("transformers/SegformerForSemanticSegmentation", options=_PYRAMID, explains="pixel"),
     Entry("transformers/MobileViTForSemanticSegmentation", options={"image_size": 64}, explains="map"),

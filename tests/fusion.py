@@ -17,7 +17,10 @@ Linear = (nn.Linear, _ConvNd)
 
 
 def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Names of each linear layer and the batch norm that alone receives its very output tensor, unchanged."""
+    """Names of each linear layer and the batch norm that alone receives its very output tensor, unchanged.
+
+    Not where another batch norm receives what comes out: without the first, it would be the second's pair.
+    """
     made: list[tuple[Tensor, int, str]] = []  # holds the outputs, so that identity means something
     found: list[tuple[Tensor, str, str]] = []
     handles = []
@@ -36,9 +39,9 @@ def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, Linear):
+        if isinstance(module, (*Linear, _BatchNorm)):
             handles.append(module.register_forward_hook(remember(name)))
-        elif isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(look_up(name)))
     try:
         with torch.enable_grad():
@@ -47,7 +50,13 @@ def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
         for handle in handles:
             handle.remove()
     consumers = _consumers(result)
-    return [(layer, norm) for output, layer, norm in found if consumers[output.grad_fn] == 1]
+    return [
+        (layer, norm)
+        for output, layer, norm in found
+        if consumers[output.grad_fn] == 1
+        and isinstance(model.get_submodule(layer), Linear)
+        and not any(norm == earlier for _, earlier, _ in found)
+    ]
 
 
 def _consumers(result: Any) -> Counter[Any]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -126,18 +127,14 @@ class Call:
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.graph = Graph(self._is_input if self.open_ended else None)
+        self.protected = Protected(self.model)
+        self.graph = Graph(partial(_is_input, self.protected) if self.open_ended else None)
         self.origins = Origins()
         self.saving = CopyOnWrite()
-        self.protected = Protected(self.model)
         self.tokens: list[Tokens] = []
         self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
         self.sites: list[LinearCall] = []
-
-    def _is_input(self, leaf: Tensor) -> bool:
-        """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
-        return leaf.requires_grad and not self.protected.owns(leaf)
 
     def handles_zeros(self, x: Tensor) -> bool:
         """Say whether relevance may reach entries of zero in ``x``.
@@ -244,8 +241,8 @@ class Call:
 
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        # Views get new nodes when their base changes, but never such of a custom function.
-        seen = self.graph.knows(tensor) or (tensor._is_view() and not hasattr(tensor.grad_fn, "_forward_cls"))
+        base = tensor._base  # views get new nodes when their base changes
+        seen = self.graph.knows(tensor) or (base is not None and base.grad_fn is not None and self.graph.knows(base))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)
@@ -299,6 +296,11 @@ class Call:
         for tokens in self.tokens:
             tokens.names.clear()
             tokens.roots.clear()
+
+
+def _is_input(protected: Protected, leaf: Tensor) -> bool:
+    """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
+    return leaf.requires_grad and not protected.owns(leaf)
 
 
 @dataclass(frozen=True)

@@ -12,40 +12,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DEFAULT = 0 if torch.margin_ranking_loss(torch.ones(2), torch.ones(2), torch.ones(2)).dim() else 1
+"""The reduction where none is given: the mean as documented, but in some versions of PyTorch none."""
+
 
 # The functions of ``torch`` itself reduce nothing unless they are told to; those behind ``F`` take the mean.
 def _reduced(loss: Tensor, reduction: int) -> Tensor:
     return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
 
 
-def mse_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, reduction: int = DEFAULT) -> Tensor:
     """``(x - y)^2``."""
     return _reduced((input - target).square(), reduction)
 
 
-def l1_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+def l1_loss(input: Tensor, target: Tensor, reduction: int = DEFAULT) -> Tensor:
     """``|x - y|``."""
     return _reduced((input - target).abs(), reduction)
 
 
-def huber_loss(input: Tensor, target: Tensor, reduction: int = 1, delta: float = 1.0) -> Tensor:
+def huber_loss(input: Tensor, target: Tensor, reduction: int = DEFAULT, delta: float = 1.0) -> Tensor:
     """``m (|x - y| - m / 2)`` for ``m = min(|x - y|, delta)``, of which ``m`` and the rest are factors."""
     distance = (input - target).abs()
     least = distance.clamp(max=delta)
     return _reduced(least * (distance - least / 2), reduction)
 
 
-def smooth_l1_loss(input: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+def smooth_l1_loss(input: Tensor, target: Tensor, reduction: int = DEFAULT, beta: float = 1.0) -> Tensor:
     """The Huber loss over ``beta``."""
     return l1_loss(input, target, reduction) if beta == 0 else huber_loss(input, target, reduction, beta) / beta
 
 
-def soft_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+def soft_margin_loss(input: Tensor, target: Tensor, reduction: int = DEFAULT) -> Tensor:
     """``softplus(-y x)``."""
     return _reduced(F.softplus(-target * input), reduction)
 
 
-def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1) -> Tensor:
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = DEFAULT,
+) -> Tensor:
     """``-y log(p) - (1 - y) log(1 - p)``; logarithms end at -100."""
     loss = (target - 1) * torch.log(1 - input).clamp(min=-100) - target * torch.log(input).clamp(min=-100)
     return _reduced(loss if weight is None else loss * weight, reduction)
@@ -56,7 +64,7 @@ def binary_cross_entropy_with_logits(
     target: Tensor,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
-    reduction: int = 0,
+    reduction: int = DEFAULT,
 ) -> Tensor:
     """``-y logsigmoid(x) - (1 - y) logsigmoid(-x)``."""
     positive = F.logsigmoid(input) if pos_weight is None else pos_weight * F.logsigmoid(input)
@@ -68,7 +76,7 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = DEFAULT,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -90,7 +98,7 @@ def cross_entropy(
     return loss.sum() / kept.sum() if reduction == 1 else _reduced(loss, reduction)
 
 
-def kl_div(input: Tensor, target: Tensor, reduction: int = 0, *, log_target: bool = False) -> Tensor:
+def kl_div(input: Tensor, target: Tensor, reduction: int = DEFAULT, *, log_target: bool = False) -> Tensor:
     """``y (log y - x)``, or ``exp(y) (y - x)`` for logarithms ``y``."""
     loss = torch.exp(target) * (target - input) if log_target else torch.xlogy(target, target) - target * input
     return _reduced(loss, reduction)
@@ -105,7 +113,7 @@ def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool,
     return _reduced(loss, reduction)
 
 
-def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 0) -> Tensor:
+def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = DEFAULT) -> Tensor:
     """``x`` where ``y = 1``, ``relu(margin - x)`` where ``y = -1``."""
     zero = torch.zeros_like(input)
     apart = torch.where(target != 1, F.relu(margin - input), zero)
@@ -113,7 +121,7 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, red
 
 
 def cosine_embedding_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 0
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = DEFAULT
 ) -> Tensor:
     """``1 - cos`` where ``y = 1``, ``relu(cos - margin)`` where ``y = -1``."""
     dots = (input1 * input2).sum(-1)
@@ -125,7 +133,7 @@ def cosine_embedding_loss(
 
 
 def margin_ranking_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 0
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = DEFAULT
 ) -> Tensor:
     """``relu(margin - y (x1 - x2))``."""
     return _reduced(F.relu(-target * (input1 - input2) + margin), reduction)
@@ -139,7 +147,7 @@ def triplet_margin_loss(
     p: float = 2,
     eps: float = 1e-6,
     swap: bool = False,
-    reduction: int = 0,
+    reduction: int = DEFAULT,
 ) -> Tensor:
     """``relu(margin + d(a, p) - d(a, n))``."""
     apart = F.pairwise_distance(anchor, negative, p, eps)
@@ -149,7 +157,7 @@ def triplet_margin_loss(
 
 
 def multi_margin_loss(
-    input: Tensor, target: Tensor, p: int = 1, margin: float = 1, weight: Tensor | None = None, reduction: int = 1
+    input: Tensor, target: Tensor, p: int = 1, margin: float = 1, weight: Tensor | None = None, reduction: int = DEFAULT
 ) -> Tensor:
     """``sum over the other classes of relu(margin - x_y + x_i)^p / classes``."""
     rows, classes = input.reshape(-1, input.shape[-1]), target.reshape(-1)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, operation_of
+from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
@@ -180,11 +180,13 @@ class RelevanceMode(TorchFunctionMode):
         """Run a function that the table does not hold; it is named where relevance passes it."""
         call = self.call
         out = func(*args, **kwargs)
-        if not any(call.graph.reach(tensor) for tensor in tensors_in(out)):
-            return out  # a query, a comparison, an index: nothing of it carries relevance
-        name = _name(func)
+        made, name = tensors_in(out), _name(func)
+        carries = any(call.graph.reach(tensor) for tensor in made)
+        if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
+            return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         if call.selector is not None:
-            call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+            why = "has no rule in relprop; plain autograd carries its relevance."
+            call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
         here = Here(call, func, name, "unknown")
         if call.recording:
             here.record = here.account = new_record(here, active)
@@ -287,6 +289,11 @@ class RelevanceMode(TorchFunctionMode):
             (args, kwargs),
         )
         return swapped
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Say whether the entries of a tensor can change gradually."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
 
 
 def _name(func: Function) -> str:

@@ -69,7 +69,7 @@ def _enter(
 ) -> None:
     """Enter every function of these names, in whatever namespace; each name is an operation of its own."""
     for name in names:
-        operation = Operation(label or name.removeprefix("_"), kind, handler, **flags)
+        operation = Operation(label or name, kind, handler, **flags)
         for function in functions_named(name, spaces):
             _TABLE[function] = operation
 
@@ -93,7 +93,7 @@ def _enter_layers() -> None:
     _enter("view", native, "sparse_coo_tensor", "coalesce", "to_sparse", "to_sparse_coo", "to_sparse_csr")
     _enter("product", con.reversed_matmul, "__rmatmul__", label="matmul")
     _enter("product", con.addmm, "addmm", "addmv", "baddbmm")
-    _enter("product", con.addmm, "_sparse_addmm", spaces=(_SPARSE,))
+    _enter("product", con.addmm, "_sparse_addmm", label="addmm", spaces=(_SPARSE,))
     _enter("product", con.addbmm, "addbmm")
     _enter("product", con.addr, "addr")
     _enter("product", con.einsum, "einsum")
@@ -188,14 +188,14 @@ def _enter_sums() -> None:
     _enter("affine", sums.neg, "neg", "negative", "__neg__", label="neg")
     _enter("affine", sums.factor, "deg2rad", "rad2deg")
     _enter("affine", sums.total, "sum", "nansum", "cumsum", "mean", "nanmean", "trace", "fold", "sum_to_size")
-    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_put",
+    _enter("affine", red.summed, "index_add", "scatter", "scatter_add", "scatter_reduce", "index_reduce", "index_put",
            "put", "segment_reduce")  # fmt: skip
     _enter("affine", sums.extremum, "maximum", "minimum", "fmax", "fmin")
     _enter("affine", red.largest, "max", "min")
     _enter("affine", red.norm, "norm", "vector_norm", "matrix_norm")
     _enter("affine", red.nan_to_num, "nan_to_num")
     _enter("affine", red.grid_sample, "grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-    _enter("affine", red.linear_in(0, "abs"))
+    _enter("affine", red.linear_in(0, "abs"), "polar")
     _enter(
         "affine",
         red.linear_in(0, "input"),
@@ -207,7 +207,7 @@ def _enter_sums() -> None:
     _enter("affine", red.linear_in(0, "b"), "lu_solve", spaces=(torch, torch.Tensor))
     _enter("affine", red.linear_in(1, "B"), "solve", "solve_ex", "solve_triangular", "lstsq", "tensorsolve",
            spaces=(torch.linalg,))  # fmt: skip
-    _enter("affine", red.linear_in(2, "B"), "lu_solve", "ldl_solve", spaces=(torch.linalg,))
+    _enter("affine", red.linear_in(2, "B"), "lu_solve", spaces=(torch.linalg,))
     _enter("affine", red.linear_in(2, "other"), "ormqr")
     _enter(
         "affine", sums.keep_sign, "interpolate", "upsample", "max_unpool1d", "max_unpool2d", "max_unpool3d",
@@ -220,7 +220,7 @@ def _enter_sums() -> None:
         "nanquantile", "kthvalue", "mode", "std", "std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim",
         "svdvals", "eigvalsh", "diff", "gradient", "index_copy", "index_fill", "masked_scatter", "select_scatter",
         "slice_scatter", "diagonal_scatter", "fill", "nll_loss", "nll_loss_nd", "affine_grid",
-        "affine_grid_generator", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
+        "affine_grid_generator", "frexp", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
         "broadcast_tensors",
         "fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2", "fftn",
         "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn", "stft", "istft",
@@ -235,21 +235,22 @@ def _enter_sums() -> None:
 def _enter_views() -> None:
     """Enter what moves values, or drops some."""
     _enter(
-        "view", sums.keep_origin, "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten",
+        "view", sums.keep_origin, "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten",
+        "ravel", "unflatten",
         "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t",
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
         "cuda", "xpu", "ipu", "mtia", "cfloat", "cdouble", "chalf", "expand", "expand_as", "broadcast_to", "repeat",
         "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90", "narrow", "select", "index_select",
         "gather", "take", "take_along_dim", "masked_select", "unfold", "diagonal", "diag", "diagflat",
         "diag_embed", "tril", "triu", "topk", "sort", "msort", "__getitem__", "__reversed__",
-        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fftshift", "ifftshift",
+        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "fftshift", "ifftshift",
         "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "conj", "conj_physical", "resolve_conj",
         "resolve_neg", "view_as_real", "view_as_complex", "imag", "positive", "requires_grad_", "detach", "as_tensor",
 
         "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "split_with_sizes", "to_dense", "pin_memory",
-        "alias_copy", "as_strided_copy", "detach_copy", "diagonal_copy", "expand_copy", "narrow_copy", "permute_copy",
+        "alias_copy", "as_strided_copy", "diagonal_copy", "expand_copy", "narrow_copy", "permute_copy",
         "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "t_copy",
-        "transpose_copy", "unbind_copy", "unfold_copy", "unsqueeze_copy", "view_as_complex_copy", "view_as_real_copy",
+        "transpose_copy", "unbind_copy", "unfold_copy", "unsqueeze_copy", "view_as_real_copy",
         "view_copy", "slice_inverse",
     )  # fmt: skip
     _enter("view", sums.parts, "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__")
@@ -270,7 +271,6 @@ def _enter_composites() -> None:
         body = getattr(composites, name)
         _enter("composite", composites.rewritten(body), name, spaces=(*bodies, torch.linalg), composite=True)
     _enter("composite", composites.rewritten(composites.trapezoid), "trapz", composite=True)
-    _enter("composite", composites.rewritten(composites.embedding_bag), "embedding_bag", spaces=(F,), composite=True)
     _enter(
         "composite", composites.rewritten(composites.linalg_vander), "vander", spaces=(torch.linalg,), composite=True
     )
@@ -290,6 +290,7 @@ def _enter_composites() -> None:
     ):  # fmt: skip
         body = getattr(losses, name)
         _enter("composite", composites.rewritten(body), name, spaces=(torch,), composite=True)
+    _enter("composite", composites.rewritten(composites.embedding_bag), "embedding_bag", spaces=(F,), composite=True)
     body = composites.rewritten(losses.cross_entropy)
     _enter("composite", body, "cross_entropy_loss", spaces=(torch._C._nn,), composite=True)
     _enter(
@@ -337,3 +338,15 @@ for _enter_all in (
 def operation_of(func: Callable[..., Any]) -> Operation | None:
     """Return what a function does, or None for a function the table does not know."""
     return _TABLE.get(func)
+
+
+def makes_constants(func: Callable[..., Any]) -> bool:
+    """Say whether a function is meant to give a constant, whatever tensor it is given."""
+    name: str = getattr(func, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return (
+        name in ("data", "grad", "tensor", "detach_", "__deepcopy__")
+        or name.startswith("new_")
+        or name.endswith("_like")
+    )

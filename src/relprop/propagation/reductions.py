@@ -10,6 +10,7 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.provenance import Origin
+from relprop.propagation.storage import map_tensors
 from relprop.propagation.sums import averaged, extremum
 
 
@@ -98,7 +99,14 @@ def summed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
     elif reduce in ("sum", "add", "mean"):
         return averaged(here, here.func(*args, **kwargs), here.func, *args, **kwargs)
     here.by_autograd()
-    return here.func(*args, **kwargs)  # type: ignore[no-any-return]
+    out: Tensor = here.func(*args, **kwargs)
+    if reduce in ("amax", "amin"):
+        last = -torch.inf if reduce == "amax" else torch.inf
+        constants = map_tensors(lambda x: torch.full_like(x, last) if here.active(x) else x, (args, kwargs))
+        with torch.no_grad():
+            best = here.func(*constants[0], **constants[1])
+        here.absorbs(torch.where(best == out, out, 0.0))
+    return out
 
 
 def nan_to_num(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

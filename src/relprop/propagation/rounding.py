@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from relprop.propagation import products
@@ -32,7 +33,8 @@ def floor_divide(here: Here, input: Any, other: Any) -> Tensor:
         return here.func(input, other)  # type: ignore[no-any-return]
     here.kind = "activation"
     here.choose()
-    func, here.func = here.func, lambda x: func(x, other)
+    func = here.func
+    here.func = lambda x: func(x.detach(), other)  # which PyTorch does not differentiate: its derivative is zero
     here.absorbs_nothing()
     return divided(here, input)
 
@@ -57,9 +59,8 @@ def remainder(here: Here, input: Any, other: Any) -> Tensor:
 
 def reversed_remainder(here: Here, other: Tensor, input: Any) -> Tensor:
     """``input % other`` where only ``other`` is a tensor (``Tensor.__rmod__``)."""
-    func = here.func
-    here.func = lambda x, y: func(y, x)
-    return remainder(here, input, other)
+    here.func = torch.remainder
+    return remainder(here, torch.as_tensor(input, dtype=other.dtype, device=other.device), other)
 
 
 def heaviside(here: Here, input: Any, values: Any) -> Tensor:
@@ -67,4 +68,6 @@ def heaviside(here: Here, input: Any, values: Any) -> Tensor:
     if here.active(values):
         here.uncovered("depends on the input by its value at zero")
         return here.func(input, values)  # type: ignore[no-any-return]
+    func = here.func
+    here.func = lambda x, at_zero: func(x.detach(), at_zero)
     return divided(here, input, values)

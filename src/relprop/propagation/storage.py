@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
@@ -34,25 +35,12 @@ class CopyOnWrite:
 
     def __init__(self) -> None:
         self._by_storage: dict[int, weakref.WeakSet[Saved]] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        # Without this object, which holds the hooks: nothing waits for the garbage collector.
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(partial(_pack, self._by_storage), _unpack)
 
     def save(self, tensor: Tensor) -> Saved:
         """Keep a tensor as it is now, whatever is written into its storage later."""
-        saved = Saved(tensor)
-        key = _storage(tensor)
-        slots = self._by_storage.get(key)
-        if slots is None:
-            slots = self._by_storage[key] = weakref.WeakSet()
-        slots.add(saved)
-        return saved
-
-    def _pack(self, tensor: Tensor) -> Saved:
-        # Autograd connects what it unpacks by itself; an output saved with its node would keep the node alive.
-        return self.save(tensor.detach())
-
-    @staticmethod
-    def _unpack(saved: Saved) -> Tensor:
-        return saved.tensor
+        return _save(self._by_storage, tensor)
 
     def before_write(self, tensor: Tensor) -> None:
         """Clone everything saved from the tensor's storage."""
@@ -60,7 +48,26 @@ class CopyOnWrite:
             saved.tensor = saved.tensor.clone()
 
     def clear(self) -> None:
-        self._by_storage = {}
+        self._by_storage.clear()
+
+
+def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
+    saved = Saved(tensor)
+    key = _storage(tensor)
+    slots = by_storage.get(key)
+    if slots is None:
+        slots = by_storage[key] = weakref.WeakSet()
+    slots.add(saved)
+    return saved
+
+
+def _pack(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
+    # Autograd connects what it unpacks by itself; an output saved with its node would keep the node alive.
+    return _save(by_storage, tensor.detach())
+
+
+def _unpack(saved: Saved) -> Tensor:
+    return saved.tensor
 
 
 class Attributes:

@@ -66,6 +66,7 @@ class Attached:
             self.finish()
             return
         self._call.forget_forward()
+        self._call.sites.clear()  # each holds the call: now the graphs alone keep anything, and die with the outputs
         self._selection.verify(self._call.called)
 
     def finish(self) -> None:

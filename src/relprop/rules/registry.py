@@ -335,8 +335,8 @@ def _selector(selector: Any) -> Selector:
     operation = operation_of(selector) if callable(selector) else None
     if operation is not None and operation.composite:
         raise RuleError(
-            f"{operation.name} is made of other operations, which choose rules of their own. Set a rule for those, or "
-            "for the module it runs in."
+            f"{operation.name} is made of other operations, each with a rule of its own. Set the rule for those, or "
+            "for the module in which it runs."
         )
     if operation is not None:
         return ByOperation(operation.name, operation.kind)

@@ -30,6 +30,9 @@ class Flow(Protocol):
     def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return ``x``; the relevance that passes is multiplied by ``factor``."""
 
+    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
+        """Return the value of ``native``, explained as if it had been ``surrogate``."""
+
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""
 
