@@ -212,10 +212,10 @@ def _name(model: nn.Module, layer: Any) -> str:
     Raises:
         InputTypeError, InputError: where it is none of the model.
     """
-    if not isinstance(layer, nn.Module):
-        (found,) = as_layers(model, (layer,))
-        return found
-    names = [name for name, module in model.named_modules() if module is layer]
-    if not names:
-        raise InputError(f"{type(layer).__name__} is no module of {type(model).__name__}.")
+    if isinstance(layer, nn.Module):
+        names = tuple(name for name, module in model.named_modules() if module is layer)
+        if not names:
+            raise InputError(f"{type(layer).__name__} is no module of {type(model).__name__}.")
+    else:
+        names = as_layers(model, (layer,))
     return names[0]

@@ -87,7 +87,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
         ends = as_baselines(given, baselines)
         labels, numbers = feature_labels(given, feature_mask)
         # Captum counts features from 0 on, and leaves out none.
-        numbered = [torch.bucketize(label, torch.tensor(numbers, device=label.device)) for label in labels]
+        numbered = [torch.bucketize(label.contiguous(), torch.tensor(numbers, device=label.device)) for label in labels]
         passes = Passes(
             given,
             target,
