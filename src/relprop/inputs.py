@@ -25,7 +25,7 @@ from relprop.errors import (
     near,
     warn,
 )
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.storage import children, map_tensors, tensors_in
 
 
 def as_model(model: Any) -> nn.Module:
@@ -114,6 +114,12 @@ class Given:
     samples: int | None
     explained: tuple[bool, ...] = ()
 
+    @property
+    def rows(self) -> int | None:
+        """How many rows all tensors of the inputs have in common, if they do."""
+        sizes = {tensor.shape[0] for tensor in tensors_in(self.structure) if tensor.dim()}
+        return sizes.pop() if len(sizes) == 1 else None
+
     def arguments(self, replaced: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the model is called with, other tensors in the place of those explained."""
         if self.samples is not None:
@@ -130,6 +136,25 @@ class Given:
         if self.samples is not None:
             return tuple(maps) if isinstance(self.structure, (tuple, list)) else maps[0]
         return self._with(maps, lambda _: None)
+
+    def replaced(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the inputs as they were given, other tensors in the place of those explained."""
+        return self.packed(tensors) if self.samples is not None else self._with(tensors, lambda tensor: tensor)
+
+    def aligned(self, tree: Any, name: str) -> list[Any]:
+        """Return what a tree of the structure of the inputs holds in the place of every explained tensor.
+
+        Raises:
+            InputError: where it has another structure.
+        """
+        if self.samples is None:
+            return list(itertools.compress(_counterparts(self.structure, tree, name), self.explained))
+        if not isinstance(self.structure, (tuple, list)):
+            return [tree]
+        if not isinstance(tree, (tuple, list)) or len(tree) != len(self.tensors):
+            got = f"{len(tree)} entries" if isinstance(tree, (tuple, list)) else type(tree).__name__
+            raise InputError(f"{name}: expected a tuple of {len(self.tensors)}, one for every input; got {got}.")
+        return list(tree)
 
     def _with(self, values: Sequence[Any], other: Callable[[Tensor], Any]) -> Any:
         left, explained = iter(values), iter(self.explained)
@@ -187,6 +212,19 @@ def _plain(inputs: Any) -> Given:
 def _is_positional(inputs: Any) -> bool:
     """Say whether inputs are the positional arguments of a model; a named tuple is one argument."""
     return isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
+
+
+def _counterparts(structure: Any, tree: Any, name: str) -> list[Any]:
+    """Return what another tree of the same structure holds in the place of every tensor of a structure."""
+    if isinstance(structure, Tensor):
+        return [tree]
+    parts = children(structure)
+    others = children(tree) if type(tree) is type(structure) else {}
+    if tensors_in(structure) and list(parts) != list(others):
+        raise InputError(f"{name} must have the structure of the inputs: {type(structure).__name__}, got {tree!r:.80}.")
+    return [
+        found for key, part in parts.items() if tensors_in(part) for found in _counterparts(part, others[key], name)
+    ]
 
 
 def _holds_tensors(item: Any) -> bool:

@@ -77,7 +77,7 @@ def test_units_of_a_structure_are_one_for_every_row() -> None:
     rows = model.node.weight.detach()
     found, delta = LRP(model, "lrp0").attribute(graph, Unit("node", 2), return_convergence_delta=True)
     close(found["x"], x * rows[2])
-    close(delta, model.node.bias[2].detach().expand(3))
+    close(delta, 3 * model.node.bias[2].detach().reshape(1))
     assert found["edges"] is None
     close(GradientXInput(model).attribute(graph, Unit("node", [1, 0, 4]))["x"], x * rows[[1, 0, 4]])
     one = Unit("node", lambda h: h[1, 2].reshape(1))

@@ -73,8 +73,8 @@ class Attribution(Method):
                 embedding that consumes them, summed over its features: ``[N, T]``. Or a structure that the model
                 takes as one argument: a mapping, a dataclass, lists and tuples of such; :class:`relprop.Keywords`
                 for what it takes by keyword. Its tensors need have no batch in common (nodes and edges of a graph):
-                the rows of the output count as samples, and delta is one number for all, ``[1]``, unless everything
-                explained has as many rows. What is not explained (integers no embedding consumes, bools, masks of
+                the rows of the output count as samples, and delta is one number for all, ``[1]``, unless all tensors of
+                the structure have as many. What is not explained (integers no embedding consumes, bools, masks of
                 infinities, tensors without influence) is None in the result.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
@@ -105,7 +105,7 @@ class Attribution(Method):
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, _delta(explained if create_graph else explained.detach(), found)
+        return packed, convergence_delta(explained if create_graph else explained.detach(), found, given)
 
     def attribute_layers(
         self,
@@ -187,7 +187,7 @@ class Attribution(Method):
         with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0).detach().double()
-            delta = _delta(explained, found)
+            delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
             arrived = explained - delta
             return make_report(passed.call.records, explained.cpu(), arrived.cpu())
@@ -264,9 +264,9 @@ def _check_output(call: Call, output: Tensor) -> None:
         raise InputError(f"The explained output does not depend on the input.{why}")
 
 
-def _delta(explained: Tensor, found: Sequence[Tensor | None]) -> Tensor:
-    """Return ``f - sum R`` of every sample, or of all together where the inputs do not have the batch of the output."""
+def convergence_delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
+    """Return ``f - sum R`` of every sample, or of all together where the inputs have no batch in common."""
     maps = [part.to(explained.dtype) for part in found if part is not None]
-    if any(part.shape[0] != len(explained) for part in maps):
+    if given.rows != len(explained):
         return explained.sum().reshape(1) - sum(part.sum() for part in maps)
     return explained - sum(part.reshape(len(part), -1).sum(1) for part in maps)

@@ -169,8 +169,6 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     parts = children(tree)
-    if parts is None:
-        return tree
     mapped = {key: map_tensors(function, part) for key, part in parts.items()}
     if all(mapped[key] is part for key, part in parts.items()):
         return tree
@@ -196,20 +194,20 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
         for item in tree:
             tensors_in(item, found)
     else:
-        for item in (children(tree) or {}).values():
+        for item in children(tree).values():
             tensors_in(item, found)
     return found
 
 
-def children(tree: Any) -> Mapping[Any, Any] | None:
-    """Return what a tuple, list, mapping or dataclass holds, by its place there; None for anything else."""
+def children(tree: Any) -> Mapping[Any, Any]:
+    """Return what a tuple, list, mapping or dataclass holds, by its place there; nothing for anything else."""
     if isinstance(tree, (tuple, list)):
         return dict(enumerate(tree))
     if isinstance(tree, Mapping):
         return tree
     if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
         return {field.name: getattr(tree, field.name) for field in fields(tree) if hasattr(tree, field.name)}
-    return None
+    return {}
 
 
 def _has_storage(tensor: Tensor) -> bool:
