@@ -110,7 +110,7 @@ class RelevanceMode(TorchFunctionMode):
     ) -> Any:
         call = self.call
         if operation.composite:
-            if call.selector is None:
+            if call.selector is None and call.table is None:
                 return func(*args, **kwargs)
             with self:
                 return decomposed(func)(*args, **kwargs)
