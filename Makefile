@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench zoo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ docs: .venv/.installed-docs ## Build the documentation into build/docs, warnings
 
 bench: .venv/.installed-bench ## Measure cost as a multiple of the plain gradient's
 	$(BIN)/python benchmarks/speed.py
+
+zoo: .venv/.installed-test ## Compare some 200 networks with their references, write docs/zoo.md
+	$(BIN)/python -m benchmarks.zoo
 
 clean: ## Remove what was built, but not .venv
 	rm -rf build dist .coverage .mypy_cache .pytest_cache .ruff_cache

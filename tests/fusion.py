@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils._pytree import tree_leaves
 
 Linear = (nn.Linear, _ConvNd)
 
 
 def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Names of each linear layer and the batch norm that receives its very output tensor, unchanged."""
+    """Names of each linear layer and the batch norm that alone receives its very output tensor, unchanged.
+
+    Not where another batch norm receives what comes out: without the first, it would be the second's pair.
+    """
     made: list[tuple[Tensor, int, str]] = []  # holds the outputs, so that identity means something
-    found: list[tuple[str, str]] = []
+    found: list[tuple[Tensor, str, str]] = []
     handles = []
 
     def remember(name: str) -> Any:
@@ -26,23 +31,47 @@ def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     def look_up(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             found.extend(
-                (layer, name) for output, version, layer in made if args[0] is output and version == output._version
+                (output, layer, name)
+                for output, version, layer in made
+                if args[0] is output and version == output._version
             )
 
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, Linear):
+        if isinstance(module, (*Linear, _BatchNorm)):
             handles.append(module.register_forward_hook(remember(name)))
-        elif isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(look_up(name)))
     try:
-        with torch.no_grad():
-            model(x)
+        with torch.enable_grad():
+            result = model(x.detach().clone().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    consumers = _consumers(result)
+    return [
+        (layer, norm)
+        for output, layer, norm in found
+        if consumers[output.grad_fn] == 1
+        and isinstance(model.get_submodule(layer), Linear)
+        and not any(norm == earlier for _, earlier, _ in found)
+    ]
+
+
+def _consumers(result: Any) -> Counter[Any]:
+    """How many arguments of the graph of a result each of its nodes is."""
+    stack = [output.grad_fn for output in tree_leaves(result) if isinstance(output, Tensor)]
+    counts: Counter[Any] = Counter()
+    visited = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in visited:
+            visited.add(node)
+            parents = [parent for parent, _ in node.next_functions]
+            counts.update(parents)
+            stack.extend(parents)
+    return counts
 
 
 def fuse(model: nn.Module, x: Tensor, *, expected: int | None = None) -> nn.Module:
@@ -61,9 +90,10 @@ def fuse(model: nn.Module, x: Tensor, *, expected: int | None = None) -> nn.Modu
         _replace(fused, layer_name, fuse_pair(layer, norm))
         _replace(fused, norm_name, after(norm))
     with torch.no_grad():
-        reference, result = model(x), fused(x)
-    scale = reference.abs().max()
-    assert torch.isfinite(scale) and (reference - result).abs().max() <= 1e-10 * scale
+        outputs = zip(tree_leaves(model(x)), tree_leaves(fused(x)), strict=True)
+    for reference, result in outputs:
+        scale = reference.abs().max()
+        assert torch.isfinite(scale) and (reference - result).abs().max() <= 1e-10 * scale
     return fused
 
 

@@ -39,21 +39,14 @@ def batch_norm(norm: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
     return torch.where(alone, relevance, relevance * quotient(a * scale, a * scale + shift))
 
 
-def addition(terms: Sequence[Tensor], relevance: Tensor, count: int | None = None) -> list[Tensor]:
-    """A sum shares by its terms; where it is exactly zero, equally.
-
-    `count` is the number of terms where some of them, zeros that pad, are not given: those absorb their part.
-    """
+def addition(terms: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
+    """A sum shares by its terms; where it is exactly zero, equally."""
     total = torch.stack(list(terms)).sum(0)
-    equal = relevance / (len(terms) if count is None else count)
-    return [torch.where(total == 0, equal, relevance * quotient(t, total)) for t in terms]
+    return [torch.where(total == 0, relevance / len(terms), relevance * quotient(t, total)) for t in terms]
 
 
-def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[tuple[Window, int]]:
-    """For every output position, the flat indices of the input positions under it, in scan order.
-
-    Beside them, how many terms its average has: padding is among them where the pooling counts it.
-    """
+def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[Window]:
+    """For every output position, the flat indices of the input positions under it, in scan order: padding is none."""
 
     def each(value: Any, i: int) -> int:
         return int(value if isinstance(value, int) else value[i])
@@ -66,19 +59,10 @@ def _windows(pool: nn.Module, size: torch.Size, out: torch.Size) -> list[tuple[W
             kernel, stride, padding = (each(getattr(pool, n), i) for n in ("kernel_size", "stride", "padding"))
             step = each(getattr(pool, "dilation", 1), i)
             spans = [range(s, s + step * kernel, step) for s in range(-padding, count * stride - padding, stride)]
-        margin = each(pool.padding, i) if getattr(pool, "count_include_pad", False) else 0
-        counts = [len([p for p in span if -margin <= p < length + margin]) for span in spans]
-        inside = [[p for p in span if 0 <= p < length] for span in spans]
-        axes.append(list(zip(inside, counts, strict=True)))
+        axes.append([[p for p in span if 0 <= p < length] for span in spans])
     strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
     return [
-        (
-            [
-                sum(p * s for p, s in zip(place, strides, strict=True))
-                for place in itertools.product(*(inside for inside, _ in spans))
-            ],
-            math.prod(count for _, count in spans),
-        )
+        [sum(p * s for p, s in zip(place, strides, strict=True)) for place in itertools.product(*spans)]
         for spans in itertools.product(*axes)
     ]
 
@@ -97,14 +81,14 @@ def pool(
     """
     flat_a, flat_r = a.flatten(2), relevance.flatten(2)
     columns = []
-    for k, (window, count) in enumerate(_windows(module, a.shape[2:], relevance.shape[2:])):
+    for k, window in enumerate(_windows(module, a.shape[2:], relevance.shape[2:])):
         values, r = flat_a[:, :, window], flat_r[:, :, k : k + 1]
         if isinstance(module, MAX_POOLS) and rule == "winner":
             given = F.one_hot(values.argmax(2), len(window)).to(r.dtype) * r
         elif isinstance(module, MAX_POOLS):
             given = values / len(window) * quotient(r, values.mean(2, keepdim=True), stabilizer)
         else:
-            given = torch.stack(addition(values.unbind(2), r[:, :, 0], count), 2)
+            given = torch.stack(addition(values.unbind(2), r[:, :, 0]), 2)
         place = F.one_hot(torch.tensor(window), flat_a.shape[2]).to(r.dtype)
         columns.append(given @ place)
     return torch.stack(columns).sum(0).reshape(a.shape)

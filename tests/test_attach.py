@@ -201,7 +201,7 @@ class Broken(nn.Module):
             self.between = h
             raise ValueError("in the forward")
         if self.fails:
-            h.register_hook(self._fail)
+            h.grad_fn.register_prehook(self._fail)
         out: Tensor = self.last(h)
         return out
 

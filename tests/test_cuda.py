@@ -13,6 +13,8 @@ from relprop import LRP, DeepTaylor, DeepTaylorWarning, Gradient, GradientXInput
 from relprop.rules import Block, Flat, Gamma, WSquare, ZBox, Zero
 from tests import network_reference
 from tests.attribution.models import images, residual, settle, vectors, without_bias
+from tests.propagation.test_recurrent import Reader
+from tests.propagation.unrolled import Watched, random, weigh
 
 pytestmark = pytest.mark.cuda
 
@@ -176,3 +178,13 @@ def test_the_model_may_move_between_calls() -> None:
     same(method.attribute(x.to(DEVICE), 1), expected)
     model.to("cpu")
     assert method.attribute(x, 1).device.type == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("packed", ["", "unsorted"])
+def test_recurrent_layers(kind: str, packed: str) -> None:
+    model, x = Reader(kind, packed, num_layers=2, bidirectional=True), random(3, 5, 3)
+    expected, output = LRP(model, Gamma(0.25)).attribute(x, weigh), model(x).detach()
+    other, target = on_device(model), Watched()
+    same(LRP(other, Gamma(0.25)).attribute(x.to(DEVICE), lambda found: target(found.cpu())), expected)
+    assert float((target.outputs[0] - output).abs().max()) < 1e-12 * float(output.abs().max())

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import relprop.rules
-from relprop import Rules
+from relprop import Method, Rules
 from relprop.rules.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,8 @@ def _same_token(ours: str, theirs: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Rules, "named", dict(Rules.named))  # a page may register rules
+    monkeypatch.setattr(Rules, "named", dict(Rules.named))  # a page may register rules,
+    monkeypatch.setattr(Method, "named", dict(Method.named))  # and methods
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
         padded = "\n" * (block.line - 1) + block.code  # a traceback names the line of the page
@@ -89,9 +90,9 @@ def test_comparison_of_outputs_can_fail() -> None:
     assert not same(shown, shown + "more\n")
 
 
-def test_readme_names_every_preset() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")]
+def test_every_preset_stands_in_a_table() -> None:
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/names.md")]
+    rows = [line.split("|")[1] for page in pages for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert set(PRESETS) <= named
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, Gradient, GradientXInput, InputError, ModelError, Rules, TrainingModeWarning
+from relprop import LRP, Gradient, GradientXInput, ModelError, Rules, TrainingModeWarning
 from relprop.rules import Epsilon
 from tests import zoo
 from tests.attribution.models import close, gradient, images, mlp, residual, settle, vectors
@@ -234,20 +234,24 @@ def test_token_ids_that_are_copied_moved_and_looked_up_twice() -> None:
     close(LRP(model, "lrp0").attribute(IDS, 1), (embedded * expected).sum(2))
 
 
-def test_bag_of_words() -> None:
-    # A bag holds no output for each token that relevance could be read at.
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bag_of_words(mode: str) -> None:
+    """Every token has the relevance of its row in the bag."""
+
     class Bag(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bag = nn.EmbeddingBag(11, 6, mode="sum")
+            self.bag = nn.EmbeddingBag(11, 6, mode=mode)
             self.head = nn.Linear(6, 2)
 
         def forward(self, ids: Tensor) -> Tensor:
             out: Tensor = self.head(self.bag(ids))
             return out
 
-    with pytest.raises(InputError, match="embedding"):
-        LRP(settle(Bag())).attribute(IDS, 1)
+    model = settle(Bag())
+    share = 1 if mode == "sum" else 1 / IDS.shape[1]
+    expected = share * model.bag.weight[IDS] @ model.head.weight[1]
+    close(LRP(model, "lrp0").attribute(IDS, 1), expected.detach())
 
 
 # ------------------------------------------------------------------------------- dtypes, grad mode, training

@@ -37,6 +37,8 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn
             options: dict[str, Any] = {"init_weights": False} if architecture == "googlenet" else {}
             model = module.models.get_model(architecture, weights=None, **options)
     assert isinstance(model, nn.Module)
+    for buffer, _ in model.named_buffers():
+        assert buffer.endswith(("running_mean", "running_var", "num_batches_tracked")), f"buffer {buffer} has no value"
     return randomize(model.to(dtype).to_empty(device="cpu"), seed=seed).eval()
 
 
@@ -62,8 +64,7 @@ def randomize(model: nn.Module, *, seed: int = 0) -> nn.Module:
                 buffer.normal_(0, 0.2, generator=generator)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5, generator=generator)
-            else:
-                assert name.endswith("num_batches_tracked"), f"buffer {name} has no value yet"
+            elif name.endswith("num_batches_tracked"):
                 buffer.zero_()
     return model
 

@@ -20,6 +20,8 @@ from relprop.attribution import (
 )
 from relprop.conservation import Account, ConservationReport
 from relprop.errors import (
+    BackwardHookWarning,
+    CompiledModelWarning,
     ConservationError,
     DeepTaylorWarning,
     InputError,
@@ -38,6 +40,7 @@ from relprop.errors import (
     UncoveredOperationError,
     UncoveredOperationWarning,
 )
+from relprop.inputs import Keywords
 from relprop.rules import Plan, Rules
 from relprop.targets import Unit
 
@@ -47,6 +50,8 @@ __all__ = [
     "LRP",
     "Account",
     "Attribution",
+    "BackwardHookWarning",
+    "CompiledModelWarning",
     "ConservationError",
     "ConservationReport",
     "Contract",
@@ -61,6 +66,7 @@ __all__ = [
     "Input",
     "InputError",
     "InputTypeError",
+    "Keywords",
     "Method",
     "MethodError",
     "MissingExtraError",

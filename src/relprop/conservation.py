@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.errors import ConservationError
-from relprop.propagation.record import Record
+from relprop.propagation.record import Record, merged
 from relprop.tables import html_table, text_table
 
 
@@ -175,7 +175,7 @@ def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) ->
     """
     entries = tuple(
         _account(record)
-        for record in records
+        for _, record in merged(records)
         if record.out is not None or record.into is not None or not record.covered
     )
     delta = output.double() - relevance.double()

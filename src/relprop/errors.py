@@ -73,6 +73,14 @@ class UncoveredOperationWarning(RelpropWarning):
     """An operation has no rule; plain autograd carried the relevance through it."""
 
 
+class CompiledModelWarning(RelpropWarning):
+    """A compiled model is explained through the original module, without compilation."""
+
+
+class BackwardHookWarning(RelpropWarning):
+    """A module has a backward hook of the user's own, which receives coefficients while relevance is explained."""
+
+
 class TrainingModeWarning(RelpropWarning):
     """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent."""
 

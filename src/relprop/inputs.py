@@ -3,63 +3,195 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, KeysView, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from relprop.errors import InputError, InputTypeError, ModelError, NumericalError, TrainingModeWarning, near, warn
-from relprop.propagation.storage import map_tensors
+from relprop.errors import (
+    CompiledModelWarning,
+    InputError,
+    InputTypeError,
+    ModelError,
+    NumericalError,
+    TrainingModeWarning,
+    near,
+    warn,
+)
+from relprop.propagation.storage import map_tensors, tensors_in
 
 
 def as_model(model: Any) -> nn.Module:
-    """Return the model.
+    """Return the model, without the wrappers of data parallelism and of torch.compile around it.
 
     Raises:
-        ModelError: where it is no ``nn.Module``, or one built under ``inference_mode``.
+        ModelError: where it is no ``nn.Module``, scripted, quantised, without weights as yet, or built under
+            ``inference_mode``.
+
+    Warns:
+        CompiledModelWarning: where it, or a module of it, is compiled.
     """
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise ModelError(f"A model must be an instance of torch.nn.Module, got {what}.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    compiled = next((name for name, module in model.named_modules() if _is_compiled(module)), None)
+    if compiled is not None:
+        warn(
+            f"{f'Module {compiled!r}' if compiled else 'The model'} is compiled; relprop explains it through the "
+            "original module, and runs that without compilation.",
+            CompiledModelWarning,
+        )
+    found = unwrapped(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in found.modules()):
         raise ModelError(
             "A scripted or traced model hides its operations from relprop. Explain the model it was made from."
         )
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    for name, module in found.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise ModelError(
+                f"Module {name!r} ({type(module).__name__}) has no weights yet. Run the model once on data first."
+            )
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise ModelError(
+                f"Module {name!r} ({type(module).__name__}) is quantised, and integers have no derivative. "
+                "Explain the model before it was quantised (or before convert, with its fake quantisation)."
+            )
+    if any(parameter.is_inference() for parameter in found.parameters()):
         raise ModelError(
             "The model was built under torch.inference_mode, so autograd cannot save its parameters. "
             "Build it, or copy it by copy.deepcopy, outside."
         )
-    return model
+    return found
 
 
-def as_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    """Return the inputs as a tuple of tensors that can be explained.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of data parallelism and of torch.compile."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.get_submodule("module")
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Say whether a module was wrapped by ``torch.compile``, or compiled in place by ``module.compile()``."""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+
+
+class Keywords(dict[str, Any]):
+    """Inputs that the model takes by keyword: ``attribute(Keywords(pixel_values=x, mask=m))`` explains ``x``.
+
+    >>> Keywords(x=1)
+    {'x': 1}
+    """
+
+
+@dataclass(frozen=True)
+class Given:
+    """The inputs of one call, and the tensors in them that are explained.
+
+    Attributes:
+        structure: what the user gave.
+        tensors: the explained ones, in order.
+        samples: the size of their common batch; None where they were given in a structure, whose tensors need have
+            none in common (nodes and edges of a graph).
+    """
+
+    structure: Any
+    tensors: tuple[Tensor, ...]
+    samples: int | None
+
+    def arguments(self, replaced: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the model is called with, other tensors in the place of those explained."""
+        if self.samples is not None:
+            return tuple(replaced), {}
+        found = self._with(replaced, lambda tensor: tensor)
+        if isinstance(found, Keywords):
+            return (), dict(found)
+        return (tuple(found) if isinstance(found, (tuple, list)) else (found,)), {}
+
+    def packed(self, maps: Sequence[Tensor | None]) -> Any:
+        """Return one map for every explained tensor in the structure of the inputs, None for what is not explained."""
+        if self.samples is not None:
+            return tuple(maps) if isinstance(self.structure, (tuple, list)) else maps[0]
+        return self._with(maps, lambda _: None)
+
+    def _with(self, values: Sequence[Any], other: Callable[[Tensor], Any]) -> Any:
+        left = iter(values)
+        return map_tensors(lambda tensor: next(left) if _can_be_explained(tensor) else other(tensor), self.structure)
+
+
+def as_inputs(inputs: Any) -> Given:
+    """Return the inputs, and the tensors in them that can be explained.
+
+    A tensor, or a tuple of them, one for every positional argument. Anything else that holds tensors, be it a
+    mapping, a dataclass or a tuple with a list in it, is a structure: all its tensors of floating point numbers are
+    explained, and those of integers where an embedding consumes them; what else it holds is given as it is.
 
     Raises:
         InputTypeError: for anything but tensors of floating point numbers, or of integers (token ids).
-        InputError: for an empty batch, or batches of different sizes.
+        InputError: for an empty batch, batches of different sizes, or a structure without a tensor to explain.
         NumericalError: for NaN and infinity.
     """
-    tensors = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not tensors:
-        raise InputError("No input was given; expected a tensor [N, ...] or a tuple of tensors.")
-    for position, tensor in enumerate(tensors):
-        name = f"Input {position}" if len(tensors) > 1 else "The input"
-        if not isinstance(tensor, Tensor):
-            raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
-        if tensor.dtype == torch.bool or tensor.is_complex():
-            raise InputTypeError(f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids.")
-        if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.numel() == 0:
-            raise InputError(f"{name} has shape {tuple(tensor.shape)}: there is nothing to explain in an empty batch.")
-        if tensor.shape[0] != tensors[0].shape[0]:
-            raise InputError(f"{name} has a batch of {tensor.shape[0]}, the first one of {tensors[0].shape[0]}.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NumericalError(f"{name} holds NaN or infinity; its relevance would be NaN everywhere.")
-    return tuple(map(outside_inference, tensors))
+    if isinstance(inputs, Tensor) or (isinstance(inputs, (tuple, list)) and not any(map(_holds_tensors, inputs))):
+        tensors = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        if not tensors:
+            raise InputError("No input was given; expected a tensor [N, ...] or a tuple of tensors.")
+        for position, tensor in enumerate(tensors):
+            name = f"Input {position}" if len(tensors) > 1 else "The input"
+            if not isinstance(tensor, Tensor):
+                raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
+            if tensor.dtype == torch.bool or tensor.is_complex():
+                raise InputTypeError(
+                    f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids."
+                )
+            _check_tensor(name, tensor)
+            if tensor.shape[0] != tensors[0].shape[0]:
+                raise InputError(
+                    f"{name} has a batch of {tensor.shape[0]}, the first one of {tensors[0].shape[0]}. Where inputs "
+                    "have no batch in common, give them by keyword: relprop.Keywords(x=..., edges=...)."
+                )
+        copies = tuple(map(outside_inference, tensors))
+        return Given(copies if isinstance(inputs, (tuple, list)) else copies[0], copies, copies[0].shape[0])
+    if not _holds_tensors(inputs) and not isinstance(inputs, (tuple, list)):
+        raise InputTypeError(f"The input must be a tensor, got {type(inputs).__name__}.")
+    structure = map_tensors(outside_inference, inputs)
+    explained = tuple(filter(_can_be_explained, tensors_in(structure)))
+    if not explained:
+        raise InputError(f"{type(inputs).__name__} holds no tensor that can be explained: dense, and of numbers.")
+    for tensor in explained:
+        _check_tensor(f"The input of shape {tuple(tensor.shape)}", tensor)
+    return Given(structure, explained, None)
+
+
+def _holds_tensors(item: Any) -> bool:
+    return not isinstance(item, Tensor) and bool(tensors_in(item))
+
+
+def _can_be_explained(tensor: Tensor) -> bool:
+    return tensor.dtype != torch.bool and not tensor.is_complex() and tensor.layout == torch.strided
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "a quantised tensor" if tensor.is_quantized else f"of layout {tensor.layout}"
+        raise InputTypeError(
+            f"{name} is {kind}; relevance has one value per entry: give a dense tensor (x.to_dense())."
+        )
+    if tensor.is_meta:
+        raise InputTypeError(f"{name} is on the meta device and holds no values; there is nothing to explain.")
+    if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.numel() == 0:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}: there is nothing to explain in an empty batch.")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise NumericalError(f"{name} holds NaN or infinity; its relevance would be NaN everywhere.")
 
 
 def outside_inference(tensor: Tensor) -> Tensor:
@@ -135,9 +267,10 @@ def _units(name: str, units: Any) -> tuple[int, ...]:
 
 def warn_of_training(model: nn.Module) -> None:
     """Warn where dropout or batch norm in training mode would change the answer; change nothing."""
-    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase)
     for name, module in model.named_modules():
-        if isinstance(module, changing) and module.training and getattr(module, "p", 1) != 0:
+        rate = getattr(module, "p", getattr(module, "dropout", 1))
+        if isinstance(module, changing) and module.training and rate != 0:
             warn(
                 f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
                 "random or batch-dependent network. Call model.eval() first if that is not meant.",
@@ -150,4 +283,20 @@ def warn_of_training(model: nn.Module) -> None:
 def grad_mode() -> Iterator[None]:
     """Differentiate, whatever the caller's mode: ``no_grad`` and ``inference_mode`` end at this door."""
     with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled modules and functions as they were written; what torch.compile makes of them hides their calls."""
+    compiler = sys.modules.get("torch._dynamo")
+    if compiler is None:  # nothing can have been compiled
+        yield
+        return
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    if set_stance is None:  # before torch 2.6
+        with torch._dynamo.config.patch(disable=True):
+            yield
+        return
+    with set_stance("force_eager"):
         yield

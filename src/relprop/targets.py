@@ -68,11 +68,11 @@ class Unit:
         if self.call is not None and self.call < 0:
             raise TargetError(f"Unit: calls count from 0, got call={self.call}.")
 
-    def pick(self, output: Any, samples: int) -> Tensor:
+    def pick(self, output: Any, samples: int | None) -> Tensor:
         """Return the value of the unit, ``[N]``, from the output of its module."""
         try:
             if self.reduce is not None:
-                return _reduced(_with_batch(output, samples), self.index, samples, self.reduce)
+                return _reduced(_with_batch(output, samples), self.index, self.reduce)
             self._check_channel(output)
             return select(output, self.index, samples)
         except RelpropError as error:
@@ -91,8 +91,8 @@ class Unit:
             )
 
 
-def reading(model: nn.Module, target: Target, samples: int) -> Reading:
-    """Return how to read what is explained off a forward pass of the model.
+def reading(model: nn.Module, target: Target, samples: int | None) -> Reading:
+    """Return how to read what is explained off a forward pass of the model; ``samples`` as for :func:`select`.
 
     Raises:
         TargetError: for a unit of a module that the model does not have.
@@ -114,7 +114,7 @@ _FORMS = (
 )
 
 
-def select(output: Any, target: Target, samples: int) -> Tensor:
+def select(output: Any, target: Target, samples: int | None) -> Tensor:
     """Return what is explained, ``[N]``: the entry of the output that the target names, sample by sample.
 
     Args:
@@ -122,7 +122,7 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
         target: None (where the output has one number per sample), an int, a tensor with one or N integers, a list of
             ints, a tuple (an index into outputs of more dimensions), a list of tuples, or a callable that receives
             what the model returned and gives ``[N]``. (A :class:`Unit` needs more than the output: see ``reading``.)
-        samples: N.
+        samples: N; None where the inputs have no batch in common: as many as the output has rows.
 
     Raises:
         TargetError, TargetTypeError, TargetIndexError: where the target does not fit the output.
@@ -136,6 +136,7 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
     if target is None and samples == 1 and output_tensor(output).numel() == 1:
         return output_tensor(output).reshape(1)
     tensor = _with_batch(output, samples)
+    samples = tensor.shape[0]
     if target is None:
         if tensor.numel() != samples:
             raise TargetError(
@@ -145,9 +146,11 @@ def select(output: Any, target: Target, samples: int) -> Tensor:
     return tensor[_indices(target, tensor, samples, tensor.dim() - 1)]
 
 
-def _with_batch(output: Any, samples: int) -> Tensor:
+def _with_batch(output: Any, samples: int | None) -> Tensor:
     """Return the tensor of an output, whose dimension 0 is the batch."""
     tensor = output_tensor(output)
+    if samples is None:
+        return tensor if tensor.dim() else tensor.reshape(1)
     if tensor.dim() == 0 or tensor.shape[0] != samples:
         raise TargetError(
             f"The output has shape {tuple(tensor.shape)}, but {samples} samples went in: dimension 0 must be the "
@@ -156,8 +159,9 @@ def _with_batch(output: Any, samples: int) -> Tensor:
     return tensor
 
 
-def _reduced(tensor: Tensor, index: Any, samples: int, reduce: Reduce) -> Tensor:
+def _reduced(tensor: Tensor, index: Any, reduce: Reduce) -> Tensor:
     """Return one number per sample: the dimensions that the index leaves open are reduced."""
+    samples = tensor.shape[0]
     chosen = tensor if index is None else tensor[_indices(index, tensor, samples, None)]
     flat = chosen.reshape(samples, -1)
     return flat.sum(1) if reduce == "sum" else flat.mean(1) if reduce == "mean" else flat.amax(1)
@@ -189,9 +193,11 @@ def output_tensor(output: Any) -> Tensor:
     return found
 
 
-def _chosen(value: Any, samples: int) -> Tensor:
+def _chosen(value: Any, samples: int | None) -> Tensor:
     if not isinstance(value, Tensor):
         raise TargetTypeError(f"A callable target must return a tensor [N], got {type(value).__name__}.")
+    if samples is None:
+        return value.reshape(-1)
     if value.numel() != samples or (value.dim() > 0 and value.shape[0] != samples):
         raise TargetError(
             f"A callable target must return one number per sample, [{samples}]; got shape {tuple(value.shape)}."

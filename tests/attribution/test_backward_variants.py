@@ -17,7 +17,6 @@ from relprop import (
     Gradient,
     GuidedBackprop,
     InputError,
-    UncoveredOperationWarning,
     Unit,
 )
 from tests import zoo
@@ -254,17 +253,46 @@ def test_a_loss_on_the_map_sees_the_network_as_it_is(method: type[Attribution], 
 
 
 @both
-def test_relus_in_a_fused_kernel_are_named(method: type[Attribution], relu: Activation) -> None:
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+def test_relus_of_recurrent_layers(method: type[Attribution], relu: Activation, cell: bool) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = nn.RNN(4, 3, nonlinearity="relu", batch_first=True)
+            self.rnn = (
+                nn.RNNCell(4, 3, nonlinearity="relu") if cell else nn.RNN(4, 3, nonlinearity="relu", batch_first=True)
+            )
 
         def forward(self, x: Tensor) -> Tensor:
+            if cell:
+                h: Tensor = self.rnn(x[:, 1], self.rnn(x[:, 0]))
+                return h
             out: Tensor = self.rnn(x)[0][:, -1]
             return out
 
-    model, x = settle(Recurrent()), torch.randn(2, 3, 4, dtype=torch.float64)
-    with pytest.warns(UncoveredOperationWarning, match="rnn_relu in module 'rnn' .* holds ReLUs"):
-        found = method(model).attribute(x, 1)
-    close(found, gradient(lambda leaf: model(leaf)[:, 1], x))
+    model, x = settle(Recurrent()), torch.randn(2, 2, 4, dtype=torch.float64)
+    names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+    w_in, b_in, w_hidden, b_hidden = (model.rnn.get_parameter(name + ("" if cell else "_l0")) for name in names)
+
+    def steps(leaf: Tensor) -> Tensor:
+        h = torch.zeros(2, 3, dtype=leaf.dtype)
+        for t in range(2):
+            h = relu(F.linear(leaf[:, t], w_in, b_in) + F.linear(h, w_hidden, b_hidden))
+        return h[:, 1]
+
+    close(method(model).attribute(x, 1), gradient(steps, x))
+
+
+@both
+def test_token_ids(method: type[Attribution], relu: Activation) -> None:
+    class Sentence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.hidden, self.out = nn.Embedding(9, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.out(self.hidden(self.embedding(ids.clone())).relu().mean(1))
+            return out
+
+    model, ids = settle(Sentence(), seed=1), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    expected = gradient(lambda e: model.out(relu(model.hidden(e)).mean(1))[:, 1], model.embedding(ids))
+    close(method(model).attribute(ids, 1), expected.sum(-1))

@@ -56,6 +56,37 @@ def test_which_call(call: int) -> None:
     close(rows[1], x * gradient(until, x))
 
 
+# ------------------------------------------------------------------------------ inputs without a common batch
+
+
+class Graph(nn.Module):
+    """One output for a whole set of nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.out = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, graph: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.out(self.node(graph["x"]).relu().sum(0, keepdim=True))
+        return out
+
+
+def test_units_of_a_structure_are_one_for_every_row() -> None:
+    model, x = settle(Graph()), vectors(3)
+    graph = {"x": x, "edges": torch.tensor([[0, 1], [1, 2]])}
+    rows = model.node.weight.detach()
+    found, delta = LRP(model, "lrp0").attribute(graph, Unit("node", 2), return_convergence_delta=True)
+    close(found["x"], x * rows[2])
+    close(delta, 3 * model.node.bias[2].detach().reshape(1))
+    assert found["edges"] is None
+    close(GradientXInput(model).attribute(graph, Unit("node", [1, 0, 4]))["x"], x * rows[[1, 0, 4]])
+    one = Unit("node", lambda h: h[1, 2].reshape(1))
+    expected = torch.zeros_like(x)
+    expected[1] = x[1] * rows[2]
+    close(GradientXInput(model).attribute(graph, one)["x"], expected)
+    close(LRP(model).explained(graph, one), model.node(x)[1, 2].detach().reshape(1))
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 BAD: dict[str, tuple[Unit, type[RelpropError], type[Exception], tuple[str, ...]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -19,7 +20,7 @@ from torch import Tensor
 from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("digits", "right_reasons", "tutorial_walk", "demo")
+NAMES = ("digits", "graph", "right_reasons", "sequence", "tutorial_walk", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +223,47 @@ def test_each_label_has_a_mark_of_its_own_in_the_frame(examples: dict[str, Modul
     assert x.flatten(1).sum(1).tolist() == [4.0] * 10
     assert float((x * right.mask()).sum()) == 0
     assert float(x.sum(0).max()) == 1
+
+
+def test_sequence_names_the_pixels_that_matter(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = examples["sequence"].run(tmp_path, epochs=6, width=24)
+    assert picture(tmp_path / "sequence.png")
+    printed = capsys.readouterr().out
+    chance = float(re.search(r"at random +([0-9.]+)", printed)[1])  # type: ignore[index]
+    assert outcomes["LRP"].fall > 2 * chance
+    assert outcomes["LRP"].unexplained < 1e-6
+    assert outcomes["LRP"].relevance.shape == (450, 1, 8, 8)
+
+
+def test_erasing_follows_the_order(examples: dict[str, ModuleType]) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    torch.nn.init.ones_(model[1].weight)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
+    order = torch.tensor([[3, 0, 1, 2]])
+    assert examples["sequence"].fall(model, x, torch.tensor([0]), order, 2) == 5.0
+
+
+def test_graph_names_the_nodes_and_edges_that_matter(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    falls = examples["graph"].run(tmp_path, epochs=3, width=12)
+    assert picture(tmp_path / "graph.png")
+    assert "nodes" in capsys.readouterr().out
+    assert all(fall["by relevance"] > 1.5 * fall["at random"] for fall in falls.values())
+
+
+def test_graphs_of_images(examples: dict[str, ModuleType]) -> None:
+    """Three pixels in a corner, two of which touch, and one pixel in a second image."""
+    images = torch.zeros(2, 1, 8, 8)
+    images[0, 0, 0, 0], images[0, 0, 1, 1], images[0, 0, 0, 3], images[1, 0, 7, 7] = 1.0, 0.5, 0.75, 1.0
+    graphs = examples["graph"].graphs_of(images)
+    assert graphs.nodes[:, 0].tolist() == [1.0, 0.75, 0.5, 1.0]
+    assert torch.stack(examples["graph"].places(graphs.nodes), 1).tolist() == [[0, 0], [0, 3], [1, 1], [7, 7]]
+    assert sorted(graphs.edges.T.tolist()) == [[0, 2], [2, 0]]
+    assert graphs.graph.tolist() == [0, 0, 0, 1]
+    chosen = torch.tensor([False, False, True, False])
+    left = graphs.without(chosen, torch.zeros(2, dtype=torch.bool))
+    assert left.edges.shape == (2, 0)
+    assert left.nodes.abs().sum(1).tolist() == [3.0, 2.75, 0.0, 3.0]

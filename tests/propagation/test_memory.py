@@ -55,7 +55,7 @@ class Traced(nn.Module):
         if self.broken == "forward":
             raise Trouble
         if self.broken == "backward":
-            out.register_hook(self._raise)
+            out.grad_fn.register_prehook(self._raise)  # a hook of a tensor only sees true gradients
         return self._see(self.head(self._see(self.pool(out)).flatten(1)))
 
     def _see(self, tensor: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class Raises(nn.Module):
             raise Trouble
         if self.armed == "backward":
             x = x * 1.0
-            x.register_hook(self._trip)
+            x.grad_fn.register_prehook(self._trip)
         return x
 
     def _trip(self, c: Tensor) -> Tensor:

@@ -20,15 +20,12 @@ class Deconvolution(Attribution, name="deconvolution"):
 
     Definition: ``c_in = max(0, c_out)`` at every ReLU, whether or not the unit was on; elsewhere the gradient. Max
     pooling returns to where the maximum was. The output is the coefficient: no product with the input. Every spelling
-    of a ReLU counts (module, function, in place, ``clamp(min=0)``), every time it is called; other activations are
-    differentiated as they are.
+    of a ReLU counts (module, function, in place, ``clamp(min=0)``, the steps of ``nn.RNN``), every time it is called;
+    other activations are differentiated as they are.
     Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
 
     Args:
         model: any ``nn.Module``; the method is defined for ReLU networks.
-
-    Warns:
-        UncoveredOperationWarning: where ReLUs run inside a fused kernel (``nn.RNN(nonlinearity="relu")``).
     Source: Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53).
 
     >>> import torch
@@ -52,15 +49,12 @@ class GuidedBackprop(Attribution, name="guided_backprop"):
     """The gradient of a network whose ReLUs pass back what is positive, through units that were on.
 
     Definition: ``c_in = max(0, c_out) [z > 0]`` at every ReLU; elsewhere the gradient. The output is the coefficient:
-    no product with the input. Every spelling of a ReLU counts (module, function, in place, ``clamp(min=0)``), every
-    time it is called; other activations are differentiated as they are.
+    no product with the input. Every spelling of a ReLU counts (module, function, in place, ``clamp(min=0)``, the steps
+    of ``nn.RNN``), every time it is called; other activations are differentiated as they are.
     Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
 
     Args:
         model: any ``nn.Module``; the method is defined for ReLU networks.
-
-    Warns:
-        UncoveredOperationWarning: where ReLUs run inside a fused kernel (``nn.RNN(nonlinearity="relu")``).
     Source: Springenberg et al. 2015 (arXiv:1412.6806).
 
     >>> import torch

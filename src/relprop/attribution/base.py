@@ -14,14 +14,15 @@ from torch import Tensor
 from relprop.attribution.contract import Method
 from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
-from relprop.inputs import as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
+from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.run import Forward, Parts, forward
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 
-Inputs: TypeAlias = "Tensor | tuple[Tensor, ...]"
+Inputs: TypeAlias = Any
+"""A tensor ``[N, ...]``, a tuple of them, or a structure of them; see :func:`relprop.inputs.as_inputs`."""
 Condition: TypeAlias = "Mapping[str, Sequence[int]] | None"
 
 
@@ -69,14 +70,19 @@ class Attribution(Method):
 
         Args:
             inputs: a tensor ``[N, ...]`` or a tuple of them. Integers (token ids) are explained at the output of the
-                embedding that consumes them, summed over its features: ``[N, T]``.
+                embedding that consumes them, summed over its features: ``[N, T]``. Or a structure that the model
+                takes as one argument: a mapping, a dataclass, lists and tuples of such; :class:`relprop.Keywords`
+                for what it takes by keyword. Its tensors need have no batch in common (nodes and edges of a graph):
+                then the rows of the output count as samples, and delta is one number for all. What of a structure
+                is not explained (integers no embedding consumes, bools, tensors without influence) is None in the
+                result.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
                 receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
             additional_forward_args: further positional arguments of the model, not explained.
             forward_kwargs: keyword arguments of the model, not explained.
-            condition: by the name of a module, the channels (dimension 1 of its output) through which relevance flows
-                on; all others are blocked.
+            condition: by the name of a module, the channels (dimension 1 of its output, or of the first tensor it
+                returns) through which relevance flows on; all others are blocked.
             return_convergence_delta: also return ``delta = f - sum R``, ``[N]``; only for methods that claim a sum.
             create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The
                 derivative sees the network as it is, not the rules.
@@ -96,10 +102,10 @@ class Attribution(Method):
         ) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0)
-        packed = _like(inputs, found)
+        packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, _delta(explained if create_graph else explained.detach(), found)
+        return packed, _delta(explained if create_graph else explained.detach(), found, given)
 
     def attribute_layers(
         self,
@@ -115,8 +121,8 @@ class Attribution(Method):
         """Return the attribution of the outputs of named modules, all from one backward.
 
         Returns:
-            by name, a tensor of the shape of the module's output; a tuple in call order for a module that is used
-            more than once.
+            by name, a tensor of the shape of the module's output (the first tensor, where it returns several); a
+            tuple in call order for a module that is used more than once.
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
@@ -164,7 +170,7 @@ class Attribution(Method):
                 self._attributions(passed, given, index, retain_graph=index < len(chosen) - 1)
                 for index in range(len(chosen))
             ]
-        return _like(inputs, tuple(torch.stack(maps) for maps in zip(*rows, strict=True)))
+        return given.packed([None if maps[0] is None else torch.stack(maps) for maps in zip(*rows, strict=True)])
 
     def report(
         self,
@@ -180,16 +186,17 @@ class Attribution(Method):
         given = as_inputs(inputs)
         with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
-            sums = sum(part.detach().double().flatten(1).sum(1) for part in found)
-            assert isinstance(sums, Tensor)
-            return make_report(passed.call.records, passed.explained(0).detach().cpu(), sums.cpu())
+            explained = passed.explained(0).detach().double()
+            explained = explained if given.samples is not None else explained.sum().reshape(1)
+            arrived = explained - _delta(explained, found, given)
+            return make_report(passed.call.records, explained.cpu(), arrived.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
 
     @contextmanager
     def _run(
         self,
-        inputs: tuple[Tensor, ...],
+        inputs: Given,
         targets: Sequence[Target],
         additional: Any,
         kwargs: Mapping[str, Any] | None,
@@ -203,7 +210,7 @@ class Attribution(Method):
             for name, units in as_condition(self.model, condition).items()
         }
         warn_of_training(self.model)
-        chosen = [reading(self.model, target, inputs[0].shape[0]) for target in targets]
+        chosen = [reading(self.model, target, inputs.samples) for target in targets]
         call = self.make_call(**options)
         with grad_mode(), foremost(call):
             try:
@@ -217,19 +224,22 @@ class Attribution(Method):
             finally:
                 call.close()
 
-    def _attributions(
-        self, passed: Forward, inputs: tuple[Tensor, ...], target: int, retain_graph: bool
-    ) -> tuple[Tensor, ...]:
+    def _attributions(self, passed: Forward, inputs: Given, target: int, retain_graph: bool) -> list[Tensor | None]:
         roots, _ = passed.coefficients(target, retain_graph)
         passed.call.reading_input = True
-        found = []
-        for position, (x, parts) in enumerate(zip(inputs, roots, strict=True)):
-            name = f"input {position}" if len(inputs) > 1 else "the input"
+        found: list[Tensor | None] = []
+        for position, (x, parts) in enumerate(zip(inputs.tensors, roots, strict=True)):
+            name = f"input {position}" if len(roots) > 1 else "the input"
             if all(c is None for _, c in parts):
+                if inputs.samples is None:  # a structure holds what it holds
+                    found.append(None)
+                    continue
                 raise InputError(f"The explained output does not depend on {name}.")
             total = self._total(passed.call, parts)
             found.append(total if x.is_floating_point() else total.sum(-1))
-        return tuple(found)
+        if all(part is None for part in found):
+            raise InputError("The explained output does not depend on any of the inputs.")
+        return found
 
     def _total(self, call: Call, parts: Parts) -> Tensor:
         """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
@@ -245,15 +255,17 @@ def _check_output(call: Call, output: Tensor) -> None:
     if not bool(torch.isfinite(output.detach()).all()):
         raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
     if not output.requires_grad or not call.graph.reach(output):
-        raise InputError("The explained output does not depend on the input.")
+        why = (
+            " A part of the model runs under torch.no_grad or inference_mode, where it cannot be followed."
+            if call.without_gradient
+            else ""
+        )
+        raise InputError(f"The explained output does not depend on the input.{why}")
 
 
-def _delta(explained: Tensor, found: tuple[Tensor, ...]) -> Tensor:
-    total = sum(part.flatten(1).sum(1) for part in found)
-    assert isinstance(total, Tensor)
-    return explained - total
-
-
-def _like(inputs: Inputs, found: tuple[Tensor, ...]) -> Any:
-    """Return a tensor where a tensor was given, and a tuple where a tuple was."""
-    return found if isinstance(inputs, (tuple, list)) else found[0]
+def _delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
+    """Return ``f - sum R`` of every sample, or of all together where the inputs have no batch in common."""
+    maps = [part.to(explained.dtype) for part in found if part is not None]
+    if given.samples is None:
+        return explained.sum().reshape(1) - sum(part.sum() for part in maps)
+    return explained - sum(part.flatten(1).sum(1) for part in maps)

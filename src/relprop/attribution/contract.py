@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from relprop.errors import InputError, MethodError
-from relprop.inputs import as_model
+from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
+from relprop.propagation.call import Call
+from relprop.propagation.run import forward
+from relprop.targets import Target, reading
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Method(ABC):
         named: the methods that have a name.
     """
 
-    contract: ClassVar[Contract]
+    contract: Contract
     named: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
@@ -69,6 +74,31 @@ class Method(ABC):
     @abstractmethod
     def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return a map for every input, in the structure and the shapes of ``inputs``."""
+
+    def explained(
+        self,
+        inputs: Any,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Return the value that is explained, ``[N]``: the output, or the hidden unit, that the target names.
+
+        The arguments are those of :meth:`Attribution.attribute`. Nothing is differentiated, and nothing of the model is
+        written.
+        """
+        given = as_inputs(inputs)
+        read = reading(self.model, target, given.samples)
+        call = Call(self.model, None)
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                first, named = given.arguments([tensor.clone() for tensor in given.tensors])
+                args = (*first, *as_args(additional_forward_args))
+                kwargs = {**named, **as_kwargs(forward_kwargs)}
+                return forward(call, Given((), (), None), args, kwargs, [read]).selected[0]
+            finally:
+                call.close()
 
     def require_completeness(self) -> None:
         """Raise where no sum is claimed."""

@@ -30,7 +30,7 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
     Source: Zhang et al. 2016 (arXiv:1608.00507); Zhang et al. 2018 (doi:10.1007/s11263-017-1059-x).
 
     >>> import torch
-    >>> model = torch.nn.Linear(2, 1)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
     >>> ExcitationBackprop(model, stabilizer=0).attribute(torch.tensor([[1.0, 2.0]]))
     tensor([[1., 0.]])
@@ -70,7 +70,7 @@ class ContrastiveExcitationBackprop(ExcitationBackprop, name="contrastive_excita
     Source: Zhang et al. 2016 (arXiv:1608.00507), section 3.3.
 
     >>> import torch
-    >>> model = torch.nn.Linear(2, 1)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
     >>> ContrastiveExcitationBackprop(model, stabilizer=0).attribute(torch.tensor([[1.0, 2.0]]))
     tensor([[ 1., -1.]])

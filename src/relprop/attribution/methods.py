@@ -238,13 +238,14 @@ def _listed(name: str, method: type[Method]) -> Listed:
 
 def _takes(method: type[Method]) -> str:
     """Return what a method is made from: the first parameter of its constructor."""
-    return next(iter(inspect.signature(method).parameters), "model")
+    parameters = _parameters(method, "__init__")[0].values()
+    return next((p.name for p in parameters if p.kind is not p.KEYWORD_ONLY), "model")
 
 
 def _defaults(method: type[Method]) -> str:
     """Return the options of the constructor as they are written in Python."""
-    shown = list(inspect.signature(method).parameters.values())[1:]
-    return ", ".join(str(parameter.replace(annotation=parameter.empty)) for parameter in shown)
+    parameters = _parameters(method, "__init__")[0]
+    return ", ".join(str(parameters[name].replace(annotation=inspect.Parameter.empty)) for name in _options(method))
 
 
 def _options(method: type[Method]) -> list[str]:
@@ -252,20 +253,20 @@ def _options(method: type[Method]) -> list[str]:
     return [name for name in _parameters(method, "__init__")[0] if name != _takes(method)]
 
 
-def _parameters(method: type[Method], function: str) -> tuple[dict[str, None], bool]:
-    """Return the names that a function of a method takes, and whether it takes any others too.
+def _parameters(method: type[Method], function: str) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return what a function of a method takes by name, and whether it takes anything else too.
 
     What ``**kwargs`` takes is what the class above takes, where that has the function.
     """
-    found: dict[str, None] = {}
+    found: dict[str, inspect.Parameter] = {}
     for parent in method.__mro__:
         if function not in vars(parent):
             continue
-        parameters = inspect.signature(vars(parent)[function]).parameters.values()
-        kinds = {parameter.kind for parameter in parameters}
-        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        found.update(dict.fromkeys(named[1:]))
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
+        parameters = list(inspect.signature(vars(parent)[function]).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return found, False
     return found, True
 

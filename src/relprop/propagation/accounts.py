@@ -17,6 +17,7 @@ def new_record(here: Here, active: list[Tensor]) -> Record:
     """Open the row of a call."""
     name, module = here.call.place
     record = Record(name, type(module).__name__, here.operation, here.kind)
+    record.loop = here.call.loop
     record.inputs = tuple(tuple(tensor.shape) for tensor in active)
     here.call.records.append(record)
     return record
@@ -29,7 +30,7 @@ def measured_inputs(
     assert here.record is not None
     taps: dict[int, Tensor] = {}
     for tensor in active:
-        if tensor.requires_grad and not tensor.is_complex() and id(tensor) not in taps:
+        if tensor.requires_grad and id(tensor) not in taps:
             tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
             here.given[id(tap)] = tensor
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
@@ -57,7 +58,7 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
         offsets = here.biases(args, kwargs)
     taps: dict[int, Tensor] = {}
     for position, tensor in enumerate(outputs):
-        if tensor.grad_fn is not None and not tensor.is_complex() and call.graph.reach(tensor):
+        if tensor.grad_fn is not None and call.graph.reach(tensor):
             offset = offsets[position] if position < len(offsets) else None
             taps[id(tensor)] = _output_tap(here, account, tensor, offset)
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
@@ -66,23 +67,30 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
 def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
 
     def measure(c: Tensor, value: Tensor) -> None:
-        c, value = c.double(), value.double()
+        c, value = _double(c), _double(value)
         account.receive(total(_relevance(here, value, c)))
-        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * offset)}
+        c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
+        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * _double(offset))}
         if here.declared is not None:
             shares = here.declared(c * here.passed, value)
         if isinstance(here.passed, Tensor) or here.passed != 1.0:
             shares["rule"] = c * (1.0 - here.passed) * value
-        account.absorb({name: total(share) for name, share in shares.items()})
+        account.absorb({name: total(share.real) for name, share in shares.items()})
 
     return _tapped(here, tensor, measure)
 
 
 def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
     def measure(c: Tensor, value: Tensor) -> None:
-        tell(total(_relevance(here, value.double(), c.double())))
+        tell(total(_relevance(here, _double(value), _double(c))))
 
     return _tapped(here, tensor, measure)
+
+
+def _double(x: Tensor) -> Tensor:
+    """Return numbers to measure with: in double precision, and with the zeros of a sparse matrix."""
+    x = x if x.layout == torch.strided else x.to_dense()
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _relevance(here: Here, value: Tensor, c: Tensor) -> Tensor:

@@ -20,11 +20,17 @@ def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     p: Tensor = here.func(input, *args, **kwargs)
     if here.call.selector is None:
         return p
-    dim = kwargs.get("dim", args[0] if args else -1)
+    dim = _dim(input, args, kwargs)
     x = input.detach()
 
     here.declared = lambda c, value: {"softmax": c * _offset(value, x, dim)}
     return here.rule.probabilities(here.call, p)  # type: ignore[no-any-return]
+
+
+def _dim(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return the dimension of a softmax; where none is given, that which ``torch.nn.functional`` takes."""
+    dim: int | None = kwargs.get("dim", args[0] if args else None)
+    return (0 if x.dim() in (0, 1, 3) else 1) if dim is None else dim
 
 
 def _offset(p: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -34,6 +40,48 @@ def _offset(p: Tensor, x: Tensor, dim: int) -> Tensor:
     """
     product = torch.where(p == 0, 0.0, p * x)
     return p - (product - p * product.sum(dim, keepdim=True))
+
+
+def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``x - logsumexp(x)``: what normalises is a constant (Norm), so that the relevance is that of the logits."""
+    call = here.call
+    out: Tensor = here.func(input, *args, **kwargs)
+    if call.selector is None:
+        return out
+    dim = _dim(input, args, kwargs)
+    logarithm = torch.logsumexp(input.to(out.dtype), dim, keepdim=True)
+    divisor = here.rule.denominator(call, logarithm)
+    offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
+    here.declared = lambda c, value: {"softmax": -c * offset.detach()}
+    return call.switch(out, input.to(out.dtype) - divisor)
+
+
+def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    """``logsumexp`` by its first-order expansion, which is autograd: its offset absorbs, as that of a softmax does."""
+    here.by_autograd()
+    out: Tensor = here.func(input, dim, keepdim)
+    tangent = _tangent(input, dim)
+    here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
+    return out
+
+
+def _tangent(x: Tensor, dim: Any) -> Tensor:
+    """Return ``<p, x>`` for ``p = softmax(x)``; a score of minus infinity contributes nothing."""
+    x = x.detach()
+    p = torch.exp(x - torch.logsumexp(x, dim, keepdim=True))
+    return torch.where(p == 0, 0.0, p * x).sum(dim, keepdim=True)
+
+
+def logcumsumexp(here: Here, input: Tensor, dim: int) -> Tensor:
+    """``logcumsumexp``, likewise."""
+    here.by_autograd()
+    out: Tensor = here.func(input, dim)
+    x = input.detach()
+    # log sum exp(x) x, for either sign of x: nothing overflows.
+    parts = [here.func(x + torch.log((sign * x).clamp(min=0)), dim) for sign in (1, -1)]
+    tangent = torch.exp(parts[0] - out.detach()) - torch.exp(parts[1] - out.detach())
+    here.declared = lambda c, value: {"softmax": c * (value - tangent)}
+    return out
 
 
 def scaled_dot_product_attention(
@@ -65,6 +113,7 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~mask, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        raw = scores if here.active(attn_mask) else raw  # a bias that depends on the input has a share of its own
     p = attention.probabilities(call, torch.softmax(scores, -1))
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from relprop.errors import ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
+from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
@@ -95,6 +97,8 @@ class Call:
         ended: nothing that is explained is still to come in the forward pass, which goes on natively.
         called: the names of the modules that ran.
         linear: the names of the modules of the linear calls that ran, in order.
+        without_gradient: a part of the model ran under ``no_grad`` or ``inference_mode``.
+        loop: the loop whose steps are running, if any: their records are shown together.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
 
@@ -107,6 +111,8 @@ class Call:
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
     open_ended: bool = False
+    without_gradient: bool = False
+    loop: object = None
     explaining: bool = True
     zeros_reach_input: bool = False
     reading_input: bool = False
@@ -121,18 +127,14 @@ class Call:
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.graph = Graph(self._is_input if self.open_ended else None)
+        self.protected = Protected(self.model)
+        self.graph = Graph(partial(_is_input, self.protected) if self.open_ended else None)
         self.origins = Origins()
         self.saving = CopyOnWrite()
-        self.protected = Protected(self.model)
         self.tokens: list[Tokens] = []
         self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
         self.sites: list[LinearCall] = []
-
-    def _is_input(self, leaf: Tensor) -> bool:
-        """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
-        return leaf.requires_grad and not self.protected.owns(leaf)
 
     def handles_zeros(self, x: Tensor) -> bool:
         """Say whether relevance may reach entries of zero in ``x``.
@@ -148,6 +150,20 @@ class Call:
     def place(self) -> tuple[str, nn.Module | None]:
         """The name and the innermost module that is running."""
         return self.stack[-1] if self.stack else ("", self.model)
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Show what is alike in the steps that run inside as one row of a plan or report."""
+        outer, self.loop = self.loop, object()
+        try:
+            yield
+        finally:
+            self.loop = outer
+
+    @property
+    def outside_model(self) -> bool:
+        """Say whether what runs is the user's own code in an ``attach`` block, in no module."""
+        return self.open_ended and not self.stack
 
     # What rules and handlers explain with ------------------------------------------------------
 
@@ -172,7 +188,9 @@ class Call:
         return safe(a) if self.handles_zeros(a) else a
 
     def relevance(self, a: Tensor, c: Tensor) -> Tensor:
-        """Return ``R = a c``."""
+        """Return ``R = a c``; of complex numbers, for which autograd conjugates, the real part of ``a conj(c)``."""
+        if a.is_complex():
+            return (a * c.conj()).real
         nowhere = self.selector is None or self.selector.reaches_zeros == "nowhere"
         if nowhere or (self.reading_input and not self.zeros_reach_input):
             return a * c
@@ -209,9 +227,22 @@ class Call:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
 
+    def name_backward_hooks(self) -> None:
+        """Warn, once a module, that its backward hooks are called with coefficients."""
+        name, module = self.place
+        message = (
+            f"Module {name!r} ({type(module).__name__}) has backward hooks, which are called with coefficients "
+            "(relevance over activation) in place of gradients while relevance is explained; what they return stands "
+            "for the coefficients. Remove the hooks if that is not meant."
+        )
+        if self.selector is not None and message not in self.warned:
+            self.warned.add(message)
+            warn(message, BackwardHookWarning)
+
     def reach_seen(self, tensor: Tensor) -> int:
         """Return how far a tensor with a node is from the input; name it where no seen call made it."""
-        seen = self.graph.knows(tensor) or tensor._is_view()  # views get new nodes when their base changes
+        base = tensor._base  # views get new nodes when their base changes
+        seen = self.graph.knows(tensor) or (base is not None and base.grad_fn is not None and self.graph.knows(base))
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)
@@ -265,6 +296,11 @@ class Call:
         for tokens in self.tokens:
             tokens.names.clear()
             tokens.roots.clear()
+
+
+def _is_input(protected: Protected, leaf: Tensor) -> bool:
+    """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
+    return leaf.requires_grad and not protected.owns(leaf)
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,22 @@ class Here:
         if self.record is not None:
             self.record.rule = ""
 
+    def uncovered(self, why: str) -> None:
+        """Say that no rule covers this call; plain autograd carries its relevance."""
+        self.by_autograd()
+        self.declared = declares_nothing
+        if self.record is not None:
+            self.record.covered = False
+        if self.call.selector is not None:
+            self.call.name_uncovered(self.operation, f"{why}; plain autograd carries its relevance.")
+
     def absorbs_nothing(self) -> None:
         """Declare that the operation, as it is explained, absorbs nothing."""
         self.declared = declares_nothing
+
+    def absorbs(self, *terms: Tensor) -> None:
+        """Declare that these terms of the output are kept, as a bias keeps its share."""
+        self.declared = lambda c, value: {"bias": sum((c * term.detach() for term in terms), torch.zeros_like(value))}
 
     def biases(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """Return what the function gives where its active arguments are zero."""

@@ -10,11 +10,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooked
 
 from relprop.propagation.call import Call
 from relprop.propagation.reading import Readings
 from relprop.propagation.record import Entered
 from relprop.propagation.storage import tensors_in
+
+_GLOBAL_HOOKS = hooked._global_backward_hooks, hooked._global_backward_pre_hooks
 
 Observer = Callable[[str, Any], None]
 
@@ -81,6 +84,8 @@ class ModuleHooks:
             if not call.ended:
                 call.called.add(name)
             call.stack.append((name, module))
+            if module._backward_hooks or module._backward_pre_hooks or _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
+                call.name_backward_hooks()
             if call.recording:
                 entered = Entered(name, type(module).__name__, len(call.records))
                 call.entered.append(entered)

@@ -12,14 +12,13 @@ from torch.autograd.graph import get_gradient_edge
 from relprop.errors import InputError
 from relprop.propagation.call import Root
 from relprop.propagation.handler import Here, declares_nothing
-from relprop.propagation.layer import Affine, Contraction, Convolution, Dense, Geometry, same_padding
+from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.normalization import over_batch, per_channel
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
-from relprop.propagation.sums import mixed
 
 
 def apply_linear(
@@ -38,6 +37,8 @@ def apply_linear(
     here.kind = "linear"
     here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
     call.linear.append(call.place[0])
+    if a.is_complex() or weight.is_complex():
+        return _complex(here, compute())
     site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
     site.record = here.record
     here.declared = declares_nothing  # the site declares what its rule absorbs
@@ -47,6 +48,15 @@ def apply_linear(
     if call.recording:
         site.node = z.grad_fn
     call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
+    return z
+
+
+def _complex(here: Here, z: Tensor) -> Tensor:
+    """Explain a linear map of complex numbers by LRP-0, which is autograd; other rules ask for signs."""
+    if here.rule.exact_by_autograd:
+        here.by_autograd()
+    else:
+        here.uncovered(f"maps complex numbers, for which {here.rule!r} is not defined, only LRP-0")
     return z
 
 
@@ -149,59 +159,7 @@ def _layer(
     return z if bias is None else z + geometry.shift(bias, z)
 
 
-def matmul(here: Here, input: Tensor, other: Tensor) -> Tensor:
-    """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot`` and ``@``, against a parameter, a constant or a factor."""
-    left, right = here.active(input), here.active(other)
-    if left and right:
-        return here.func(*product(here, (input, other)))  # type: ignore[no-any-return]
-    constant, a = (other, input) if left else (input, other)
-    if not _is_parameter(here, constant):
-        return mixed(here, input, other)
-    if left and other.dim() == 2:
-        return apply_linear(here, Dense(), a, other.mT, None, lambda: here.func(input, other))
-    forward = torch.matmul if left else _reversed_matmul
-    return apply_linear(here, Contraction(forward), a, constant, None, lambda: here.func(input, other))
-
-
-def _reversed_matmul(a: Tensor, weight: Tensor) -> Tensor:
-    return torch.matmul(weight, a)
-
-
-def addmm(here: Here, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    """``addmm``, ``addmv`` and ``baddbmm``: ``beta input + alpha mat1 @ mat2``."""
-    layer = here.active(mat1) and not here.active(mat2) and mat2.dim() == 2 and _is_parameter(here, mat2)
-    if layer and beta == 1 and alpha == 1 and not here.active(input):
-        return apply_linear(here, Dense(), mat1, mat2.mT, input, lambda: here.func(input, mat1, mat2))
-    func, here.func = here.func, torch.matmul
-    try:
-        z = matmul(here, mat1, mat2) if here.active(mat1) or here.active(mat2) else mat1 @ mat2
-    finally:
-        here.func = func
-    total: Tensor = beta * input + alpha * z
-    return total
-
-
-def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
-    """``einsum`` of any number of operands."""
-    tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
-    if not isinstance(equation, str) or any(not isinstance(tensor, Tensor) for tensor in tensors):
-        here.call.name_uncovered("einsum", "is called with sublists; call it with an equation.")
-        return here.func(equation, *operands)  # type: ignore[no-any-return]
-    active = [here.active(tensor) for tensor in tensors]
-    if sum(active) > 1:
-        return torch.einsum(equation, *product(here, tuple(tensors)))
-    if len(tensors) == 2 and _is_parameter(here, tensors[1 - active.index(True)]):
-        position = active.index(True)
-
-        def contraction(a: Tensor, weight: Tensor) -> Tensor:
-            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))
-
-        a, weight = tensors[position], tensors[1 - position]
-        return apply_linear(here, Contraction(contraction), a, weight, None, lambda: contraction(a, weight))
-    return mixed(here, equation, *operands)
-
-
-def _is_parameter(here: Here, tensor: Tensor) -> bool:
+def is_parameter(here: Here, tensor: Tensor) -> bool:
     """Say whether a factor is a parameter, a view of one, or a constant made from one, trained or not.
 
     A plain tensor that asks for a gradient is a parameter too.
@@ -250,12 +208,7 @@ def batch_norm(
         consumed(here, input)
         here.note("not folded")
         here.by_autograd()
-        out = compute(input)
-        if call.handles_zeros(input):
-            alive = torch.ones_like(out) if weight is None else per_channel(weight != 0, input).to(out.dtype)
-            at_zero = input * call.constant(alive * TAU / safe(input))
-            out = call.switch(out, torch.where(out == 0, at_zero, out))
-        return out
+        return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
     assert site.a is not None
     affine = Affine(site.affine.geometry, eps)
     parameters = (*site.parameters, weight, bias, running_mean, running_var)
@@ -274,6 +227,23 @@ def batch_norm(
     here.watchers = site.watchers
     here.filters = [site.choice.filter]
     return out
+
+
+def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor | None) -> Tensor:
+    """Return ``out``, a batch norm by running statistics, explained as the linear map it is.
+
+    By itself: PyTorch's backward is wrong for a single image whose gradient has the strides of a transposed one.
+    """
+    call = here.call
+    if weight is not None:
+        scale = scale * per_channel(weight, x)
+    surrogate = x * call.constant(scale)
+    if call.handles_zeros(x):
+        alive = (scale.detach() != 0).to(out.dtype)
+        surrogate = torch.where(out.detach() == 0, x * call.constant(alive * TAU / safe(x)), surrogate)
+    found = call.switch(out, surrogate.to(out.dtype))
+    call.origins.note(found, Origin(factors=call.origins.of(x).factors))
+    return found
 
 
 def torch_batch_norm(
@@ -330,6 +300,15 @@ def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: A
             value = here.call.root(value, connected)
             tokens.roots.append(Root(get_gradient_edge(value), embedded))
     return value
+
+
+def torch_embedding(here: Here, weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``torch.embedding``, which takes the same tensors in another order."""
+    func, here.func = here.func, lambda ids, table: func(table, ids, *args, **kwargs)
+    try:
+        return embedding(here, indices, weight)
+    finally:
+        here.func = func
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

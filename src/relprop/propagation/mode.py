@@ -16,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, decomposed, operation_of
+from relprop.propagation.operations import Operation, makes_constants, operation_of
+from relprop.propagation.overloads import by_python_name
 from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.writes import fills, twin_of, written_by
 
 Args = tuple[Any, ...]
@@ -49,6 +51,8 @@ class RelevanceMode(TorchFunctionMode):
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
+        if transforming():
+            return run_transformed(self.call, func, args, kwargs or {})
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
         with self.call.saving.hooks:
             return self.run(func, args, kwargs or {})
@@ -56,6 +60,8 @@ class RelevanceMode(TorchFunctionMode):
     def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run one function call of the model."""
         call = self.call
+        func, args, kwargs = by_python_name(func, args, kwargs)
+        refuse_gradient(call, func, args, kwargs)
         if func in _UPDATES_STATISTICS:
             args, kwargs = self._own_statistics(func, args, kwargs)
         if not call.protected.untouched:
@@ -64,10 +70,12 @@ class RelevanceMode(TorchFunctionMode):
         if written:
             return self._write(func, args, kwargs, written)
         active = self._active(args, kwargs)
-        if not active:
+        if not active and not self._looks_up_tokens(func, args, kwargs):
             out = func(*args, **kwargs)
             self._note_weights((args, kwargs), out)
             return out
+        if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+            return hook_afterwards(call, *args)
         return self._explain(func, args, kwargs, active)
 
     def _note_weights(self, given: Any, made: Any) -> None:
@@ -83,15 +91,30 @@ class RelevanceMode(TorchFunctionMode):
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
         call, active = self.call, []
-        if call.ended or not torch.is_grad_enabled():
+        if call.ended:
+            return []
+        if not torch.is_grad_enabled():
+            call.without_gradient = True
             return []
         for tensor in tensors_in((args, kwargs)):
             if tensor.grad_fn is not None:
                 if call.reach_seen(tensor):
                     active.append(tensor)
-            elif call.graph.reach(tensor) or any(tokens.holds(tensor) for tokens in call.tokens):
+            elif call.graph.reach(tensor):
                 active.append(tensor)
         return active
+
+    def _looks_up_tokens(self, func: Function, args: Args, kwargs: Kwargs) -> bool:
+        """Say whether a call embeds token ids that are explained, or copies them."""
+        tokens = self.call.tokens
+        if not tokens or self.call.ended or not torch.is_grad_enabled():
+            return False
+        operation = operation_of(func)
+        return (
+            operation is not None
+            and (operation.kind == "view" or operation.composite)
+            and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
+        )
 
     def _operation(self, func: Function) -> Operation | None:
         """Return what a function does to the method: by its own table, or by that of the rules."""
@@ -100,7 +123,7 @@ class RelevanceMode(TorchFunctionMode):
 
     def _explain(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
-        operation = self._operation(func)
+        operation = self._operation(func) if active else operation_of(func)  # token ids are found by the rules' own
         if operation is None:
             return self._unknown(func, args, kwargs, active)
         return self._explain_as(operation, func, args, kwargs, active)
@@ -109,12 +132,14 @@ class RelevanceMode(TorchFunctionMode):
         self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
     ) -> Any:
         call = self.call
-        if operation.composite:
-            if call.selector is None and call.table is None:
-                return func(*args, **kwargs)
-            with self:
-                return decomposed(func)(*args, **kwargs)
         here = Here(call, func, operation.name, operation.kind)
+        if operation.composite:
+            if call.selector is None and call.table is None and not call.measuring:
+                out = func(*args, **kwargs)
+                self._reached(out)
+                return out
+            with self:
+                return operation.handler(here, *args, **kwargs)
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs
@@ -155,11 +180,13 @@ class RelevanceMode(TorchFunctionMode):
         """Run a function that the table does not hold; it is named where relevance passes it."""
         call = self.call
         out = func(*args, **kwargs)
-        if not any(call.graph.reach(tensor) for tensor in tensors_in(out)):
-            return out  # a query, a comparison, an index: nothing of it carries relevance
-        name = _name(func)
+        made, name = tensors_in(out), _name(func)
+        carries = any(call.graph.reach(tensor) for tensor in made)
+        if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
+            return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         if call.selector is not None:
-            call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+            why = "has no rule in relprop; plain autograd carries its relevance."
+            call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
         here = Here(call, func, name, "unknown")
         if call.recording:
             here.record = here.account = new_record(here, active)
@@ -262,6 +289,11 @@ class RelevanceMode(TorchFunctionMode):
             (args, kwargs),
         )
         return swapped
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Say whether the entries of a tensor can change gradually."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
 
 
 def _name(func: Function) -> str:

@@ -6,6 +6,7 @@ The mean is linear and needs nothing; the standard deviation is what the Norm ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,31 @@ def instance_norm(
         return native
     x = standardized(here, input, range(2, input.dim()), eps)
     return with_channels(here, native, x, weight, bias)
+
+
+def torch_instance_norm(
+    here: Here,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.instance_norm``, which takes the same tensors in another order."""
+    func = here.func
+
+    def reordered(x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, own: bool, rate: float, by: float) -> Tensor:
+        return func(x, gamma, beta, mean, var, own, rate, by, cudnn_enabled)  # type: ignore[no-any-return]
+
+    here.func = reordered
+    try:
+        return instance_norm(here, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    finally:
+        here.func = func
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:

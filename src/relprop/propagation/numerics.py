@@ -18,6 +18,8 @@ def safe(a: Tensor) -> Tensor:
     >>> safe(torch.tensor([0.0, -2.0])).tolist()
     [1.0000000031710769e-30, -2.0]
     """
+    if a.is_complex():
+        return a
     tau = torch.full((), TAU, dtype=a.dtype, device=a.device)
     return torch.where(a.abs() < TAU, torch.where(a < 0, -tau, tau), a)
 

@@ -90,9 +90,9 @@ def average_pool(
         return here.func(x, kernel_size, stride or kernel_size, padding, ceil_mode, count_include_pad)  # type: ignore[no-any-return]
 
     if divisor_override is None:
-        return averaged(here, input, mean(input), mean)
+        return averaged(here, mean(input), mean, input)
     size = stride or kernel_size, padding, ceil_mode, count_include_pad, divisor_override
-    return averaged(here, input, here.func(input, kernel_size, *size), mean)
+    return averaged(here, here.func(input, kernel_size, *size), mean, input)
 
 
 def lp_pool(dimensions: int) -> Callable[..., Tensor]:

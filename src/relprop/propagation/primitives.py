@@ -45,6 +45,8 @@ class Linear(Function):
         ctx: Any, site: LinearSite, compute: Callable[[], Tensor], a: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         z = compute()
+        if z._is_view():  # of a matrix that nobody else holds: the model may write into what it is given
+            z = torch.ops.aten._unsafe_view(z, z.shape)
         ctx.site = site
         ctx.passes_linear = True  # read by the walk that finds the first and the last layer
         ctx.save_for_backward(a, z, *parameters)

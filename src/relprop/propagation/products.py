@@ -21,17 +21,28 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     call = here.call
     if call.selector is None:
         return factors
-    active = [here.active(factor) for factor in factors]
-    origins = [call.origins.of(factor) if on else Origin() for factor, on in zip(factors, active, strict=True)]
-    gates = tuple(origin.gate for origin in origins)
-    here.kind = "gate" if any(gates) and sum(active) > sum(gates) else "product"
+    counts, gates = _counted(here, factors)
+    here.kind = "gate" if any(gates) and sum(map(bool, counts)) > sum(gates) else "product"
     here.choose()
-    counts = tuple(origin.factors if on else 0 for origin, on in zip(origins, active, strict=True))
     shares: tuple[float, ...] = here.rule.shares(counts, gates)
     return tuple(
-        factor if not on or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
-        for factor, on, share in zip(factors, active, shares, strict=True)
+        factor if not count or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
+        for factor, count, share in zip(factors, counts, shares, strict=True)
     )
+
+
+def factors_of(here: Here, *factors: Any) -> int:
+    """Return of how many factors that receive relevance the terms of a product are made: a gate is a constant."""
+    counts, gates = _counted(here, factors)
+    if here.call.selector is None:
+        return sum(counts)
+    return sum(count for count, share in zip(counts, here.rule.shares(counts, gates), strict=True) if share)
+
+
+def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return of how many active factors each factor is made, none if it is a constant, and whether it is a gate."""
+    origins = [here.call.origins.of(factor) if here.active(factor) else Origin(factors=0) for factor in factors]
+    return tuple(origin.factors for origin in origins), tuple(origin.gate for origin in origins)
 
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
@@ -42,16 +53,13 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return scaled(here, x, factor, here.func(input, other))
     first, second = call.origins.of(input), call.origins.of(other)
     out: Tensor = here.func(*product(here, (input, other)))
-    count = first.factors + second.factors
-    call.origins.note(out, Origin(factors=count, nonnegative=first.nonnegative and second.nonnegative))
+    nonnegative = first.nonnegative and second.nonnegative
+    call.origins.note(out, Origin(factors=factors_of(here, input, other), nonnegative=nonnegative))
     return out
 
 
-def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
-    if rounding_mode is not None:
-        here.by_autograd()
-        return here.func(input, other, rounding_mode=rounding_mode)  # type: ignore[no-any-return]
     here.declared = declares_nothing
     if here.active(other):
         return here.func(input, denominator(here, other))  # type: ignore[no-any-return]
@@ -82,7 +90,7 @@ def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:
     call = here.call
     here.by_autograd()
     origin = call.origins.of(x)
-    if call.handles_zeros(x):
+    if call.handles_zeros(x) and not out.is_complex():
         passed = call.constant(safe(out) / safe(x))
         if isinstance(factor, Tensor) or factor == 0:
             passed = torch.where(torch.as_tensor(factor, device=out.device) == 0, torch.zeros_like(passed), passed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -42,6 +42,7 @@ class Record:
         notes: what else is worth knowing ("folded", "not folded", "a >= 0", ...).
         out, into: relevance that arrived at the output and was sent to the inputs, summed over the batch.
         absorbed: by name, the shares that rules declare as gone.
+        loop: the loop of which this call is part of one step.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Record:
     out: Tensor | None = None
     into: Tensor | None = None
     absorbed: dict[str, Tensor] = field(default_factory=dict)
+    loop: object = None
 
     def receive(self, relevance: Tensor) -> None:
         """Add relevance that arrived at the output."""
@@ -70,6 +72,29 @@ class Record:
         """Add shares that were declared as gone."""
         for name, share in shares.items():
             self.absorbed[name] = self.absorbed.get(name, 0.0) + share
+
+
+def merged(records: Sequence[Record]) -> list[tuple[int, Record]]:
+    """Return the records, each with its position; of one loop, those alike as one, at the position of the first."""
+    found: dict[object, tuple[int, Record]] = {}
+    times: dict[object, int] = {}
+    for position, record in enumerate(records):
+        alike = (record.operation, record.kind, record.rule, record.default, record.covered, *record.notes)
+        key: object = position if record.loop is None else (id(record.loop), *alike)
+        times[key] = times.get(key, 0) + 1
+        if key not in found:
+            found[key] = position, replace(record, notes=list(record.notes), absorbed=dict(record.absorbed))
+            continue
+        row = found[key][1]
+        if record.out is not None:
+            row.receive(record.out)
+        if record.into is not None:
+            row.send(record.into)
+        row.absorb(record.absorbed)
+    for key, (_, row) in found.items():
+        if times[key] > 1:
+            row.notes.append(f"{times[key]} times")
+    return list(found.values())
 
 
 def total(relevance: Tensor) -> Tensor:

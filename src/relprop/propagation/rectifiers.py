@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, functions_named
+from relprop.propagation.operations import Operation, functions_named, operation_of
 from relprop.propagation.primitives import Rectify, apply
 
 Handler = Callable[..., Tensor]
@@ -28,7 +28,7 @@ def guided(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def rectifiers(relu: Handler) -> Mapping[Any, Operation]:
     """Return the table of a method that runs every ReLU by ``relu``, whatever the model calls it by.
 
-    A ReLU is ``relu``, and ``clamp`` and ``threshold`` where they are one.
+    A ReLU is ``relu``, and ``clamp`` and ``threshold`` where they are one; those of recurrent layers count too.
     """
 
     def clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
@@ -45,19 +45,18 @@ def rectifiers(relu: Handler) -> Mapping[Any, Operation]:
 
     handlers: dict[str, Handler] = {
         "relu": relu, "clamp": clamp, "clip": clamp, "clamp_min": clamp_min, "threshold": threshold,
-        "rnn_relu": _hidden, "rnn_relu_cell": _hidden,
     }  # fmt: skip
-    return {
+    table = {
         function: Operation(name, "activation", handler)
         for name, handler in handlers.items()
         for function in functions_named(name)
     }
+    opened = {function: operation_of(function) for name in _HOLD_RELUS for function in functions_named(name)}
+    return {**table, **{function: operation for function, operation in opened.items() if operation is not None}}
 
 
-def _hidden(here: Here, *args: Any, **kwargs: Any) -> Any:
-    """Name the ReLU inside a fused kernel, which nothing can reach."""
-    here.call.name_uncovered(here.operation, "holds ReLUs that relprop cannot see; plain autograd passes them.")
-    return here.func(*args, **kwargs)
+_HOLD_RELUS = ("rnn_relu", "rnn_relu_cell")
+"""Composites with ReLUs in them, which are run step by step."""
 
 
 def _differs_from_zero(bound: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relprop.errors import InputError, RelpropError
+from relprop.inputs import Given, eager
 from relprop.propagation.call import Call, Root, Tokens
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode, foremost
@@ -90,7 +91,7 @@ class Forward:
 
 def forward(
     call: Call,
-    inputs: Sequence[Tensor],
+    inputs: Given,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     targets: Sequence[Reading] = (),
@@ -101,7 +102,7 @@ def forward(
 
     Args:
         call: the state of the call.
-        inputs: floating tensors, or integers that an embedding consumes.
+        inputs: what is explained: floating tensors, or integers that an embedding consumes.
         args, kwargs: further arguments of the model.
         targets: from the model's output, or that of a module, to one number per sample.
         layers: modules whose outputs are observed.
@@ -109,7 +110,7 @@ def forward(
     """
     passed = Forward(call)
     condition = dict(condition or {})
-    given = [_given(passed, value) for value in inputs]
+    first, named = inputs.arguments([_given(passed, value) for value in inputs.tensors])
 
     def observe(name: str, output: Any) -> None:
         called.add(name)
@@ -123,17 +124,18 @@ def forward(
     with ExitStack() as stack:
         stack.enter_context(Attributes(call.model))
         stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe, readings))
+        stack.enter_context(eager())
         stack.enter_context(foremost(call))
         stack.enter_context(RelevanceMode(call))
         try:
-            passed.output = call.model(*given, *args, **(kwargs or {}))
+            passed.output = call.model(*first, *args, **named, **(kwargs or {}))
         except RelpropError:
             raise
         except Exception as error:
-            _check_tokens(passed, error)
+            _check_tokens(passed, inputs, error)
             raise
         passed.selected = readings.finish(passed.output)
-    _check_tokens(passed, None)
+    _check_tokens(passed, inputs, None)
     for name in condition:
         if name not in called:
             raise InputError(f"Module {name!r} was not called in this forward pass, so no relevance passes it.")
@@ -158,8 +160,10 @@ def _given(passed: Forward, value: Tensor) -> Tensor:
     return tokens.names[0]
 
 
-def _check_tokens(passed: Forward, error: Exception | None) -> None:
-    """Raise where integers were given and no embedding took them."""
+def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> None:
+    """Raise where integers were given to be explained and no embedding took them."""
+    if inputs.samples is None:  # a structure holds indices and masks too
+        return
     for position, start in enumerate(passed.starts):
         if isinstance(start, Tokens) and not start.roots:
             name = f"Input {position}" if len(passed.starts) > 1 else "The input"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias
 
@@ -32,25 +35,12 @@ class CopyOnWrite:
 
     def __init__(self) -> None:
         self._by_storage: dict[int, weakref.WeakSet[Saved]] = {}
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        # Without this object, which holds the hooks: nothing waits for the garbage collector.
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(partial(_pack, self._by_storage), _unpack)
 
     def save(self, tensor: Tensor) -> Saved:
         """Keep a tensor as it is now, whatever is written into its storage later."""
-        saved = Saved(tensor)
-        key = _storage(tensor)
-        slots = self._by_storage.get(key)
-        if slots is None:
-            slots = self._by_storage[key] = weakref.WeakSet()
-        slots.add(saved)
-        return saved
-
-    def _pack(self, tensor: Tensor) -> Saved:
-        # Autograd connects what it unpacks by itself; an output saved with its node would keep the node alive.
-        return self.save(tensor.detach())
-
-    @staticmethod
-    def _unpack(saved: Saved) -> Tensor:
-        return saved.tensor
+        return _save(self._by_storage, tensor)
 
     def before_write(self, tensor: Tensor) -> None:
         """Clone everything saved from the tensor's storage."""
@@ -58,7 +48,26 @@ class CopyOnWrite:
             saved.tensor = saved.tensor.clone()
 
     def clear(self) -> None:
-        self._by_storage = {}
+        self._by_storage.clear()
+
+
+def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
+    saved = Saved(tensor)
+    key = _storage(tensor)
+    slots = by_storage.get(key)
+    if slots is None:
+        slots = by_storage[key] = weakref.WeakSet()
+    slots.add(saved)
+    return saved
+
+
+def _pack(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
+    # Autograd connects what it unpacks by itself; an output saved with its node would keep the node alive.
+    return _save(by_storage, tensor.detach())
+
+
+def _unpack(saved: Saved) -> Tensor:
+    return saved.tensor
 
 
 class Attributes:
@@ -153,19 +162,29 @@ class Protected:
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists, dicts and slices."""
+    """Apply a function to every tensor in nested tuples, lists, mappings and dataclasses; all else stays."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, (tuple, list)):
         mapped = [map_tensors(function, item) for item in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     if isinstance(tree, dict):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
+        entries = {key: map_tensors(function, value) for key, value in tree.items()}
+        if type(tree) is dict:
+            return entries
+        same_type = copy.copy(tree)
+        same_type.update(entries)
+        return same_type
+    if _is_record(tree):
+        changed = copy.copy(tree)
+        for field in fields(tree):
+            object.__setattr__(changed, field.name, map_tensors(function, getattr(tree, field.name)))
+        return changed
     return tree
 
 
 def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
-    """Return every tensor in nested tuples, lists and dicts, in order."""
+    """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     found = [] if found is None else found
     if isinstance(tree, Tensor):
         found.append(tree)
@@ -175,7 +194,14 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             tensors_in(item, found)
+    elif _is_record(tree):
+        for field in fields(tree):
+            tensors_in(getattr(tree, field.name), found)
     return found
+
+
+def _is_record(tree: Any) -> bool:
+    return hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type)
 
 
 def _has_storage(tensor: Tensor) -> bool:

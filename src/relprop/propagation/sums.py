@@ -6,7 +6,7 @@ Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exact
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from relprop.propagation.handler import Here
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.products import scaled
 from relprop.propagation.provenance import Origin
+from relprop.propagation.storage import map_tensors, tensors_in
 
 
 def add(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -39,18 +40,35 @@ def neg(here: Here, input: Tensor) -> Tensor:
     return scaled(here, input, -1.0, here.func(input))
 
 
+def factor(here: Here, input: Tensor) -> Tensor:
+    """A constant multiple (``deg2rad``, ``rad2deg``)."""
+    return scaled(here, input, 1.0, here.func(input))
+
+
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
-    call = here.call
     here.by_autograd()
-    out = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    terms = [x for x in (first, second) if here.active(x)]
-    origins = [call.origins.of(x) for x in terms]
-    nonnegative = alpha >= 0 and len(terms) == 2 and all(origin.nonnegative for origin in origins)
-    if all(call.handles_zeros(x) for x in terms):
-        surrogate = sum(_term(here, x, out, 1.0 if x is first else alpha, len(terms)) for x in terms)
+    plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
+    out = combined(here, plain, [(first, 1.0), (second, alpha)])
+    origins = here.call.origins
+    if alpha == -1 and isinstance(first, (int, float)) and first == 1 and origins.of(second).gate:  # 1 - gate
+        origins.note(out, replace(origins.of(out), gate=True))
+    return out
+
+
+def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
+    """Return ``out``, the sum of terms times factors, explained so that at zero the active ones share equally."""
+    call = here.call
+    active = [(x, factor) for x, factor in terms if here.active(x)]
+    origins = [call.origins.of(x) for x, _ in active]
+    counts = {origin.factors for origin in origins}  # terms that are products of as many factors stay such
+    nonnegative = len(active) == len(terms) and all(
+        origin.nonnegative and factor >= 0 for origin, (_, factor) in zip(origins, active, strict=True)
+    )
+    if not out.is_complex() and all(call.handles_zeros(x) for x, _ in active):
+        surrogate = sum(_term(here, x, out, factor, len(active)) for x, factor in active)
         assert isinstance(surrogate, Tensor)
         out = call.switch(out, surrogate)
-    call.origins.note(out, Origin(nonnegative=nonnegative))
+    call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
 
 
@@ -60,41 +78,56 @@ def _term(here: Here, x: Tensor, out: Tensor, factor: float, terms: int) -> Tens
     return x * here.call.constant(torch.where(out == 0, equal, torch.full_like(out, factor)))
 
 
-def total(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``sum`` and ``cumsum``: at zero, every term receives its equal part."""
+def total(here: Here, *args: Any, **kwargs: Any) -> Tensor:
+    """Sums and means (``sum``, ``cumsum``, ``index_add``, average pooling): at zero, terms receive equal parts."""
+    return averaged(here, here.func(*args, **kwargs), here.func, *args, **kwargs)
+
+
+def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Return ``out``, a sum of terms that count alike, explained so that the terms of a zero share equally.
+
+    Where ``mean(x) = n sum(x_i)`` for some number ``n``, a term receives ``mean(tau) / mean(1) = tau / terms``.
+    """
     call = here.call
     here.by_autograd()
-    out: Tensor = here.func(input, *args, **kwargs)
-    if call.handles_zeros(input):
-        terms = here.func(torch.ones_like(input), *args, **kwargs)
-        even = here.func(input * call.constant(TAU / safe(input)), *args, **kwargs) / terms
-        out = call.switch(out, torch.where(out.detach() == 0, even, out))
-    call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
+    terms = [x for x in tensors_in((args, kwargs)) if here.active(x)]
+    if not out.is_complex() and all(call.handles_zeros(x) for x in terms):
+        even = _evenly(here, mean, args, kwargs)
+        out = call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
+    origins = [call.origins.of(x) for x in terms]
+    counts = {origin.factors for origin in origins}
+    constants = [x for x in tensors_in((args, kwargs)) if x.is_floating_point() and not here.active(x)]
+    nonnegative = not constants and all(origin.nonnegative for origin in origins)
+    call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
 
 
-def average(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``mean`` and adaptive average pooling: at zero, every term receives its equal part."""
-    return averaged(here, input, here.func(input, *args, **kwargs), lambda x: here.func(x, *args, **kwargs))
+def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the sums of ``tau`` over the number of terms; not finite where no term depends on the input."""
+
+    def tiny(x: Tensor) -> Tensor:
+        if here.active(x):
+            return x * here.call.constant(TAU / safe(x))
+        return torch.zeros_like(x) if x.is_floating_point() else x
+
+    def one(x: Tensor) -> Tensor:
+        if here.active(x):
+            return torch.where(x.isnan(), x, 1.0).detach()
+        return torch.zeros_like(x) if x.is_floating_point() else x
+
+    (small, more), (ones, others) = map_tensors(tiny, (args, kwargs)), map_tensors(one, (args, kwargs))
+    number = mean(*ones, **others)
+    empty = number == 0
+    return torch.where(empty, torch.inf, mean(*small, **more) / torch.where(empty, 1.0, number))
 
 
-def averaged(here: Here, input: Tensor, out: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``out``, a mean up to a factor, explained so that the terms of a zero share equally."""
+def mixed(here: Here, x: Tensor, out: Tensor) -> Tensor:
+    """Return ``out``, a product of ``x`` with constants: where all that it mixes is zero, nothing can be shared."""
     call = here.call
     here.by_autograd()
-    if call.handles_zeros(input):
-        even = mean(input * call.constant(TAU / safe(input)))
-        out = call.switch(out, torch.where(out.detach() == 0, even, out))
-    call.origins.note(out, Origin(nonnegative=call.origins.of(input).nonnegative))
-    return out
-
-
-def mixed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
-    """A product with a constant matrix: where all that it mixes is zero, nothing can be shared."""
-    here.by_autograd()
-    out: Tensor = here.func(*args, **kwargs)
-    if here.call.handles_zeros(out):
-        out = here.call.scale(out, (out.detach() != 0).to(out.dtype))
+    if call.handles_zeros(out) and not out.is_complex():
+        out = call.scale(out, (out.detach() != 0).to(out.dtype))
+    call.origins.note(out, Origin(factors=call.origins.of(x).factors))
     return out
 
 
@@ -119,7 +152,8 @@ def keep_sign(here: Here, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()))
         parts = list(first) if isinstance(first, (list, tuple)) else [first]
         nonnegative = all(isinstance(part, Tensor) and call.origins.of(part).nonnegative for part in parts)
-        call.origins.note(out, Origin(nonnegative=nonnegative))
+        counts = {call.origins.of(part).factors for part in parts if here.active(part)}
+        call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
 
 

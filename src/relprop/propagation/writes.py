@@ -35,7 +35,10 @@ _OPERATORS = {"__setitem__"} | {
 }
 
 
-_FILLS = {"fill_", "zero_"}
+_FILLS = {"fill_", "zero_"} | {
+    f"{name}_"
+    for name in ("normal", "uniform", "random", "exponential", "geometric", "cauchy", "log_normal", "bernoulli")
+}
 _RESHAPES = {"unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", "as_strided_"}
 
 
@@ -67,6 +70,10 @@ def twin_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return Twin(set_item, args, kwargs)
     if func is torch.Tensor.copy_:
         return Twin(copied, args[:2], {})
+    if func is torch.Tensor.fill_ and isinstance(args[1], Tensor):
+        return Twin(copied, args, kwargs)
+    if func is torch.Tensor.fill_diagonal_:
+        return Twin(filled_diagonal, args, kwargs)
     if _writes_first(func):
         pure = None if func.__name__ in _RESHAPES | _FILLS else _pure(func)
         return None if pure is None else Twin(pure, args, kwargs)
@@ -81,6 +88,11 @@ def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
     out = x.clone()
     out[index] = value
     return out
+
+
+def filled_diagonal(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return ``x`` with a constant diagonal."""
+    return x.clone().fill_diagonal_(*args, **kwargs)
 
 
 def copied(x: Tensor, value: Tensor) -> Tensor:

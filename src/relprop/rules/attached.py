@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from relprop.errors import RuleError
+from relprop.inputs import eager, unwrapped
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode, foremost
@@ -43,14 +44,15 @@ class Attached:
                 "attach cannot resolve the rule for the last layer: the target is not known while the graph is built. "
                 "Set it by the layer's name, or use LRP(model, rules)."
             )
-        self._call = Call(model, self._selection, create_graph=True, open_ended=True)
+        self._model = unwrapped(model)
+        self._call = Call(self._model, self._selection, create_graph=True, open_ended=True)
         self._stack = ExitStack()
-        self._model = model
 
     def __enter__(self) -> Attached:
         with ExitStack() as stack:
             stack.enter_context(Attributes(self._model))
             stack.enter_context(ModuleHooks(self._model, self._call))
+            stack.enter_context(eager())
             stack.enter_context(foremost(self._call))
             stack.enter_context(RelevanceMode(self._call))
             self._stack = stack.pop_all()
@@ -64,6 +66,7 @@ class Attached:
             self.finish()
             return
         self._call.forget_forward()
+        self._call.sites.clear()  # each holds the call: now the graphs alone keep anything, and die with the outputs
         self._selection.verify(self._call.called)
 
     def finish(self) -> None:

@@ -70,6 +70,8 @@ class Zero(LinearRule):
     tensor([[ 3., -2.]])
     """
 
+    exact_by_autograd = True
+
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
         return layer.transpose(self._shared(layer, z, c))
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode
+from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode, unwrapped
 from relprop.propagation.call import Call
 from relprop.propagation.provenance import nodes_before_last
-from relprop.propagation.record import Record
+from relprop.propagation.record import Record, merged
 from relprop.propagation.run import forward
 from relprop.tables import html_table, shape_text, text_table
 from relprop.targets import reading
@@ -31,7 +32,7 @@ class Row:
         rule: as it prints; empty where autograd's own backward is the rule.
         default: no entry of the registry chose it.
         covered: False where no rule is known for the operation.
-        notes: "a >= 0", "batch norm folded", "not folded", ...
+        notes: "a >= 0", "batch norm folded", "not folded", "50 times" (in the steps of a recurrent layer), ...
     """
 
     name: str
@@ -150,7 +151,7 @@ def _module_line(row: ModuleRow) -> tuple[str, ...]:
 def make_plan(
     rules: Rules,
     model: nn.Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: Any,
     target: Any = None,
     additional_forward_args: Any = None,
     forward_kwargs: dict[str, Any] | None = None,
@@ -161,9 +162,9 @@ def make_plan(
     """
     given = as_inputs(inputs)
     selection = rules.bind(model)
-    call = Call(model, selection, recording=True)
+    call = Call(unwrapped(model), selection, recording=True)
     try:
-        targets = [] if target is None else [reading(model, target, given[0].shape[0])]
+        targets = [] if target is None else [reading(model, target, given.samples)]
         with grad_mode():
             passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
         selection.verify(call.called, call.ended)
@@ -171,8 +172,12 @@ def make_plan(
             reached, call.before_last = nodes_before_last(passed.selected)
             for site in call.sites:
                 site.record_last(reached)
-        modules = (ModuleRow(e.name, e.module, e.position, e.inputs, e.output) for e in call.entered)
-        return Plan(tuple(_row(record) for record in call.records), tuple(modules))
+        records = merged(call.records)
+        begun = [position for position, _ in records]
+        modules = (
+            ModuleRow(e.name, e.module, bisect_left(begun, e.position), e.inputs, e.output) for e in call.entered
+        )
+        return Plan(tuple(_row(record) for _, record in records), tuple(modules))
     finally:
         call.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
@@ -164,7 +164,7 @@ class Rules:
             raise RuleError(f"{name!r} is already registered; choose another name.")
         cls.named[name] = rule
 
-    def plan(self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], target: Any = None, **options: Any) -> Plan:
+    def plan(self, model: nn.Module, inputs: Any, target: Any = None, **options: Any) -> Plan:
         """Return what will happen to these inputs: every call, in order, with its module, shapes and rule.
 
         ``options`` are those of ``attribute`` (``additional_forward_args``, ``forward_kwargs``).
@@ -333,6 +333,11 @@ def _selector(selector: Any) -> Selector:
     if types and all(isinstance(item, type) and issubclass(item, nn.Module) for item in types):
         return ByType(types)
     operation = operation_of(selector) if callable(selector) else None
+    if operation is not None and operation.composite:
+        raise RuleError(
+            f"{operation.name} is made of other operations, each with a rule of its own. Set the rule for those, or "
+            "for the module in which it runs."
+        )
     if operation is not None:
         return ByOperation(operation.name, operation.kind)
     if callable(selector) and not isinstance(selector, (type, nn.Module)):

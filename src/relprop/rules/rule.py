@@ -30,6 +30,9 @@ class Flow(Protocol):
     def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
         """Return ``x``; the relevance that passes is multiplied by ``factor``."""
 
+    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
+        """Return the value of ``native``, explained as if it had been ``surrogate``."""
+
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""
 
@@ -51,6 +54,8 @@ class LinearRule(Rule, ABC):
     """A rule for linear maps with parameters."""
 
     serves = frozenset({"linear"})
+    exact_by_autograd: ClassVar[bool] = False
+    """Autograd's own backward is this rule, on complex numbers too."""
 
     @abstractmethod
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Handlers of the other products of matrices: against a parameter, a constant or a factor."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.handler import Here
+from relprop.propagation.layer import Contraction, Dense
+from relprop.propagation.linear_calls import apply_linear, is_parameter
+from relprop.propagation.products import factors_of, product
+from relprop.propagation.provenance import Origin
+from relprop.propagation.sums import combined, mixed
+
+Bilinear = Callable[[Tensor, Tensor], Tensor]
+
+
+def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> Tensor:
+    """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
+    left, right = here.active(input), here.active(other)
+    if left and right:
+        out = compute(*product(here, (input, other)))
+        here.call.origins.note(out, Origin(factors=factors_of(here, input, other)))
+        return out
+    constant, a = (other, input) if left else (input, other)
+    if not is_parameter(here, constant):
+        return mixed(here, a, compute(input, other))
+    if constant.layout != torch.strided:
+        constant = constant.to_dense()
+    if left and other.dim() == 2 and compute is torch.matmul:
+        return apply_linear(here, Dense(), a, constant.mT, None, lambda: compute(input, other))
+    forward = compute if left else lambda x, weight: compute(weight, x)
+    return apply_linear(here, Contraction(forward), a, constant, None, lambda: compute(input, other))
+
+
+_NAMES = (
+    "input", "a", "x", "mat1", "mat", "batch1", "vec1", "other", "b", "y", "mat2", "vec", "vec2", "batch2", "tensor",
+)  # fmt: skip
+
+
+def _operands(number: int, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Any]]:
+    """Return the first operands, taken out of ``kwargs`` where they come by keyword, and the other arguments."""
+    named = [kwargs.pop(name) for name in _NAMES if name in kwargs]
+    given = [*args[: number - len(named)], *named]
+    return given, list(args[number - len(named) :])
+
+
+def matmul(here: Here, *args: Tensor, **kwargs: Any) -> Tensor:
+    """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot`` and ``@``."""
+    (first, second), _ = _operands(2, args, kwargs)
+    return contracted(here, first, second, torch.matmul)
+
+
+def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
+    """``input @ other`` where only ``other`` is a tensor (``Tensor.__rmatmul__``)."""
+    return contracted(here, input, other, torch.matmul)
+
+
+def contraction(here: Here, *args: Any, **kwargs: Any) -> Tensor:
+    """Whatever else is linear in its first two arguments: ``tensordot``, ``inner``, ``outer``, ``kron``, ``cross``."""
+    (first, second), rest = _operands(2, args, kwargs)
+    return contracted(here, first, second, lambda x, y: here.func(x, y, *rest, **kwargs))
+
+
+def added(compute: Bilinear) -> Callable[..., Tensor]:
+    """Return the handler of ``beta input + alpha compute(first, second)``."""
+
+    def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
+        (start, first, second), _ = _operands(3, args, kwargs)
+        layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_parameter(here, second)
+        if layer and beta == 1 and alpha == 1 and not here.active(start) and compute is torch.matmul:
+            return apply_linear(here, Dense(), first, second.mT, start, lambda: here.func(start, first, second))
+        if not (here.active(first) or here.active(second)):
+            z = compute(first, second)
+        else:
+            z = contracted(here, first, second, compute)
+        shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
+        z = alpha * z
+        here.absorbs(*(part for part in (shift, z) if not here.active(part)))
+        return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])
+
+    return handler
+
+
+def _summed(first: Tensor, second: Tensor) -> Tensor:
+    return torch.bmm(first, second).sum(0)
+
+
+addmm = added(torch.matmul)
+"""``addmm``, ``addmv``, ``baddbmm``."""
+
+addbmm = added(_summed)
+"""``addbmm``."""
+
+addr = added(torch.outer)
+"""``addr``."""
+
+
+def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
+    """``einsum`` of any number of operands."""
+    if not isinstance(equation, str):
+        equation, operands = _equation(equation, *operands)
+    tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
+    active = [here.active(tensor) for tensor in tensors]
+    if sum(active) > 1:
+        out = torch.einsum(equation, *product(here, tuple(tensors)))
+        here.call.origins.note(out, Origin(factors=factors_of(here, *tensors)))
+        return out
+    position = active.index(True)
+    if len(tensors) == 2 and is_parameter(here, tensors[1 - position]):
+
+        def contracting(a: Tensor, weight: Tensor) -> Tensor:
+            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))
+
+        a, weight = tensors[position], tensors[1 - position]
+        return apply_linear(here, Contraction(contracting), a, weight, None, lambda: contracting(a, weight))
+    return mixed(here, tensors[position], torch.einsum(equation, *tensors))
+
+
+def _equation(*given: Any) -> tuple[str, tuple[Tensor, ...]]:
+    """Return the equation of ``einsum(x, [0, 1], y, [1, 2], [0, 2])``, and its operands."""
+    *pairs, output = given if len(given) % 2 else (*given, None)
+
+    def letters(sublist: Sequence[Any]) -> str:
+        return "".join(
+            "..." if item is Ellipsis else (string.ascii_uppercase + string.ascii_lowercase)[item] for item in sublist
+        )
+
+    inputs = ",".join(map(letters, pairs[1::2]))
+    return inputs if output is None else f"{inputs}->{letters(output)}", tuple(pairs[0::2])
+
+
+def bilinear(here: Here, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``bilinear``: a product where both inputs are active, a linear map where the other is a constant."""
+    factors = (input1, input2, weight)
+    if sum(map(here.active, factors)) == 1 and not here.active(weight):
+        first = here.active(input1)
+        other = input2 if first else input1
+        mixing = torch.einsum("oij,...j->...oi" if first else "oij,...i->...oj", weight, other)
+        z = _by_sample(here, input1 if first else input2, mixing, lambda: here.func(input1, input2, weight, None))
+    elif any(map(here.active, factors)):
+        z = here.func(*product(here, factors), None)
+        here.absorbs_nothing()
+        here.call.origins.note(z, Origin(factors=factors_of(here, *factors)))
+    else:
+        z = here.func(*factors, None)
+    if bias is None:
+        return z
+    here.absorbs(*(part for part in (z, bias) if not here.active(part)))
+    return z + bias
+
+
+def _by_sample(here: Here, a: Tensor, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """Run a linear map whose weight differs from sample to sample."""
+
+    def forward(x: Tensor, mixing: Tensor) -> Tensor:
+        return (mixing @ x.unsqueeze(-1)).squeeze(-1)
+
+    return apply_linear(here, Contraction(forward), a, weight, None, compute)
