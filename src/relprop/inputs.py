@@ -24,7 +24,7 @@ from relprop.errors import (
     near,
     warn,
 )
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.storage import children, map_tensors, tensors_in
 
 
 def as_model(model: Any) -> nn.Module:
@@ -124,6 +124,26 @@ class Given:
             return tuple(maps) if isinstance(self.structure, (tuple, list)) else maps[0]
         return self._with(maps, lambda _: None)
 
+    def replaced(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the inputs as they were given, other tensors in the place of those explained."""
+        return self.packed(tensors) if self.samples is not None else self._with(tensors, lambda tensor: tensor)
+
+    def aligned(self, tree: Any, name: str) -> list[Any]:
+        """Return what a tree of the structure of the inputs holds in the place of every explained tensor.
+
+        Raises:
+            InputError: where it has another structure.
+        """
+        if self.samples is None:
+            pairs = _pairs(self.structure, tree, name)
+            return [found for tensor, found in pairs if _can_be_explained(tensor)]
+        if not isinstance(self.structure, (tuple, list)):
+            return [tree]
+        if not isinstance(tree, (tuple, list)) or len(tree) != len(self.tensors):
+            got = f"{len(tree)} entries" if isinstance(tree, (tuple, list)) else type(tree).__name__
+            raise InputError(f"{name}: expected a tuple of {len(self.tensors)}, one for every input; got {got}.")
+        return list(tree)
+
     def _with(self, values: Sequence[Any], other: Callable[[Tensor], Any]) -> Any:
         left = iter(values)
         return map_tensors(lambda tensor: next(left) if _can_be_explained(tensor) else other(tensor), self.structure)
@@ -170,6 +190,17 @@ def as_inputs(inputs: Any) -> Given:
     for tensor in explained:
         _check_tensor(f"The input of shape {tuple(tensor.shape)}", tensor)
     return Given(structure, explained, None)
+
+
+def _pairs(structure: Any, tree: Any, name: str) -> list[tuple[Tensor, Any]]:
+    """Return every tensor of a structure, with what another tree of the same structure holds in its place."""
+    if isinstance(structure, Tensor):
+        return [(structure, tree)]
+    parts = children(structure)
+    others = children(tree) if type(tree) is type(structure) else {}
+    if tensors_in(structure) and list(parts) != list(others):
+        raise InputError(f"{name} must have the structure of the inputs: {type(structure).__name__}, got {tree!r:.80}.")
+    return [pair for key, part in parts.items() if tensors_in(part) for pair in _pairs(part, others[key], name)]
 
 
 def _holds_tensors(item: Any) -> bool:

@@ -105,7 +105,7 @@ class Attribution(Method):
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, _delta(explained if create_graph else explained.detach(), found, given)
+        return packed, convergence_delta(explained if create_graph else explained.detach(), found, given)
 
     def attribute_layers(
         self,
@@ -188,7 +188,7 @@ class Attribution(Method):
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0).detach().double()
             explained = explained if given.samples is not None else explained.sum().reshape(1)
-            arrived = explained - _delta(explained, found, given)
+            arrived = explained - convergence_delta(explained, found, given)
             return make_report(passed.call.records, explained.cpu(), arrived.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def _check_output(call: Call, output: Tensor) -> None:
         raise InputError(f"The explained output does not depend on the input.{why}")
 
 
-def _delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
+def convergence_delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
     """Return ``f - sum R`` of every sample, or of all together where the inputs have no batch in common."""
     maps = [part.to(explained.dtype) for part in found if part is not None]
     if given.samples is None:

@@ -188,16 +188,24 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     found = [] if found is None else found
     if isinstance(tree, Tensor):
         found.append(tree)
-    elif isinstance(tree, (tuple, list)):
+    elif isinstance(tree, (tuple, list)):  # every call has one
         for item in tree:
             tensors_in(item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
+    else:
+        for item in children(tree).values():
             tensors_in(item, found)
-    elif _is_record(tree):
-        for field in fields(tree):
-            tensors_in(getattr(tree, field.name), found)
     return found
+
+
+def children(tree: Any) -> dict[Any, Any]:
+    """Return what a tuple, list, mapping or dataclass holds, by its place there; nothing for anything else."""
+    if isinstance(tree, (tuple, list)):
+        return dict(enumerate(tree))
+    if isinstance(tree, dict):
+        return tree
+    if _is_record(tree):
+        return {field.name: getattr(tree, field.name) for field in fields(tree)}
+    return {}
 
 
 def _is_record(tree: Any) -> bool:
