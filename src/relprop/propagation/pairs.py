@@ -12,6 +12,7 @@ from torch import Tensor
 from relprop.errors import ModelError
 from relprop.propagation.call import Call
 from relprop.propagation.provenance import Origin
+from relprop.propagation.run import Forward, roots_of
 from relprop.propagation.storage import Saved
 
 if TYPE_CHECKING:
@@ -46,10 +47,9 @@ class PairedCall(Call):
     noted: deque[Noted] = field(default_factory=deque)
     counterparts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reference is not None:
-            self.warned = self.reference.warned  # what was named once need not be named again
+    def follow(self, reference: PairedCall) -> None:
+        """Go where the pass on the baselines went."""
+        self.reference = reference
 
     def others(self, here: Here, *tensors: Tensor) -> tuple[Tensor, ...] | None:
         """Return what these arguments were in the pass on the baselines; None in that pass, which notes them.
@@ -73,11 +73,30 @@ class PairedCall(Call):
             )
         return found
 
-    def check_followed(self) -> None:
-        """Raise where the pass on the baselines went on."""
+    def finish(self, before: Forward, passed: Forward) -> None:
+        """Pair what relevance is read at, now that both passes are over.
+
+        Raises:
+            ModelError: where the pass on the baselines went on.
+        """
         if self.reference is not None and self.reference.noted:
             noted = self.reference.noted[0]
             raise ModelError(f"{_strays('nothing more', '', noted)}. Give baselines that go the same way.")
+        for start, other in zip(passed.starts, before.starts, strict=True):
+            roots = zip(roots_of(start), roots_of(other), strict=True)
+            self.counterparts.extend((root.value, there.value) for root, there in roots)
+        for name, passages in passed.passages.items():
+            for passage, there in zip(passages, before.passages[name], strict=True):
+                values = zip(passage.values, there.values, strict=True)
+                self.counterparts.extend((saved.tensor, other.tensor) for saved, other in values)
+        passed.references = [tensor if self.create_graph else tensor.detach() for tensor in before.selected]
+
+    def close(self) -> None:
+        super().close()
+        if self.reference is not None:
+            self.reference.close()
+        self.counterparts.clear()
+        self.noted.clear()
 
     def counterpart(self, value: Tensor) -> Tensor:
         """Return what a value is in the pass on the baselines."""
