@@ -4,6 +4,7 @@ from relprop.attribution.backward_variants import Deconvolution, GuidedBackprop
 from relprop.attribution.base import Attribution
 from relprop.attribution.baselines import Input, Random
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.deep_lift import DeepLift, DeepLiftShap
 from relprop.attribution.deep_taylor import DeepTaylor
 from relprop.attribution.excitation import ContrastiveExcitationBackprop, ExcitationBackprop
 from relprop.attribution.gradient import Gradient, GradientXInput, Sensitivity
@@ -16,6 +17,8 @@ __all__ = [
     "Contract",
     "ContrastiveExcitationBackprop",
     "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
     "DeepTaylor",
     "ExcitationBackprop",
     "Gradient",

@@ -51,7 +51,7 @@ class DeepLift(Method, name="deep_lift"):
     >>> _ = model[0].weight.data.copy_(torch.tensor([[3.0, -1.0]])), model[0].bias.data.fill_(-1.0)
     >>> x, baseline = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 1.0]])
     >>> DeepLift(model).attribute(x, baseline)
-    tensor([[1., -0.]])
+    tensor([[1., 0.]])
     """
 
     contract = Contract("1", "relevance", "f - f'", _WHERE)

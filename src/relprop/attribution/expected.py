@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relprop.attribution.base import Condition, convergence_delta
 from relprop.attribution.contract import Contract, Method

@@ -63,8 +63,8 @@ def _pooled(
     return_indices = return_indices or here.operation.endswith("with_indices")
     found = pairs(here, input)
     if found is None:
-        out = indexed(input)
-        return out if return_indices else out[0]
+        both = indexed(input)
+        return both if return_indices else both[0]
     with torch.set_grad_enabled(call.create_graph):
         native, index = indexed(input)
     with torch.no_grad():
@@ -107,10 +107,11 @@ def either(largest: bool) -> Callable[..., Any]:
         active = [x for x in (input, other) if here.active(x)]
         if len(active) == 1:
             constant, shape = other if active[0] is input else input, torch.broadcast_shapes(input.shape, other.shape)
-            return elementwise(KINKED, here, active[0] if active[0].shape == shape else active[0].expand(shape), constant)
+            wide = active[0] if active[0].shape == shape else active[0].expand(shape)
+            return elementwise(KINKED, here, wide, constant)
         found = pairs(here, *active)
         if found is None:
-            return here.func(input, other)  # type: ignore[no-any-return]
+            return here.func(input, other)
         call = call_of(here)
         both = secants.linear(call, lambda *values: torch.stack(torch.broadcast_tensors(*values), -1), *found)
         index, before = (torch.argmax(x if largest else -x, -1, keepdim=True) for x in (both.value, both.other))

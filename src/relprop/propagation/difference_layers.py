@@ -213,9 +213,7 @@ def instance_norm(
     """``F.instance_norm``; by running statistics it is affine."""
 
     def native() -> Tensor:
-        out: Tensor = here.func(
-            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-        )
+        out: Tensor = here.func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return out
 
     if not use_input_stats:
@@ -244,9 +242,7 @@ def statistics_of_batch(
     )
 
 
-def _per_channel(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def _per_channel(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     one, two = (None if x is None else per_channel(x, input) for x in (weight, bias))
     return one, two
 

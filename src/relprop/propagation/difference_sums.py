@@ -1,10 +1,10 @@
 """Handlers of DeepLIFT: linear maps, and for RevealCancel the sizes of the terms that they add up.
 
-A linear map needs no rule: autograd is right. RevealCancel asks for more: how much of ``z - z'`` is the sum of its positive
-terms, how much that of its negative ones. With the spread ``s = sum_i |w_i (x_i - x'_i)|`` these are
-``(z - z' + s) / 2`` and ``(z - z' - s) / 2``, and as functions of the input their derivatives are ``w_i`` for terms of that
-sign, ``0`` for those of the other, and ``w_i / 2`` where ``x_i = x'_i``. So the spread is all that a linear map must
-remember. What is linear behind it carries the spread along: sums, batch norm, constant factors, means, reshaping.
+A linear map needs no rule: autograd is right. RevealCancel asks for more: how much of ``z - z'`` is the sum of its
+positive terms, how much that of its negative ones. With the spread ``s = sum_i |w_i (x_i - x'_i)|`` these are
+``(z - z' + s) / 2`` and ``(z - z' - s) / 2``, and as functions of the input their derivatives are ``w_i`` for terms of
+that sign, ``0`` for those of the other, and ``w_i / 2`` where ``x_i = x'_i``. So the spread is all that a linear map
+must remember. What is linear behind it carries the spread along: sums, batch norm, constant factors, means, reshaping.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def note_spread(
         restart: an argument counts as one term, whatever it was added up from itself.
     """
     call = call_of(here)
-    if not call.reveal:
+    if not call.reveal or any(x.is_complex() for x in (out, *terms)):
         return out
     known = [None if restart else call.spread(x) for x in terms]
     fresh = [x for x, spread in zip(terms, known, strict=True) if spread is None]

@@ -15,14 +15,15 @@ from relprop.propagation import difference_sums as sums
 from relprop.propagation import differences as dif
 from relprop.propagation.handler import native
 from relprop.propagation.operations import Operation, functions_named, operation_of
-from relprop.propagation.secants import KINKED, POLES, SCALED, SMOOTH, of_inverse_root, of_reciprocal, of_root
+from relprop.propagation.secants import KINKED, POLES, SCALED, SMOOTH, of_inverse_root, of_reciprocal, of_root, stepped
 from relprop.propagation.writes import copied, set_item
 
 _KINKED = (
     "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "celu", "selu", "abs", "absolute", "clamp", "clip",
-    "clamp_min", "clamp_max", "threshold", "softshrink", "hardshrink", "hardswish", "sign", "sgn", "floor", "ceil",
-    "round", "trunc", "fix", "frac", "heaviside", "nan_to_num",
+    "clamp_min", "clamp_max", "threshold", "softshrink", "hardshrink", "hardswish",
+    "frac", "nan_to_num", "fmod", "remainder", "__mod__",
 )  # fmt: skip
+_STEPS = ("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "heaviside", "floor_divide", "__floordiv__")
 _SMOOTH = (
     "gelu", "silu", "mish", "tanh", "sigmoid", "expit", "softplus", "logsigmoid", "log_sigmoid", "softsign",
     "tanhshrink", "exp", "exp2", "expm1", "erf", "erfc", "sin", "cos", "sinh", "cosh", "atan", "arctan", "asinh",
@@ -33,20 +34,24 @@ _POLES = (
     "lgamma", "digamma", "polygamma", "i0", "i0e", "i1", "i1e", "ndtri", "log_ndtr", "entr",
 )  # fmt: skip
 _LINEAR = (
-    "trace", "diff", "fold", "interpolate", "upsample", "upsample_bilinear2d", "select_scatter",
-    "slice_scatter", "diagonal_scatter", "as_strided_scatter", "fill", "grid_sample", "grid_sampler", "conv_tbc", "complex", "deg2rad", "rad2deg", "alpha_dropout",
-    "feature_alpha_dropout", "fft", "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn",
-    "rfftn", "irfftn", "stft", "istft", "meshgrid", "block_diag", "_pad_packed_sequence",
+    "trace", "diff", "gradient", "fold", "interpolate", "upsample", "upsample_bilinear2d", "select_scatter",
+    "slice_scatter", "diagonal_scatter", "fill", "grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
+    "affine_grid", "conv_tbc", "complex", "deg2rad", "rad2deg", "alpha_dropout", "feature_alpha_dropout", "fft",
+    "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn", "stft", "istft",
+    "meshgrid", "cartesian_prod", "combinations", "block_diag", "_pad_packed_sequence",
 )  # fmt: skip
 _AVERAGES = (
-    "sum", "nansum", "cumsum", "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "upsample_nearest", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "sum", "nansum", "cumsum", "mean", "nanmean", "sum_to_size", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_nearest", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d",
 )  # fmt: skip
 _PUTS = ("scatter", "scatter_add", "index_add", "index_copy", "index_fill", "index_put", "masked_scatter",
          "max_unpool1d", "max_unpool2d", "max_unpool3d")  # fmt: skip
 _TAKES = {"gather", "index_select", "take", "take_along_dim", "masked_select", "__getitem__", "repeat_interleave"}
-_MOVES = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "pad", "constant_pad_nd",
-          "broadcast_tensors")  # fmt: skip
+_MOVES = (
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack", "pad",
+    "constant_pad_nd", "broadcast_tensors",
+)  # fmt: skip
 _REORDERS = {"topk", "sort", "msort"}
 _DRAWS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "native_dropout", "embedding"}
 
@@ -54,6 +59,7 @@ _DRAWS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "
 def _entries() -> Iterator[tuple[Callable[..., Any], tuple[str, ...]]]:
     """Yield every handler with the names of what it runs."""
     yield partial(dif.elementwise, KINKED), _KINKED
+    yield partial(dif.elementwise, stepped), _STEPS
     yield partial(dif.elementwise, SMOOTH), _SMOOTH
     yield partial(dif.elementwise, POLES), _POLES
     yield partial(dif.elementwise, SCALED), ("log", "log2", "log10")
@@ -61,6 +67,7 @@ def _entries() -> Iterator[tuple[Callable[..., Any], tuple[str, ...]]]:
     yield partial(dif.elementwise, of_inverse_root), ("rsqrt",)
     yield partial(dif.elementwise, of_reciprocal), ("reciprocal",)
     yield dif.square, ("square",)
+    yield dif.detached, ("detach",)
     yield dif.raised, ("pow", "__pow__", "float_power")
     yield dif.reversed_raised, ("__rpow__",)
     yield dif.hardsigmoid, ("hardsigmoid",)
@@ -120,6 +127,7 @@ class Differences(Mapping[Any, Operation]):
                     self._known[function] = Operation(name, "difference", handler)
         self._known[torch.batch_norm] = Operation("batch_norm", "difference", sums.torch_batch_norm)
         self._known[F.instance_norm] = Operation("instance_norm", "difference", lay.instance_norm)
+        self._known[vars(torch._C.TensorBase)["data"].__get__] = Operation("data", "difference", dif.detached)
         self._known[set_item] = Operation("set_item", "difference", dif.steered)
         self._known[copied] = Operation("copied", "difference", native)
 

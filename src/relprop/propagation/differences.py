@@ -10,12 +10,15 @@ from torch import Tensor
 
 from relprop.propagation import secants
 from relprop.propagation.handler import Here
+from relprop.propagation.operations import makes_constants
 from relprop.propagation.pairs import PairedCall
 from relprop.propagation.secants import KINKED, SCALED, SMOOTH, Pair, Slope
 from relprop.propagation.storage import map_tensors, tensors_in
 
 OTHERWISE = "chooses otherwise for the baselines than for the inputs; the sum may miss f - f'."
 UNCOVERED = "has no DeepLIFT rule; its gradient stands in for a multiplier, and the sum may miss f - f'."
+UNDIFFERENTIABLE = "has no derivative; no difference passes it, and the sum may miss f - f'."
+CUT_OFF = "takes a difference out of the graph, so that nothing of it is explained; the sum may miss f - f'."
 
 
 def call_of(here: Here) -> PairedCall:
@@ -32,10 +35,27 @@ def pairs(here: Here, *tensors: Tensor) -> tuple[Pair, ...] | None:
 def uncovered(here: Here, *args: Any, **kwargs: Any) -> Any:
     """Run what has no rule by its gradient, and name it."""
     out = here.func(*args, **kwargs)
-    call = call_of(here)
-    if call.reference is not None and any(call.graph.reach(tensor) for tensor in tensors_in(out)):
-        call.name_uncovered(here.operation if here.operation != "unknown" else name_of(here.func), UNCOVERED)
+    call, made = call_of(here), tensors_in(out)
+    if call.reference is None:
+        return out
+    carries = any(call.graph.reach(tensor) for tensor in made)
+    if carries or (not makes_constants(here.func) and any(map(_holds_numbers, made))):
+        name = here.operation if here.operation != "unknown" else name_of(here.func)
+        call.name_uncovered(name, UNCOVERED if carries else UNDIFFERENTIABLE)
     return out
+
+
+def detached(here: Here, input: Tensor) -> Tensor:
+    """``detach`` and ``data``: named where what they cut off is not what it is for the reference."""
+    found = pairs(here, input)
+    if found is not None and not torch.equal(input, found[0].other):
+        call_of(here).name_uncovered(here.operation, CUT_OFF)
+    return here.func(input)  # type: ignore[no-any-return]
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Say whether the entries of a tensor can change gradually."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def name_of(func: Callable[..., Any]) -> str:

@@ -1,9 +1,9 @@
 """The multipliers of DeepLIFT: functions whose differences are those of the function itself, exactly.
 
 A multiplier ``m`` of ``y = f(x)`` against a reference ``x'`` gives ``f(x) - f(x') = m (x - x')``. Two of them serve
-everything: the secant ``(f(x) - f(x')) / (x - x')`` of an elementwise function, and the derivative halfway between ``x``
-and ``x'``, which is exact for polynomials of second degree in all their arguments together: for a product it is
-``dx (y + y') / 2 + dy (x + x') / 2``.
+everything: the secant ``(f(x) - f(x')) / (x - x')`` of an elementwise function, and the derivative halfway between
+``x`` and ``x'``, which is exact for polynomials of second degree in all their arguments together: for a product it
+is ``dx (y + y') / 2 + dy (x + x') / 2``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def at(call: Call, x: Tensor, point: Tensor) -> Tensor:
 
 
 def divided(near: Callable[[Tensor, Tensor], Tensor]) -> Slope:
-    """Return the slope ``(f(x) - f(x')) / (x - x')``; where the two are nearer than ``near``, the derivative halfway."""
+    """Return the slope ``(f(x) - f(x')) / (x - x')``; nearer than ``near``, the derivative halfway."""
 
     def slope(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Tensor) -> Tensor:
         difference = torch.where(x == other, 0.0, x - other)  # infinities may be equal too
@@ -90,17 +90,24 @@ def derivative(function: Function, point: Tensor) -> Tensor:
 
 def rounding(x: Tensor, other: Tensor) -> Tensor:
     """Return the distance at which a difference is nothing but rounding: for functions with kinks or poles."""
-    return 8 * torch.finfo(x.dtype).eps * torch.maximum(x.abs(), other.abs())
+    return torch.maximum(x.abs(), other.abs()) * (8 * torch.finfo(x.dtype).eps)
 
 
 def curvature(x: Tensor, other: Tensor) -> Tensor:
     """Return the distance at which the derivative halfway is the better quotient, for functions smooth everywhere."""
-    return torch.finfo(x.dtype).eps ** (1 / 3) * (1 + torch.maximum(x.abs(), other.abs()))
+    return (1 + torch.maximum(x.abs(), other.abs())) * float(torch.finfo(x.dtype).eps ** (1 / 3))
 
 
 def relative(x: Tensor, other: Tensor) -> Tensor:
     """Return the same distance for functions that are smooth but at zero."""
-    return torch.finfo(x.dtype).eps ** (1 / 3) * torch.minimum(x.abs(), other.abs())
+    return torch.minimum(x.abs(), other.abs()) * float(torch.finfo(x.dtype).eps ** (1 / 3))
+
+
+def stepped(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Tensor) -> Tensor:
+    """Return the slope of a function made of steps, flat between them: it need have no derivative in PyTorch."""
+    difference = torch.where(x == other, 0.0, x - other)
+    still = difference == 0
+    return torch.where(still, 0.0, torch.where(still, 0.0, y - y_other) / torch.where(still, 1.0, difference))
 
 
 KINKED, SMOOTH = divided(rounding), divided(curvature)  # defined everywhere
@@ -147,20 +154,20 @@ def _raised(x: Tensor, exponent: float) -> Tensor:
 
 def softmax(call: Call, x: Pair, dim: int) -> Pair:
     """Return ``exp(x) / sum exp(x)``: an exponential, a sum, a quotient."""
-    terms, _ = _exponentials(call, x, dim)
+    terms, _ = _exponentials(call, x, (dim,))
     total = linear(call, lambda e: e.sum(dim, keepdim=True), terms)
     return quadratic(call, torch.mul, terms, reciprocal(call, total))
 
 
 def logsumexp(call: Call, x: Pair, dims: Sequence[int]) -> Pair:
     """Return ``log sum exp(x)``, with the dimensions it is taken over."""
-    terms, shift = _exponentials(call, x, dims)
+    terms, shift = _exponentials(call, x, tuple(dims))
     total = linear(call, lambda e: e.sum(tuple(dims), keepdim=True), terms)
     found = elementwise(call, torch.log, total, SCALED)
     return Pair(found.value + shift, found.other + shift)
 
 
-def _exponentials(call: Call, x: Pair, dims: int | Sequence[int]) -> tuple[Pair, Tensor]:
+def _exponentials(call: Call, x: Pair, dims: tuple[int, ...]) -> tuple[Pair, Tensor]:
     """Return ``exp(x - s)`` and the constant ``s``, the same for both, that keeps it finite."""
     with torch.no_grad():
         both = torch.maximum(x.value, x.other)
@@ -229,16 +236,14 @@ def revealed(call: Call, function: Function, x: Pair, spread: Tensor, slope: Slo
         z, other, size = x.value, x.other, spread
         difference = z - other
         noise = 32 * torch.finfo(z.dtype).eps * (size + z.abs() + other.abs())
-        parts = [torch.where(part.abs() <= noise, 0.0, part) for part in ((difference + size) / 2, (difference - size) / 2)]
+        parts = ((difference + size) / 2, (difference - size) / 2)
+        alone = [other + torch.where(part.abs() <= noise, 0.0, part) for part in parts]
         value, start = function(z), function(other)
-        alone = [other + part for part in parts]
         reached = [function(point) for point in alone]
-        factors = [
-            (slope(function, alone[i], other, reached[i], start) + slope(function, z, alone[1 - i], value, reached[1 - i]))
-            / 2
-            for i in (0, 1)
-        ]
-    up, down = factors
+        up, down = (
+            (slope(function, alone[i], other, reached[i], start) + slope(function, z, alone[j], value, reached[j])) / 2
+            for i, j in ((0, 1), (1, 0))
+        )
     mean, contrast = call.constant((up + down) / 2), call.constant((up - down) / 2)
     return Pair(call.switch(value, x.value * mean + spread * contrast), start)
 
@@ -248,4 +253,3 @@ def size_of(call: Call, x: Tensor, other: Tensor) -> Tensor:
     with torch.set_grad_enabled(call.create_graph):
         difference = x - other
     return at(call, x, difference) * difference.detach().sign()
-
