@@ -16,9 +16,7 @@ from relprop.attribution.gradient import Gradient
 from relprop.attribution.noise import Levels, deviations, noisy
 from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
 from relprop.attribution.randomness import draws
-from relprop.attribution.references import as_distribution
-from relprop.errors import InputError, InputTypeError
-from relprop.inputs import as_inputs
+from relprop.attribution.references import as_distribution, batched, check_movable
 from relprop.targets import Target
 
 
@@ -90,13 +88,8 @@ class GradientShap(Method, name="gradient_shap"):
             RelpropError: what every method raises.
         """
         count = whole_number("n_samples", n_samples)
-        given = as_inputs(inputs)
-        if given.samples is None:
-            raise InputError("GradientShap takes tensors [N, ...] or a tuple of them, and no inputs in a structure.")
-        if not all(x.is_floating_point() for x in given.tensors):
-            raise InputTypeError(
-                "GradientShap moves the inputs, and integers lie on no path. Explain the embedded tokens in their place."
-            )
+        given = batched(inputs, "GradientShap")
+        check_movable(given, "GradientShap")
         pool = as_distribution(given, baselines)
         spread = deviations(given, stdevs)
         source = draws(seed, generator)
@@ -106,7 +99,6 @@ class GradientShap(Method, name="gradient_shap"):
             target,
             additional_forward_args,
             options,
-            (),
             internal_batch_size=internal_batch_size,
             progress=progress,
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,22 +70,21 @@ class Passes:
         samples, limit = self.given.samples, self.internal_batch_size
         if samples is None or limit is None or samples <= limit < 2 * samples:
             for variant in shown:
-                yield self._run(function, variant, None)
+                yield self.run(function, variant, None)
         elif limit < samples:
             for variant in shown:
                 parts = [range(start, min(start + limit, samples)) for start in range(0, samples, limit)]
-                found = [self._run(function, [x[p.start : p.stop] for x in variant], p) for p in parts]
+                found = [self.run(function, [x[p.start : p.stop] for x in variant], p) for p in parts]
                 yield zipped(lambda *pieces: torch.cat(pieces), *found)
         else:
             waiting = iter(shown)
             while group := list(islice(waiting, limit // samples)):
                 rows = [*range(samples)] * len(group)
-                found = self._run(function, [torch.cat(column) for column in zip(*group, strict=True)], rows)
-                _check_rows(found, len(rows))
+                found = self.run(function, [torch.cat(column) for column in zip(*group, strict=True)], rows)
                 for start in range(0, len(rows), samples):
-                    yield map_tensors(lambda tensor, start=start: tensor[start : start + samples], found)
+                    yield map_tensors(itemgetter(slice(start, start + samples)), found)
 
-    def _run(self, function: Callable[..., Any], variant: Variant, rows: Sequence[int] | None) -> Any:
+    def run(self, function: Callable[..., Any], variant: Variant, rows: Sequence[int] | None) -> Any:
         """Run one pass; ``rows`` says of which sample each row is, None that the batch is as it was given."""
         keywords, target, arguments = dict(self.options), self.target, self.arguments
         if rows is not None:
@@ -117,11 +118,15 @@ def weighted_sum(found: Iterable[Any], weights: Sequence[float]) -> Any:
     total: Any = None
     kinds: list[torch.dtype] = []
     for maps, weight in zip(found, weights, strict=True):
-        scaled = map_tensors(lambda tensor, weight=weight: wide(tensor) * weight, maps)
+        scaled = map_tensors(partial(_scaled, weight=weight), maps)
         kinds = [tensor.dtype for tensor in tensors_in(maps)]
         total = scaled if total is None else zipped(torch.add, total, scaled)
     left = iter(kinds)
     return map_tensors(lambda tensor: tensor.to(next(left)), total)
+
+
+def _scaled(tensor: Tensor, weight: float) -> Tensor:
+    return wide(tensor) * weight
 
 
 def bar(items: Iterable[Any], total: int) -> Iterable[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
 from relprop.attribution.quadrature import Rule, quadrature
-from relprop.attribution.references import as_baselines
+from relprop.attribution.references import as_baselines, change, check_movable
 from relprop.errors import ConvergenceWarning, InputError, InputTypeError, warn
-from relprop.inputs import Given, as_inputs
+from relprop.inputs import as_inputs
 from relprop.targets import Target
 
 
@@ -107,22 +106,24 @@ class IntegratedGradients(Method, name="integrated_gradients"):
         if tolerance is not None and not tolerance > 0:
             raise InputError(f"tolerance must be positive, got {tolerance!r}.")
         given = as_inputs(inputs)
-        _check_floating(given, type(self).__name__)
-        ends = as_baselines(given, baselines)
+        check_movable(given, "IntegratedGradients")
+        ends = [
+            end if x.is_floating_point() else x
+            for x, end in zip(given.tensors, as_baselines(given, baselines), strict=True)
+        ]
         options = {"forward_kwargs": forward_kwargs, "condition": condition, "create_graph": create_graph}
         passes = Passes(
             given,
             target,
             additional_forward_args,
             options,
-            (),
             internal_batch_size=internal_batch_size,
             progress=progress,
         )
         maps = self._integral(passes, ends, *quadrature(method, steps), differentiable=create_graph)
         if not return_convergence_delta and tolerance is None:
             return given.packed(maps)
-        difference = _difference(self, passes, ends)
+        difference = change(self, passes, ends)
         delta = convergence_delta(difference, _detached(maps), given)
         while tolerance is not None and float(delta.abs().max()) > tolerance:
             if 2 * steps > most:
@@ -148,26 +149,13 @@ class IntegratedGradients(Method, name="integrated_gradients"):
         )
         found = weighted_sum(passes.over(Gradient(self.model).attribute, on_path, len(points)), weights)
         maps: list[Tensor | None] = given.aligned(found, "The gradient")
+        if any(c is not None and not x.is_floating_point() for c, x in zip(maps, inputs, strict=True)):
+            raise InputTypeError(
+                "The inputs hold token ids, and integers lie on no path. Explain the embedded tokens in their place."
+            )
         if not self.multiply_by_inputs:
             return maps
         return [None if c is None else c * (x - end) for c, x, end in zip(maps, inputs, ends, strict=True)]
-
-
-def _check_floating(given: Given, name: str) -> None:
-    if given.samples is not None and not all(x.is_floating_point() for x in given.tensors):
-        raise InputTypeError(
-            f"{name} moves the inputs, and integers lie on no path. Explain the embedded tokens in their place."
-        )
-
-
-def _difference(method: Method, passes: Passes, ends: list[Tensor]) -> Tensor:
-    """Return ``f(x) - f(x')``, ``[N]``."""
-    options = {"forward_kwargs": passes.options["forward_kwargs"]}
-    quiet = replace(passes, options=options, progress=False)
-    there = [end if x.is_floating_point() else x for x, end in zip(passes.given.tensors, ends, strict=True)]
-    at_input, at_baseline = quiet.over(method.explained, [passes.given.tensors, there], 2)
-    difference: Tensor = at_input - at_baseline
-    return difference
 
 
 def _detached(maps: list[Tensor | None]) -> list[Tensor | None]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.passes import Passes, wide
-from relprop.attribution.references import as_baselines
+from relprop.attribution.references import as_baselines, batched
 from relprop.errors import InputError, InputTypeError
-from relprop.inputs import Given, as_inputs
+from relprop.inputs import Given
 from relprop.targets import Target
 
 Masks = list["Tensor | None"]
@@ -53,6 +53,7 @@ class FeatureAblation(Method, name="feature_ablation"):
         forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
         progress: bool = False,
+        return_convergence_delta: bool = False,
     ) -> Any:
         """Return what the output loses by every feature.
 
@@ -67,6 +68,7 @@ class FeatureAblation(Method, name="feature_ablation"):
             internal_batch_size: the most samples in one pass; None: one feature for the whole batch a pass. (Captum's
                 ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
             progress: show a progress bar, by tqdm.
+            return_convergence_delta: refused, for there is none.
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``.
@@ -77,16 +79,16 @@ class FeatureAblation(Method, name="feature_ablation"):
             MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: what every method raises.
         """
-        given = _batched(inputs, "FeatureAblation")
+        if return_convergence_delta:
+            self.require_completeness()
+        given = batched(inputs, "FeatureAblation")
         ends = as_baselines(given, baselines)
         labels, numbers = feature_labels(given, feature_mask)
-        options = {"forward_kwargs": forward_kwargs}
         passes = Passes(
             given,
             target,
             additional_forward_args,
-            options,
-            (),
+            {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
             progress=progress,
         )
@@ -130,6 +132,7 @@ class Occlusion(Method, name="occlusion"):
         forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
         progress: bool = False,
+        return_convergence_delta: bool = False,
     ) -> Any:
         """Return what the output loses by the windows that cover each entry.
 
@@ -146,6 +149,7 @@ class Occlusion(Method, name="occlusion"):
             internal_batch_size: the most samples in one pass; None: one window for the whole batch a pass. (Captum's
                 ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
             progress: show a progress bar, by tqdm.
+            return_convergence_delta: refused, for there is none.
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``.
@@ -156,16 +160,16 @@ class Occlusion(Method, name="occlusion"):
             MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: what every method raises.
         """
-        given = _batched(inputs, "Occlusion")
+        if return_convergence_delta:
+            self.require_completeness()
+        given = batched(inputs, "Occlusion")
         ends = as_baselines(given, baselines)
         windows = _windows(given, sliding_window_shapes, strides)
-        options = {"forward_kwargs": forward_kwargs}
         passes = Passes(
             given,
             target,
             additional_forward_args,
-            options,
-            (),
+            {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
             progress=progress,
         )
@@ -175,7 +179,8 @@ class Occlusion(Method, name="occlusion"):
             found: Masks = [None] * len(given.tensors)
             x = given.tensors[position]
             mask = torch.zeros((1, *x.shape[1:]), dtype=torch.bool, device=x.device)
-            mask[(0, *place)] = True
+            where: tuple[int | slice, ...] = (0, *place)
+            mask[where] = True
             found[position] = mask
             return found
 
@@ -229,8 +234,8 @@ def feature_labels(given: Given, feature_mask: Any) -> tuple[list[Tensor], list[
             raise InputTypeError(f"feature_mask must be a tensor of integers, got {what}.")
         if mask.dim() != x.dim() or any(m not in (1, s) for m, s in zip(mask.shape, x.shape, strict=True)):
             raise InputError(
-                f"feature_mask has shape {tuple(mask.shape)}, which does not broadcast to the input's {tuple(x.shape)}; "
-                f"expected {(1, *x.shape[1:])} or {tuple(x.shape)}."
+                f"feature_mask has shape {tuple(mask.shape)}, which does not broadcast to the input's "
+                f"{tuple(x.shape)}; expected {(1, *x.shape[1:])} or {tuple(x.shape)}."
             )
         labels.append(mask.to(x.device))
     return labels, torch.cat([label.flatten().cpu() for label in labels]).unique().tolist()
@@ -270,10 +275,3 @@ def _sizes(name: str, value: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
             f"{sizes}; got {value!r}."
         )
     return tuple(listed)
-
-
-def _batched(inputs: Any, name: str) -> Given:
-    given = as_inputs(inputs)
-    if given.samples is None:
-        raise InputError(f"{name} takes tensors [N, ...] or a tuple of them, and no inputs in a structure.")
-    return given

@@ -13,7 +13,7 @@ from relprop.errors import InputError, InputTypeError
 
 @dataclass(frozen=True)
 class Draws:
-    """Numbers drawn where the generator is, the CPU for a seed, so that they are the same for every device.
+    """Numbers drawn where the generator is, the CPU for a seed, so that they are the same for every device and dtype.
 
     Attributes:
         generator: what they are drawn from; the global one is never touched.
@@ -34,8 +34,8 @@ class Draws:
         return torch.randint(below, (count,), generator=self.generator, device=self.generator.device)
 
     def _drawn(self, draw: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        kind = torch.promote_types(like.dtype, torch.float32)  # so that half precision sees the same numbers
-        found: Tensor = draw(shape, generator=self.generator, dtype=kind, device=self.generator.device)
+        # In single precision for every dtype, which would each have numbers of its own.
+        found: Tensor = draw(shape, generator=self.generator, dtype=torch.float32, device=self.generator.device)
         return found.to(device=like.device, dtype=like.dtype)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from relprop.attribution.contract import Method
+from relprop.attribution.passes import Passes
 from relprop.errors import InputError, InputTypeError, NumericalError
-from relprop.inputs import Given
+from relprop.inputs import Given, as_inputs
 
 
 def as_baselines(given: Given, baselines: Any) -> list[Tensor]:
@@ -67,6 +70,41 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
 
 
+def batched(inputs: Any, name: str) -> Given:
+    """Return inputs that have a batch in common, for the method of a name.
+
+    Raises:
+        InputError: where they are given in a structure.
+        RelpropError: as :func:`relprop.inputs.as_inputs`.
+    """
+    given = as_inputs(inputs)
+    if given.samples is None:
+        raise InputError(f"{name} takes tensors [N, ...] or a tuple of them, and no inputs in a structure.")
+    return given
+
+
+def check_movable(given: Given, name: str) -> None:
+    """Raise where an input that a method moves on a path holds integers; of a structure, those are not moved."""
+    if given.samples is not None and not all(x.is_floating_point() for x in given.tensors):
+        raise InputTypeError(
+            f"{name} moves the inputs, and integers lie on no path. Explain the embedded tokens in their place."
+        )
+
+
+def change(method: Method, passes: Passes, ends: list[Tensor]) -> Tensor:
+    """Return ``f(x) - f(x')``, ``[N]``.
+
+    Raises:
+        NumericalError: where the output at a baseline is NaN or infinite.
+    """
+    quiet = replace(passes, options={"forward_kwargs": passes.options["forward_kwargs"]}, progress=False)
+    at_input, at_baseline = quiet.over(method.explained, [passes.given.tensors, ends], 2)
+    if not bool(torch.isfinite(at_baseline).all()):
+        raise NumericalError("The output at the baseline is NaN or infinite; there is no difference to explain.")
+    difference: Tensor = at_input - at_baseline
+    return difference
+
+
 def as_distribution(given: Given, baselines: Any) -> list[Tensor]:
     """Return the baselines ``[M, ...]`` to draw from, for every input.
 
@@ -80,7 +118,10 @@ def as_distribution(given: Given, baselines: Any) -> list[Tensor]:
     """
     if baselines is None:
         raise InputError("No baselines were given to draw from; expected a tensor [M, ...], or a number.")
-    listed = [baselines] * len(given.tensors) if _is_number(baselines) else given.aligned(baselines, "baselines")
+    if _is_number(baselines):
+        listed = [baselines] * len(given.tensors)
+    else:
+        listed = given.aligned(_unpacked(given, baselines), "baselines")
     pool = []
     for position, (x, entry) in enumerate(zip(given.tensors, listed, strict=True)):
         name = f"The baselines of input {position}" if len(listed) > 1 else "The baselines"

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from relprop.attribution.contract import Method
 from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
+from relprop.attribution.references import batched
 from relprop.attribution.wrapper import Wrapper
 from relprop.errors import InputError
-from relprop.inputs import Given, as_inputs
+from relprop.inputs import Given
 from relprop.targets import Target
 
 Border = Literal["circular", "zero", "reflect"]
@@ -95,7 +96,7 @@ class Translated(Wrapper, name="translated"):
         """
         if return_convergence_delta:
             self.require_completeness()
-        given = as_inputs(inputs)
+        given = batched(inputs, "Translated")
         self._check(given)
         passes = Passes(
             given, target, additional_forward_args, options, self.method.per_sample, internal_batch_size, progress
@@ -124,8 +125,6 @@ class Translated(Wrapper, name="translated"):
         return maps, torch.stack(lost).sum(0)
 
     def _check(self, given: Given) -> None:
-        if given.samples is None:
-            raise InputError("Translated shifts tensors [N, ...] or a tuple of them, and no inputs in a structure.")
         length = len(self.shifts[0])
         for x in given.tensors:
             if x.dim() <= length:
