@@ -24,7 +24,7 @@ class Linear:
         return self.weight @ x + self.bias
 
     def back(self, x: Tensor, x0: Tensor, m: Pair) -> Pair:
-        """Equations 6 to 11: a term goes with the part whose sign it has, one of zero half with each."""
+        """The linear rule: a term goes with the part whose sign it has, one of zero half with each."""
         up, down = (part[:, None] for part in m)
         term = self.weight * (x - x0)
         chosen = torch.where(term > 0, up, torch.where(term < 0, down, (up + down) / 2))
@@ -44,12 +44,12 @@ class Activation:
         return self.function(x)
 
     def back(self, x: Tensor, x0: Tensor, m: Pair) -> Pair:
-        """Rescale, equation 12."""
+        """Rescale."""
         factor = _ratio(self.function(x) - self.function(x0), x - x0, self.derivative(x))
         return m[0] * factor, m[1] * factor
 
     def reveal(self, x: Tensor, x0: Tensor, given: Tensor, given0: Tensor, m: Pair) -> Pair:
-        """RevealCancel, section 3.5.2; what comes from above has one multiplier for both parts."""
+        """RevealCancel; what comes from above has one multiplier for both parts."""
         assert self.before is not None
         f, term = self.function, self.before.weight * (given - given0)
         up, down = term.clamp(min=0).sum(1), term.clamp(max=0).sum(1)

@@ -17,6 +17,7 @@ from relprop.attribution.noise import NoiseTunnel, SmoothGrad, SmoothGradSquared
 from relprop.attribution.paths import IntegratedGradients
 from relprop.attribution.perturbation import FeatureAblation, Occlusion
 from relprop.attribution.shapley import KernelShap, ShapleyValueSampling
+from relprop.attribution.simple_taylor import Expansion, SimpleTaylor
 from relprop.attribution.translated import Translated
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DeepLiftShap",
     "DeepTaylor",
     "ExcitationBackprop",
+    "Expansion",
     "FeatureAblation",
     "Gradient",
     "GradientShap",
@@ -46,6 +48,7 @@ __all__ = [
     "Random",
     "Sensitivity",
     "ShapleyValueSampling",
+    "SimpleTaylor",
     "SmoothGrad",
     "SmoothGradSquared",
     "Translated",

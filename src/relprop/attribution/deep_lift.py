@@ -189,7 +189,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
 
     Args:
         model, rule, strict: see :class:`DeepLift`.
-    Source: Lundberg and Lee 2017 (arXiv:1705.07874), section 4.2.
+    Source: Lundberg and Lee 2017 (arXiv:1705.07874).
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)
