@@ -167,14 +167,14 @@ def test_several_inputs_and_images(root: Any) -> None:
     model = Of(lambda a, b: (a.square().sum((1, 2)) + 2 * b.sum(1) - 6)[:, None])
     a, b = 1 + vectors(2, 6).reshape(2, 2, 3).abs(), vectors(2, seed=4).abs()
     options = {"baselines": (0.0, -2.0)} if root == "segment" else {}
-    found = SimpleTaylor(model, root, reach=100.0).expand((a, b), 0, **options)
+    found = SimpleTaylor(model, root, n_steps=20, reach=100.0).expand((a, b), 0, **options)
     assert [part.shape for part in found.relevance] == [a.shape, b.shape]
     moved = torch.cat([(x - r).flatten(1) for x, r in zip((a, b), found.root, strict=True)], 1)
     close(found.distance, moved.norm(dim=1))
     close(found.relevance[0], 2 * found.root[0] * (a - found.root[0]), 1e-8)
     close(found.relevance[1], 2 * (b - found.root[1]), 1e-8)
     for n in range(2):
-        one = SimpleTaylor(model, root, reach=100.0).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
+        one = SimpleTaylor(model, root, n_steps=20, reach=100.0).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
         close(torch.cat([part.flatten() for part in one]), torch.cat([p[n].flatten() for p in found.relevance]), 1e-6)
 
 

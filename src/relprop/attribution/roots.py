@@ -54,6 +54,8 @@ def first_root(value: Value, path: Path, start: Tensor, length: Tensor, n_steps:
     found, high = ~high.isnan(), torch.where(high.isnan(), length, high)
     for _ in range(torch.finfo(length.dtype).bits):
         middle = (low + high) / 2
+        if bool(((middle == low) | (middle == high)).all()):
+            break
         reached = beyond(middle)
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
     return torch.where(found, torch.where(sign == 0, 0.0, high), torch.nan)
@@ -82,19 +84,21 @@ def nearest_root(
     """
     distance = (root - x).norm(dim=1)
     direction = _unit(root - x)
-    rate, smallest = torch.ones_like(distance), float(torch.finfo(x.dtype).eps ** 0.5)
+    eps = float(torch.finfo(x.dtype).eps)
+    rate, smallest = torch.ones_like(distance), eps**0.5
     for _ in range(iterations):
         towards = -start.sign()[:, None] * _unit(slope(limit(x, root)))
+        rate = torch.where((towards - direction).norm(dim=1) < smallest, 0.0, rate)
+        if bool((rate < smallest).all()):
+            break
         turned = _unit(torch.lerp(direction, towards, rate[:, None]))
         path = ray(x, turned)
         t = first_root(value, path, start, distance, n_steps)
-        nearer = t < distance
+        nearer = t < distance * (1 - 4 * eps)
         distance = torch.where(nearer, t, distance)
         direction = torch.where(nearer[:, None], turned, direction)
         root = torch.where(nearer[:, None], path(distance[:, None]), root)
         rate = torch.where(nearer, (2 * rate).clamp(max=1.0), rate / 4)
-        if bool((rate < smallest).all()):
-            break
     return root
 
 
