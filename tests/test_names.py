@@ -55,7 +55,7 @@ def test_what_to_write_runs(code: str) -> None:
         warnings.simplefilter("ignore", DeepTaylorWarning)
         found = eval(code.replace('Unit("0", 2)', 'Unit("0", (1, 1, 1))'), {**NAMES, "model": network(), "x": x})
         if isinstance(found, Method):
-            found = found.attribute(x, 1)
+            found = found.attribute(x, target=1)
     maps = list(found.values()) if isinstance(found, dict) else [found]
     assert maps and all(isinstance(item, Tensor) and bool(item.any()) for item in maps)
 

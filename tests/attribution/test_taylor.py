@@ -161,20 +161,33 @@ def test_the_nearest_root_of_a_relu_network_in_the_plane() -> None:
     assert float((found.distance / brute).max()) < 1.01
 
 
+def test_the_nearest_root_where_the_gradient_turns() -> None:
+    """A valley whose floor slopes down: the line along the gradient climbs again, the way down leads to a root."""
+    model = Of(lambda x: 4 * x[:, :1].square() + x[:, 1:] + 1)
+    x = torch.tensor([[1.0, 0.0]], dtype=DTYPE)
+    with pytest.raises(InputError, match="no root"):
+        SimpleTaylor(model, "gradient").attribute(x, 0)
+    found = SimpleTaylor(model).expand(x, 0)
+    assert float(found.at_root.abs().max()) < 1e-12
+    a = torch.linspace(-2, 2, 400001, dtype=DTYPE)
+    nearest = torch.stack([a - 1, -1 - 4 * a.square()], 1).norm(dim=1).min()
+    close(found.distance, nearest[None], 1e-8)
+
+
 @pytest.mark.parametrize("root", ROOTS)
 def test_several_inputs_and_images(root: Any) -> None:
     """A tuple of inputs is one vector; sample by sample it is the same."""
     model = Of(lambda a, b: (a.square().sum((1, 2)) + 2 * b.sum(1) - 6)[:, None])
     a, b = 1 + vectors(2, 6).reshape(2, 2, 3).abs(), vectors(2, seed=4).abs()
     options = {"baselines": (0.0, -2.0)} if root == "segment" else {}
-    found = SimpleTaylor(model, root, n_steps=20, reach=100.0).expand((a, b), 0, **options)
+    found = SimpleTaylor(model, root, n_steps=50, reach=5.0).expand((a, b), 0, **options)
     assert [part.shape for part in found.relevance] == [a.shape, b.shape]
     moved = torch.cat([(x - r).flatten(1) for x, r in zip((a, b), found.root, strict=True)], 1)
     close(found.distance, moved.norm(dim=1))
     close(found.relevance[0], 2 * found.root[0] * (a - found.root[0]), 1e-8)
     close(found.relevance[1], 2 * (b - found.root[1]), 1e-8)
     for n in range(2):
-        one = SimpleTaylor(model, root, n_steps=20, reach=100.0).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
+        one = SimpleTaylor(model, root, n_steps=50, reach=5.0).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
         close(torch.cat([part.flatten() for part in one]), torch.cat([p[n].flatten() for p in found.relevance]), 1e-6)
 
 
@@ -236,9 +249,10 @@ def test_the_expansion_prints_and_delta_is_what_is_missing() -> None:
 def test_no_root_on_the_path_is_an_error() -> None:
     model = Of(lambda x: x.square().sum(1, keepdim=True) + torch.tensor([[0.5], [-0.5]]).double()[: len(x)])
     x = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=DTYPE)
-    for root in ("nearest", "gradient"):
-        with pytest.raises(InputError, match=r"sample 0 has no root along the gradient within 10 times .* `reach`"):
-            SimpleTaylor(model, root).attribute(x, 0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"sample 0 has no root along the gradient within 10 times .* `reach`"):
+        SimpleTaylor(model, "gradient").attribute(x, 0)
+    with pytest.raises(InputError, match=r"sample 0 has no root along the gradient, nor in 7 steps .*'segment'"):
+        SimpleTaylor(model, iterations=7).attribute(x, 0)
     with pytest.raises(InputError, match=r"samples 0, 1 has|samples 0, 1 have no root on the segment to the reference"):
         SimpleTaylor(model, "segment").attribute(x, 0, baselines=2.0)
     flat = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double()

@@ -69,6 +69,24 @@ def limit(x: Tensor, root: Tensor) -> Tensor:
     return root + float(torch.finfo(x.dtype).eps ** 0.6) * (x - root)
 
 
+def other_side(value: Value, slope: Value, x: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Return points at which the sign is another than at ``x``, by descent; where none was met, the last point.
+
+    Every step is Newton's, half as long again: ``x - 1.5 f / |g|^2 g``.
+    """
+    point, output = x, start
+    for _ in range(iterations):
+        within = output * start.sign() > 0
+        if not bool(within.any()):
+            break
+        gradient = slope(point)
+        size = gradient.square().sum(1)
+        step = torch.where(within & (size > 0), 1.5 * output / torch.where(size > 0, size, 1.0), 0.0)
+        point = point - step[:, None] * gradient
+        output = value(point)
+    return point
+
+
 def nearest_root(
     value: Value, slope: Value, x: Tensor, start: Tensor, root: Tensor, n_steps: int, iterations: int
 ) -> Tensor:

@@ -13,7 +13,7 @@ from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.passes import whole_number
 from relprop.attribution.references import as_baselines
-from relprop.attribution.roots import Value, first_root, limit, nearest_root, ray, segment
+from relprop.attribution.roots import Value, first_root, limit, nearest_root, other_side, ray, segment
 from relprop.errors import InputError, InputTypeError
 from relprop.inputs import Given, as_inputs
 from relprop.tables import text_table
@@ -59,9 +59,9 @@ class SimpleTaylor(Method, name="simple_taylor"):
 
     Definition: ``R_i = df/dx_i(x~) (x_i - x~_i)`` with ``f(x~) = 0``. At a root on the kink of a ReLU the gradient is
     the limit from the input, ``x~ + t (x - x~)`` as ``t`` falls to 0. The root point, by ``root``: ``"nearest"``
-    minimises ``|x - x~|`` under ``f(x~) = 0``, from the root along the gradient on, and finds one that is nearest in
-    its neighbourhood; ``"gradient"`` is the first root on the line ``x - t sign(f) df/dx(x)``; ``"segment"`` the first
-    one on the way from the input to a reference.
+    minimises ``|x - x~|`` under ``f(x~) = 0``, from the root along the gradient on (or from one that Newton's steps
+    lead to), and finds one that is nearest in its neighbourhood; ``"gradient"`` is the first root on the line
+    ``x - t sign(f) df/dx(x)``; ``"segment"`` the first one on the way from the input to a reference.
     Conserves: where ``f`` is linear between the root and the input; :meth:`expand` tells the remainder.
 
     Args:
@@ -191,23 +191,23 @@ class SimpleTaylor(Method, name="simple_taylor"):
             return path(t[:, None])
         gradient = slope(x)
         steepness = gradient.norm(dim=1)
-        _check_found(
-            torch.where((steepness == 0) & (output != 0), torch.nan, 0.0),
-            "along the gradient, which is zero",
-            "Search on the segment to a reference, root='segment'.",
-        )
+        _check_found(torch.where((steepness == 0) & (output != 0), torch.nan, 0.0), "along the gradient, which is zero")
         steepness = torch.where(steepness == 0, 1.0, steepness)
         path = ray(x, -output.sign()[:, None] * gradient / steepness[:, None])
         far = self.reach * output.abs() / steepness
         t = first_root(value, path, output, far, self.n_steps)
-        _check_found(
-            t,
-            f"along the gradient within {self.reach:g} times the distance of a linear function's",
-            "Raise `reach`, or search on the segment to a reference, root='segment'.",
-        )
-        root = path(t[:, None])
         if self.root == "gradient":
-            return root
+            within = f"{self.reach:g} times the distance of a linear function's"
+            _check_found(t, f"along the gradient within {within}", "Raise `reach`, or search by root='nearest'.")
+            return path(t[:, None])
+        root = path(t.nan_to_num()[:, None])
+        missing = t.isnan()
+        if bool(missing.any()):  # the gradient turns on the way: follow it
+            path = segment(x, other_side(value, slope, x, output, self.iterations))
+            t = first_root(value, path, output, torch.ones_like(output), self.n_steps)
+            where = f"along the gradient, nor in {self.iterations} steps that follow it"
+            _check_found(torch.where(missing, t, 0.0), where)
+            root = torch.where(missing[:, None], path(t.nan_to_num()[:, None]), root)
         return nearest_root(value, slope, x, output, root, self.n_steps, self.iterations)
 
 
@@ -220,13 +220,13 @@ def _check(given: Given) -> None:
         )
 
 
-def _check_found(t: Tensor, where: str, advice: str) -> None:
+def _check_found(t: Tensor, where: str, advice: str = "Search on the segment to a reference, root='segment'.") -> None:
     """Raise where a root is missing."""
     missing = t.isnan().nonzero().flatten().tolist()
     if missing:
         listed = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         samples = f"sample{'s' if len(missing) > 1 else ''} {listed}"
-        raise InputError(f"The output of {samples} has no root {where}: it keeps its sign. {advice}")
+        raise InputError(f"The output of {samples} has no root {where}: it keeps its sign there. {advice}")
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
