@@ -21,6 +21,7 @@ NAMES = {
     **{name: getattr(relprop, name) for name in relprop.__all__},
     **{name: getattr(all_rules, name) for name in all_rules.__all__},
     "nn": nn, "low": -3.0, "high": 3.0, "alpha": 2.0, "beta": 1.0, "rule": all_rules.Epsilon(0.1),
+    "baselines": torch.zeros(1, 1, 3, 3, dtype=torch.float64),
 }  # fmt: skip
 
 

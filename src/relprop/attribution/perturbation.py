@@ -33,10 +33,10 @@ class FeatureAblation(Method, name="feature_ablation"):
         model: any ``nn.Module``, differentiable or not.
     Source: Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53), for patches of images.
 
-    >>> model = torch.nn.Linear(2, 1)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
     >>> FeatureAblation(model).attribute(torch.tensor([[1.0, 2.0]]))
-    tensor([[ 3.0000, -2.0000]])
+    tensor([[ 3., -2.]])
     """
 
     contract = Contract("", "relevance")
@@ -111,7 +111,7 @@ class Occlusion(Method, name="occlusion"):
         model: any ``nn.Module``, differentiable or not.
     Source: Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53).
 
-    >>> model = torch.nn.Linear(3, 1)
+    >>> model = torch.nn.Linear(3, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0, 1.0]]))
     >>> Occlusion(model).attribute(torch.tensor([[1.0, 2.0, 3.0]]), (2,))
     tensor([[1., 1., 1.]])

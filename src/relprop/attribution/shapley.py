@@ -34,7 +34,8 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
 
     Raises:
         MissingExtraError: Captum is not installed.
-    Source: Strumbelj and Kononenko 2010 (https://dl.acm.org/doi/10.5555/1756006.1756007), by Captum (arXiv:2009.07896).
+    Source: Castro et al. 2009 (https://www.sciencedirect.com/science/article/pii/S0305054808000804), by Captum
+        (arXiv:2009.07896).
     """
 
     contract = Contract("", "relevance", "f - f'", "where every entry is a feature of its own")

@@ -41,7 +41,7 @@ class Translated(Wrapper, name="translated"):
     Raises:
         InputError: where there is no shift, they differ in length, or ``border`` is another.
         MethodError: where ``method`` is none.
-    Source: Montavon et al. 2018, section 6.1 (doi:10.1016/j.dsp.2017.10.011).
+    Source: Montavon et al. 2018 (doi:10.1016/j.dsp.2017.10.011).
 
     >>> from relprop import Gradient
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 1, bias=False))
