@@ -128,11 +128,23 @@ class Of(nn.Module):
 NAMED: dict[str, tuple[Any, str]] = {
     "no rule": (lambda z: z.cumprod(1), r"cumprod in Of has no DeepLIFT rule"),
     "sorted": (lambda z: z.sort(1)[0], r"sort in Of has no DeepLIFT rule"),
-    "no derivative": (lambda z: z + torch.special.bessel_j0(z), r"special_bessel_j0 in Of has no derivative"),
-    "detached": (lambda z: z * 2 + z.detach(), r"detach in Of takes a difference out of the graph"),
-    "data": (lambda z: z * 2 + z.data, r"data in Of takes a difference out of the graph"),
-    "chosen": (lambda z: z.gather(1, z.argsort(1)), r"gather in Of chooses otherwise"),
+    "no derivative": (lambda z: z + torch.special.bessel_j0(z), r"add in Of takes constants that are others"),
+    "detached": (lambda z: z * 2 + z.detach(), r"add in Of takes constants that are others"),
+    "data": (lambda z: z * 2 + z.data, r"add in Of takes constants that are others"),
+    "a step added": (lambda z: z + (z > 0).double(), r"add in Of takes constants that are others"),
+    "another's mask": (
+        lambda z: torch.where(z.flip(1) > 0, z * 2, 0.0) + (z * 0 + 1) * (z > 0),
+        r"mul in Of takes constants that are others",
+    ),
+    "a made weight": (lambda z: z @ (z > 0).double().T, r"matmul in Of takes constants that are others"),
+    "chosen": (lambda z: z.gather(1, z.argsort(1)), r"gather in Of takes constants that are others"),
 }
+
+
+def test_constants_from_the_input_that_nothing_takes_are_not_named() -> None:
+    """What is only looked at, or is the same for both."""
+    model = settle(Of(lambda z: z.relu() * torch.ones_like(z) + 0 * float(z.detach().sum()) + (z.detach() > -1e9)))
+    DeepLift(model, strict=True).attribute(vectors(), vectors(seed=1), 1)
 
 
 @pytest.mark.parametrize("case", list(NAMED))

@@ -47,7 +47,6 @@ _AVERAGES = (
 )  # fmt: skip
 _PUTS = ("scatter", "scatter_add", "index_add", "index_copy", "index_fill", "index_put", "masked_scatter",
          "max_unpool1d", "max_unpool2d", "max_unpool3d")  # fmt: skip
-_TAKES = {"gather", "index_select", "take", "take_along_dim", "masked_select", "__getitem__", "repeat_interleave"}
 _MOVES = (
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack", "pad",
     "constant_pad_nd", "broadcast_tensors",
@@ -67,7 +66,6 @@ def _entries() -> Iterator[tuple[Callable[..., Any], tuple[str, ...]]]:
     yield partial(dif.elementwise, of_inverse_root), ("rsqrt",)
     yield partial(dif.elementwise, of_reciprocal), ("reciprocal",)
     yield dif.square, ("square",)
-    yield dif.detached, ("detach",)
     yield dif.raised, ("pow", "__pow__", "float_power")
     yield dif.reversed_raised, ("__rpow__",)
     yield dif.hardsigmoid, ("hardsigmoid",)
@@ -94,7 +92,7 @@ def _entries() -> Iterator[tuple[Callable[..., Any], tuple[str, ...]]]:
     yield sums.nonnegative, _AVERAGES
     yield sums.view(native), _MOVES
     yield native, _LINEAR
-    yield partial(dif.placed, native), _PUTS
+    yield native, _PUTS
     yield dif.steered, ("where", "masked_fill")
 
     yield lay.softmax, ("softmax",)
@@ -113,6 +111,15 @@ def _entries() -> Iterator[tuple[Callable[..., Any], tuple[str, ...]]]:
         yield ext.either(largest), names
 
 
+def _checked(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the handler of a function that may take constants, which the input may have decided."""
+    return handler if handler in _STEERED else partial(dif.checked, handler)
+
+
+_STEERED = (dif.steered, sums.multiply, sums.divide)
+"""The handlers that look at constants themselves."""
+
+
 class Differences(Mapping[Any, Operation]):
     """The operation of every function: one of its own, or what moves values, or is made of others, for every method.
 
@@ -124,10 +131,9 @@ class Differences(Mapping[Any, Operation]):
         for handler, names in _entries():
             for name in names:
                 for function in functions_named(name):
-                    self._known[function] = Operation(name, "difference", handler)
+                    self._known[function] = Operation(name, "difference", _checked(handler))
         self._known[torch.batch_norm] = Operation("batch_norm", "difference", sums.torch_batch_norm)
         self._known[F.instance_norm] = Operation("instance_norm", "difference", lay.instance_norm)
-        self._known[vars(torch._C.TensorBase)["data"].__get__] = Operation("data", "difference", dif.detached)
         self._known[set_item] = Operation("set_item", "difference", dif.steered)
         self._known[copied] = Operation("copied", "difference", native)
 
@@ -144,9 +150,7 @@ class Differences(Mapping[Any, Operation]):
         if shared.composite or shared.name in _DRAWS:
             return shared
         if shared.kind == "view":
-            moved = sums.view(shared.handler)
-            taken = shared.name in _TAKES
-            return Operation(shared.name, "view", partial(dif.placed, moved) if taken else moved)
+            return Operation(shared.name, "view", _checked(sums.view(shared.handler)))
         return Operation(shared.name, "difference", dif.uncovered)
 
     def __iter__(self) -> Iterator[Any]:

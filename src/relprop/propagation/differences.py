@@ -10,15 +10,12 @@ from torch import Tensor
 
 from relprop.propagation import secants
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import makes_constants
 from relprop.propagation.pairs import PairedCall
 from relprop.propagation.secants import KINKED, SCALED, SMOOTH, Pair, Slope
 from relprop.propagation.storage import map_tensors, tensors_in
 
-OTHERWISE = "chooses otherwise for the baselines than for the inputs; the sum may miss f - f'."
+OTHERWISE = "takes constants that are others for the baselines than for the inputs; the sum may miss f - f'."
 UNCOVERED = "has no DeepLIFT rule; its gradient stands in for a multiplier, and the sum may miss f - f'."
-UNDIFFERENTIABLE = "has no derivative; no difference passes it, and the sum may miss f - f'."
-CUT_OFF = "takes a difference out of the graph, so that nothing of it is explained; the sum may miss f - f'."
 
 
 def call_of(here: Here) -> PairedCall:
@@ -35,27 +32,10 @@ def pairs(here: Here, *tensors: Tensor) -> tuple[Pair, ...] | None:
 def uncovered(here: Here, *args: Any, **kwargs: Any) -> Any:
     """Run what has no rule by its gradient, and name it."""
     out = here.func(*args, **kwargs)
-    call, made = call_of(here), tensors_in(out)
-    if call.reference is None:
-        return out
-    carries = any(call.graph.reach(tensor) for tensor in made)
-    if carries or (not makes_constants(here.func) and any(map(_holds_numbers, made))):
-        name = here.operation if here.operation != "unknown" else name_of(here.func)
-        call.name_uncovered(name, UNCOVERED if carries else UNDIFFERENTIABLE)
+    call = call_of(here)
+    if call.reference is not None and any(call.graph.reach(tensor) for tensor in tensors_in(out)):
+        call.name_uncovered(here.operation if here.operation != "unknown" else name_of(here.func), UNCOVERED)
     return out
-
-
-def detached(here: Here, input: Tensor) -> Tensor:
-    """``detach`` and ``data``: named where what they cut off is not what it is for the reference."""
-    found = pairs(here, input)
-    if found is not None and not torch.equal(input, found[0].other):
-        call_of(here).name_uncovered(here.operation, CUT_OFF)
-    return here.func(input)  # type: ignore[no-any-return]
-
-
-def _holds_numbers(tensor: Tensor) -> bool:
-    """Say whether the entries of a tensor can change gradually."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def name_of(func: Callable[..., Any]) -> str:
@@ -229,21 +209,26 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
         moved = (found[0] - then[id(found[0])]).expand_as(out)
         still = moved == 0
         factor = torch.where(still, 0.0, (out - before) / torch.where(still, 1.0, moved))
+    if bool((still & (out != before)).any()):
+        call.name_uncovered(here.operation, OTHERWISE)
     return call.switch(out, torch.where(still, out, found[0] * call.constant(factor)))
 
 
-def placed(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) -> Any:
-    """A function that takes values from places, or puts them there; named where the input decides on the places."""
-    out = handler(here, *args, **kwargs)
+def checked(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) -> Any:
+    """A function that is named where a constant it takes, made from the input, is another for the reference."""
     if _decided_otherwise(here, actives(here, args, kwargs), args, kwargs):
         call_of(here).name_uncovered(here.operation, OTHERWISE)
-    return out
+    return handler(here, *args, **kwargs)
 
 
 def _decided_otherwise(here: Here, found: list[Tensor], args: Any, kwargs: Any) -> dict[int, Tensor]:
     """Return the arguments of the pass on the baselines, if a constant among them differs from what it is now."""
     call = call_of(here)
-    decided = [x for x in tensors_in((args, kwargs)) if not here.active(x) and not call.protected.owns(x)]
+
+    def of_model(x: Tensor) -> bool:
+        return call.protected.owns(x) or call.origins.is_weight(x)
+
+    decided = [x for x in tensors_in((args, kwargs)) if not here.active(x) and not of_model(x)]
     others = call.others(here, *found, *decided) if decided else ()
     if not others or all(map(torch.equal, decided, others[len(found) :])):
         return {}
