@@ -17,7 +17,9 @@ from relprop import (
     DeepLiftShap,
     InputError,
     InputTypeError,
+    Keywords,
     ModelError,
+    NoiseTunnel,
     NumericalError,
     UncoveredOperationError,
     UncoveredOperationWarning,
@@ -290,3 +292,33 @@ def test_nothing_is_left_of_a_call() -> None:
         gc.enable()
     assert len(seen) == 4 and not alive
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_derivative_of_a_loss_against_finite_differences(rule: Any) -> None:
+    model = settle(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Softmax(1))
+    )
+    x, base, weights = vectors(), vectors(seed=1), vectors(seed=2)
+
+    def loss(point: Tensor, **options: Any) -> Tensor:
+        total: Tensor = (DeepLift(model, rule).attribute(point, base, 1, **options) * weights).sum()
+        return total
+
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(leaf, create_graph=True), leaf)
+    expected, step = torch.zeros_like(x), 1e-6
+    for n, i in [(n, i) for n in range(2) for i in range(4)]:
+        move = torch.zeros_like(x)
+        move[n, i] = step
+        expected[n, i] = (loss(x + move) - loss(x - move)) / (2 * step)
+    close(found, expected, 1e-6)
+
+
+def test_inputs_in_a_structure_and_under_a_wrapper() -> None:
+    model, x, base = mlp(), vectors(), vectors(seed=1)
+    expected = DeepLift(model).attribute(x, base, 1)
+    named = DeepLift(model).attribute(Keywords(input=x), Keywords(input=base), 1)
+    close(named["input"], expected)
+    smooth = NoiseTunnel(DeepLift(model)).attribute(x, target=1, baselines=base, nt_samples=3, stdevs=0.0)
+    close(smooth, expected)
