@@ -50,7 +50,7 @@ WINDOWS = [((2, 3, 3), (2, 3, 3)), ((1, 2, 2), (1, 1, 2)), ((2, 4, 3), (1, 3, 2)
 def test_occlusion(window: Any, strides: Any, ends: Any) -> None:
     model, x = spelt()[0], pictures()
     ends = BACKGROUND[:2] if ends == "each" else ends
-    there = torch.zeros_like(x) if ends is None else torch.as_tensor(ends).expand(x.shape)
+    there = torch.zeros_like(x) if ends is None else torch.as_tensor(ends, dtype=x.dtype).expand(x.shape)
     expected = by_hand(lambda leaf: model(leaf)[:, 1], x, there, windows(tuple(x.shape[1:]), window, strides))
     found = Occlusion(model).attribute(x, window, strides, ends, 1)
     close(found, expected)
@@ -71,7 +71,7 @@ def test_strides_are_one_unless_said_and_one_for_all() -> None:
 def test_ablation(ends: Any, mask: str) -> None:
     model, x = spelt()[0], pictures()
     ends = BACKGROUND[:2] if ends == "each" else ends
-    there = torch.zeros_like(x) if ends is None else torch.as_tensor(ends).expand(x.shape)
+    there = torch.zeros_like(x) if ends is None else torch.as_tensor(ends, dtype=x.dtype).expand(x.shape)
     labels = {
         "entries": torch.arange(72).reshape(1, 2, 6, 6),
         "quadrants": 7 * QUADRANTS - 3,  # any integers do

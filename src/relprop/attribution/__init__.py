@@ -5,6 +5,7 @@ from relprop.attribution.base import Attribution
 from relprop.attribution.baselines import Input, Random
 from relprop.attribution.combined import Combined
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.deep_lift import DeepLift, DeepLiftShap
 from relprop.attribution.deep_taylor import DeepTaylor
 from relprop.attribution.excitation import ContrastiveExcitationBackprop, ExcitationBackprop
 from relprop.attribution.expected import GradientShap
@@ -16,6 +17,7 @@ from relprop.attribution.noise import NoiseTunnel, SmoothGrad, SmoothGradSquared
 from relprop.attribution.paths import IntegratedGradients
 from relprop.attribution.perturbation import FeatureAblation, Occlusion
 from relprop.attribution.shapley import KernelShap, ShapleyValueSampling
+from relprop.attribution.simple_taylor import Expansion, SimpleTaylor
 from relprop.attribution.translated import Translated
 
 __all__ = [
@@ -25,8 +27,11 @@ __all__ = [
     "Contract",
     "ContrastiveExcitationBackprop",
     "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
     "DeepTaylor",
     "ExcitationBackprop",
+    "Expansion",
     "FeatureAblation",
     "Gradient",
     "GradientShap",
@@ -43,6 +48,7 @@ __all__ = [
     "Random",
     "Sensitivity",
     "ShapleyValueSampling",
+    "SimpleTaylor",
     "SmoothGrad",
     "SmoothGradSquared",
     "Translated",

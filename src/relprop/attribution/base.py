@@ -17,7 +17,8 @@ from relprop.errors import InputError, NumericalError, TargetError, TargetTypeEr
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
-from relprop.propagation.run import Forward, Parts, forward
+from relprop.propagation.reading import Reading
+from relprop.propagation.run import ChannelMask, Forward, Parts, forward
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 
@@ -49,6 +50,19 @@ class Attribution(Method):
     def make_call(self, **options: Any) -> Call:
         """Return the state of one call."""
         return Call(self.model, self.selector(), **options)
+
+    def forward(
+        self,
+        call: Call,
+        inputs: Given,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        targets: Sequence[Reading],
+        layers: Sequence[str],
+        condition: Mapping[str, ChannelMask],
+    ) -> Forward:
+        """Run the forward pass: see :func:`relprop.propagation.run.forward`."""
+        return forward(call, inputs, args, kwargs, targets, layers, condition)
 
     def after_forward(self, passed: Forward) -> None:  # most methods have nothing to look at
         """Look at a forward pass before its backward runs."""
@@ -215,7 +229,7 @@ class Attribution(Method):
         call = self.make_call(**options)
         with grad_mode(), foremost(call):
             try:
-                passed = forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
+                passed = self.forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:
                     _check_output(call, output)
                 passed.seeds = [self.seed(output) for output in passed.selected]

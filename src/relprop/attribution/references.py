@@ -45,7 +45,7 @@ def _baseline(x: Tensor, entry: Any, name: str) -> Tensor:
         return torch.zeros_like(x)
     if not _is_number(entry) and not isinstance(entry, Tensor):
         raise InputTypeError(f"{name} must be None, a number or a tensor, got {type(entry).__name__}.")
-    value = torch.as_tensor(entry)
+    value = torch.as_tensor(entry, dtype=torch.float64 if isinstance(entry, (float, np.floating)) else None)
     if value.dtype == torch.bool or value.is_complex():
         raise InputTypeError(f"{name} has dtype {value.dtype}; give numbers of the kind of the input, {x.dtype}.")
     if value.is_floating_point() and not x.is_floating_point():

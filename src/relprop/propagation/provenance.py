@@ -25,6 +25,7 @@ class Origin:
         nonnegative: it is known to hold nothing below zero.
         gate: it is a sigmoid, to act as a factor that is constant.
         factors: how many active factors its terms are products of.
+        spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
 
     version: int = 0
@@ -32,6 +33,7 @@ class Origin:
     nonnegative: bool = False
     gate: bool = False
     factors: int = 1
+    spread: Tensor | None = None
 
 
 class Origins:
@@ -58,7 +60,8 @@ class Origins:
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
         """Remember the origin of the tensor as it is now."""
-        if origin.site is not None or origin.nonnegative or origin.gate or origin.factors != 1:
+        known = origin.site is not None or origin.spread is not None or origin.factors != 1
+        if known or origin.nonnegative or origin.gate:
             self._known[tensor] = replace(origin, version=tensor._version)
         else:
             self._known.pop(tensor, None)

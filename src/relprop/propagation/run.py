@@ -47,6 +47,7 @@ class Forward:
         selected: what is explained, for every target.
         seeds: the coefficients that the backward of every target begins with.
         passages: by module name, the outputs that were asked for, in call order.
+        references: for every target, what its difference from is explained; empty where it is explained itself.
     """
 
     call: Call
@@ -55,10 +56,12 @@ class Forward:
     selected: list[Tensor] = field(default_factory=list)
     seeds: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
+    references: list[Tensor] = field(default_factory=list)
 
     def explained(self, target: int) -> Tensor:
         """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
-        return self.selected[target] * self.seeds[target] if self.seeds else self.selected[target]
+        value = self.selected[target] - self.references[target] if self.references else self.selected[target]
+        return value * self.seeds[target] if self.seeds else value
 
     def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
         """Run the backward of one target.
