@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import matplotlib
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -20,18 +16,6 @@ from torch import Tensor
 from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("digits", "graph", "right_reasons", "sequence", "tutorial_walk", "demo")
-
-
-@pytest.fixture(scope="module")
-def examples() -> Iterator[dict[str, ModuleType]]:
-    """The examples as modules, imported as they import each other, and forgotten afterwards."""
-    with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
-        plt.switch_backend("Agg")
-        patch.syspath_prepend(str(FOLDER))
-        yield {name: import_module(name) for name in NAMES}
-        for name in NAMES:
-            sys.modules.pop(name, None)
 
 
 def picture(path: Path) -> bool:
@@ -39,8 +23,8 @@ def picture(path: Path) -> bool:
     return bool(plt.imread(path).std() > 0)
 
 
-def test_every_example_is_tested() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(NAMES)
+def test_every_example_is_tested(examples: dict[str, ModuleType]) -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == sorted(examples)
 
 
 def test_digits_network_learns(examples: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:

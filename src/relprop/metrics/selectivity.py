@@ -1,0 +1,348 @@
+"""Selectivity: does the score fall fastest where relevance says what matters?
+
+Bach et al. 2015 (doi:10.1371/journal.pone.0130140) flip pixels, Samek et al. 2017 (arXiv:1509.06321) perturb regions,
+Petsiuk et al. 2018 (arXiv:1806.07421) delete and insert. All replace units of the input in the order of relevance: the
+most relevant first (MoRF), the least relevant first (LeRF), or at random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from relprop.errors import InputError
+from relprop.metrics._explain import Explain, Output, Target, explained
+from relprop.metrics._features import Features
+from relprop.metrics.baselines import Baseline
+from relprop.metrics.curves import ORDERS, Curve, Order, Setting, aopc, auc, setting, standard_error
+from relprop.tables import text_table
+
+
+def perturbation_curve(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    order: Order = "morf",
+    absolute: bool = False,
+    steps: int | None = None,
+    fraction: float = 1.0,
+    features: Features = None,
+    baseline: Baseline = "zero",
+    output: Output = "logit",
+    recompute: bool = False,
+    seed: int = 0,
+    internal_batch_size: int | None = 512,
+    progress: bool = False,
+) -> Curve:
+    """Replace more and more of the input in the order of relevance, and record the score.
+
+    Definition: ``x_0 = x``; ``x_k`` is x with the first ``round(k fraction K / L)`` of its K units replaced by the
+    baseline. ``values`` is the area over the curve, ``AOPC = 1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``.
+    Range: (-inf, inf) for the logit, (-1, 1) for the probability. For MoRF higher is better, for LeRF lower; both mean
+    little alone: compare with random (``selectivity`` does).
+    Source: Samek et al. 2017 (arXiv:1509.06321), equations 11 and 12.
+
+    Args:
+        explain: ``explain(model, x, target) -> relevance``, or relevance that is there already.
+        model: what is scored, in the mode it is in.
+        x: ``[N, ...]``.
+        target: None for models of one output, an int, or one for each sample.
+        order: ``"morf"``, ``"lerf"`` or ``"random"`` (no explanation is made). A unit's relevance is the sum of its
+            entries'. It keeps its sign: what speaks against the target is replaced last by MoRF. Ties are in random
+            order, by ``seed``.
+        absolute: order by the sum of ``|R|`` instead.
+        steps: L; one unit a step by default.
+        fraction: the part of the units that is replaced in the end.
+        features: what is replaced together. ``"pixels"``, with all channels (the default for ``[N, C, H, W]``);
+            ``"elements"`` (the default for all else); an int or a pair, the size of regions on a grid; or a tensor of
+            integers, segments: for embeddings ``[N, T, E]``, ``torch.arange(T)[:, None].expand(T, E)`` are tokens.
+        baseline: ``"zero"``, ``"mean"``, ``"blur"``, ``"noise"``, ``"invert"``, ``"neighbours"``, a number, a tensor or
+            a callable (``relprop.metrics.baseline_of`` says what each is).
+        output: the score: ``"logit"``, ``"probability"`` (softmax) or a callable ``(outputs, target) -> [N]``.
+        recompute: explain again at each step, and order what is left by that; L times the explanations.
+        seed: for ties, random orders and noise; drawn on the CPU, the same on every device.
+        internal_batch_size: inputs at once; None for all.
+        progress: show a bar (tqdm).
+
+    Raises:
+        InputError: an explainer that returns another shape or NaN, an unknown order, regions larger than the input,
+            more steps than units, a baseline that does not fit; ``recompute`` of a tensor.
+        NumericalError: the model returns NaN or infinity.
+
+    >>> import torch
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, -4.0]]))
+    >>> x = torch.ones(1, 3)
+    >>> curve = perturbation_curve(lambda model, x, target: x * model.weight, model, x)
+    >>> curve.scores
+    tensor([[-1., -3., -4.,  0.]], dtype=torch.float64)
+    >>> curve.values  # the mean of 0, 2, 3, -1
+    tensor([1.], dtype=torch.float64)
+    """
+    given = setting(
+        model,
+        x,
+        target,
+        absolute=absolute,
+        steps=steps,
+        fraction=fraction,
+        features=features,
+        baseline=baseline,
+        output=output,
+        seed=seed,
+        internal_batch_size=internal_batch_size,
+        progress=progress,
+    )
+    scores = given.curve(_places(given, explain, order, recompute))
+    return Curve(scores, given.fractions, aopc(scores), "AOPC", order)
+
+
+def pixel_flipping(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    baseline: Baseline = "invert",
+    **options: Any,
+) -> Curve:
+    """Flip one pixel after the other, the most relevant first, until the image is its negative.
+
+    Definition, range and all arguments: ``perturbation_curve``, with ``baseline="invert"``: ``min + max - x``.
+    Source: Bach et al. 2015 (doi:10.1371/journal.pone.0130140), where pixels are -1 or 1.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> x = torch.randn(3, 1, 4, 4)
+    >>> pixel_flipping(lambda model, x, target: x, model, x, 0).scores.shape
+    torch.Size([3, 17])
+    """
+    return perturbation_curve(explain, model, x, target, baseline=baseline, **options)
+
+
+def region_perturbation(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    region: int | tuple[int, int] = 9,
+    baseline: Baseline = "noise",
+    **options: Any,
+) -> Curve:
+    """Replace one region after the other by noise, the most relevant first.
+
+    Definition, range and all other arguments: ``perturbation_curve``, with ``features=region`` and
+    ``baseline="noise"``: uniform between the sample's smallest and largest entry.
+    Source: Samek et al. 2017 (arXiv:1509.06321): 9 x 9 pixels, 100 steps, on images of 224 x 224.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> x = torch.randn(3, 1, 4, 4)
+    >>> region_perturbation(lambda model, x, target: x, model, x, 0, region=2).scores.shape
+    torch.Size([3, 5])
+    """
+    return perturbation_curve(explain, model, x, target, features=region, baseline=baseline, **options)
+
+
+def deletion(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    baseline: Baseline = "zero",
+    output: Output = "probability",
+    **options: Any,
+) -> Curve:
+    """Delete the most relevant first: the area under the curve.
+
+    Definition: ``values`` is the area under ``f(x_k)`` over the part that is deleted, by trapezoids.
+    Range: [0, 1] for the probability; lower is better.
+    All other arguments: ``perturbation_curve``.
+    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), algorithm 1.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    >>> x = torch.randn(3, 1, 4, 4)
+    >>> deletion(lambda model, x, target: x, model, x, 0).values.shape
+    torch.Size([3])
+    """
+    curve = perturbation_curve(explain, model, x, target, baseline=baseline, output=output, **options)
+    return Curve(curve.scores, curve.fractions, curve.auc, "AUC of deletion", curve.order)
+
+
+def insertion(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    order: Order = "morf",
+    absolute: bool = False,
+    steps: int | None = None,
+    features: Features = None,
+    baseline: Baseline = "blur",
+    output: Output = "probability",
+    seed: int = 0,
+    internal_batch_size: int | None = 512,
+    progress: bool = False,
+) -> Curve:
+    """Begin with the baseline and insert the most relevant first: the area under the curve.
+
+    Definition: ``x_k`` is the baseline with the first ``round(k K / L)`` units of x; ``values`` is the area under
+    ``f(x_k)`` over the part that is inserted, by trapezoids.
+    Range: [0, 1] for the probability; higher is better.
+    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), algorithm 2, which begins with a blurred image.
+
+    Args: those of ``perturbation_curve``; there is nothing to explain again. The default ``baseline="blur"`` is for
+        images: give another for other inputs.
+
+    Raises:
+        InputError: as ``perturbation_curve``.
+
+    >>> import torch
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, -4.0]]))
+    >>> x = torch.ones(1, 3)
+    >>> insertion(lambda model, x, target: x * model.weight, model, x, baseline="zero", output="logit").scores
+    tensor([[ 0.,  2.,  3., -1.]], dtype=torch.float64)
+    """
+    given = setting(
+        model,
+        x,
+        target,
+        absolute=absolute,
+        steps=steps,
+        fraction=1.0,
+        features=features,
+        baseline=baseline,
+        output=output,
+        seed=seed,
+        internal_batch_size=internal_batch_size,
+        progress=progress,
+    )
+    scores = given.curve(_places(given, explain, order, False), insert=True)
+    return Curve(scores, given.fractions, auc(scores, given.fractions), "AUC of insertion", order)
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """The three orders side by side, from ``selectivity``.
+
+    Attributes:
+        morf, lerf, random: their curves; the same x, baseline and steps.
+    """
+
+    morf: Curve = field(repr=False)
+    lerf: Curve = field(repr=False)
+    random: Curve = field(repr=False)
+
+    @property
+    def values(self) -> Tensor:
+        """The area ``1 / (L + 1) sum_k f(x_k^LeRF) - f(x_k^MoRF)``, ``[N]``; higher is better."""
+        return self.morf.aopc - self.lerf.aopc
+
+    @property
+    def over_random(self) -> Tensor:
+        """``AOPC(MoRF) - AOPC(random)``, ``[N]``: how much better than chance; higher is better."""
+        return self.morf.aopc - self.random.aopc
+
+    @property
+    def mean(self) -> float:
+        """The mean of ``values``."""
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of ``mean``; NaN for one sample."""
+        return standard_error(self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and lists."""
+        curves = {name: getattr(self, name).to_dict() for name in ORDERS}
+        return {"area": self.values.tolist(), "over_random": self.over_random.tolist(), **curves}
+
+    def __str__(self) -> str:
+        parts = {f"AOPC {name}": getattr(self, name).aopc for name in ORDERS}
+        parts |= {"AOPC morf - random": self.over_random, "area lerf - morf": self.values}
+        rows = [[name, f"{float(each.mean()):.4g}", f"{standard_error(each):.2g}"] for name, each in parts.items()]
+        return text_table(("", "mean", "+/-"), rows, right=(1, 2))
+
+
+def selectivity(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    absolute: bool = False,
+    steps: int | None = None,
+    fraction: float = 1.0,
+    features: Features = None,
+    baseline: Baseline = "zero",
+    output: Output = "logit",
+    recompute: bool = False,
+    seed: int = 0,
+    internal_batch_size: int | None = 512,
+    progress: bool = False,
+) -> Selectivity:
+    """Measure MoRF, LeRF and random order on the same inputs.
+
+    Definition: three times ``perturbation_curve``. ``values`` is the area between LeRF and MoRF,
+    ``1 / (L + 1) sum_k f(x_k^LeRF) - f(x_k^MoRF)``. A random explanation has 0 up to chance, and so has a uniform one,
+    whose order is that of broken ties.
+    Range: (-inf, inf) for the logit, (-1, 1) for the probability; higher is better.
+    Source: Samek et al. 2017 (arXiv:1509.06321); Schulz et al. 2020 (arXiv:2001.00396) for the area between.
+
+    Args: those of ``perturbation_curve``, for all orders.
+
+    Raises:
+        InputError: as ``perturbation_curve``.
+
+    >>> import torch
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, -4.0]]))
+    >>> selectivity(lambda model, x, target: x * model.weight, model, torch.ones(1, 3)).values
+    tensor([4.], dtype=torch.float64)
+    """
+    given = setting(
+        model,
+        x,
+        target,
+        absolute=absolute,
+        steps=steps,
+        fraction=fraction,
+        features=features,
+        baseline=baseline,
+        output=output,
+        seed=seed,
+        internal_batch_size=internal_batch_size,
+        progress=progress,
+    )
+    relevance = explain
+    if not recompute:
+        relevance = explained(explain, model, given.x, given.target, internal_batch_size=internal_batch_size)
+    curves = {}
+    for order in ORDERS:
+        scores = given.curve(_places(given, relevance, order, recompute))
+        curves[order] = Curve(scores, given.fractions, aopc(scores), "AOPC", order)
+    return Selectivity(**curves)
+
+
+def _places(given: Setting, explain: Explain | Tensor, order: Order, recompute: bool) -> Tensor:
+    """Return the place of each unit in an order, ``[N, K]``."""
+    if order not in ORDERS:
+        raise InputError(f"order is {order!r}; expected one of {ORDERS}")
+    if order == "random":
+        return given.places(order, None)
+    if not recompute:
+        found = explained(explain, given.model, given.x, given.target, internal_batch_size=given.size)
+        return given.places(order, found)
+    if isinstance(explain, Tensor):
+        raise InputError("recompute=True explains again at each step; expected an explainer, got a tensor")
+    return given.recomputed(explain, order)
