@@ -6,23 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.metrics._explain import (
-    Explain,
-    Output,
-    Target,
-    checked_input,
-    checked_target,
-    explained,
-    generator,
-    permutations,
-    whole_number,
-)
-from relprop.metrics._features import Features, Units, region_size, units
-from relprop.metrics._perturb import perturbed_scores, replaced
-from relprop.metrics.baselines import Baseline, baseline_of
+from relprop.metrics._explain import Explain, bar, explained, generator, permutations, whole_number
+from relprop.metrics._features import Units
+from relprop.metrics._removal import Removal
 from relprop.tables import text_table
 
 Order: TypeAlias = Literal["morf", "lerf", "random"]
@@ -108,117 +97,48 @@ def standard_error(values: Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all orders of one measurement share.
-
-    Attributes:
-        model, x, target, output: what is scored.
-        x0: what replaces x.
-        parts: what is replaced together.
-        counts: how many units are gone at each step, ``[N, L + 1]``.
-        absolute: order by ``|R|``.
-        seed: for ties and random orders.
-        size: inputs at once.
-        progress: show a bar.
-    """
-
-    model: nn.Module
-    x: Tensor
-    x0: Tensor
-    target: int | Tensor | None
-    output: Output
-    parts: Units
-    counts: Tensor
-    absolute: bool
-    seed: int
-    size: int | None
-    progress: bool
-
-    @property
-    def fractions(self) -> Tensor:
-        """The part of the units that is gone at each step, ``[N, L + 1]``."""
-        return self.counts.double() / self.parts.counts[:, None]
-
-    def places(self, order: Order, relevance: Tensor | None) -> Tensor:
-        """Return the place of each unit in an order, ``[N, K]``."""
-        if order == "random" or relevance is None:
-            # Not the numbers that break ties: random and tied orders shall be independent.
-            source = generator(self.seed)
-            permutations(len(self.x), self.parts.most, source)
-            return self.parts.ranks(torch.zeros(self.parts.missing.shape, device=self.x.device).double(), source)
-        values = self.parts.total(relevance, self.absolute)
-        return self.parts.ranks(values, self.seed, descending=order == "morf")
-
-    def curve(self, places: Tensor, *, insert: bool = False) -> Tensor:
-        """Return the scores along an order, ``[N, L + 1]``."""
-        old, new = (self.x0, self.x) if insert else (self.x, self.x0)
-
-        def perturbed(rows: Tensor, copy: Tensor) -> Tensor:
-            gone = self.parts.spread(places[rows] < self.counts[rows, copy][:, None], rows)
-            return replaced(old, new, rows, gone)
-
-        return perturbed_scores(
-            self.model,
-            self.x,
-            self.target,
-            self.output,
-            self.counts.shape[1],
-            perturbed,
-            internal_batch_size=self.size,
-            progress=self.progress,
-        )
-
-    def recomputed(self, explain: Explain, order: Order) -> Tensor:
-        """Return the places of the units where each step orders what is left by the explanation of what is left."""
-        places = torch.full(self.parts.missing.shape, self.parts.most, device=self.x.device)
-        for k in range(self.counts.shape[1] - 1):
-            gone = places < self.counts[:, k, None]
-            everything = torch.arange(len(self.x), device=self.x.device)
-            now = replaced(self.x, self.x0, everything, self.parts.spread(gone))
-            relevance = explained(explain, self.model, now, self.target, internal_batch_size=self.size)
-            values = self.parts.total(relevance, self.absolute)
-            values = values.masked_fill(gone, float("-inf") if order == "morf" else float("inf"))
-            ranks = self.parts.ranks(values, self.seed, descending=order == "morf")
-            # Those that are gone come last: the first of the others take the places of this step.
-            taken = ~gone & (ranks < (self.counts[:, k + 1] - self.counts[:, k])[:, None])
-            places = torch.where(taken, ranks + self.counts[:, k, None], places)
-        return places
+def places(given: Removal, order: Order, relevance: Tensor, absolute: bool) -> Tensor:
+    """Return the place of each unit in an order by relevance, ``[N, K]``."""
+    return given.parts.ranks(given.parts.total(relevance, absolute), given.seed, descending=order == "morf")
 
 
-def setting(
-    model: nn.Module,
-    x: Tensor,
-    target: Target,
-    *,
-    absolute: bool,
-    steps: int | None,
-    fraction: float,
-    features: Features,
-    baseline: Baseline,
-    output: Output,
-    seed: int,
-    internal_batch_size: int | None,
-    progress: bool,
-) -> Setting:
-    """Check the arguments that all curves have in common."""
-    x = checked_input(x)
-    parts = units(x, features)
-    region = region_size(x, features) if isinstance(features, (int, tuple)) else (1, 1)
-    x0 = baseline_of(x, baseline, region=region, seed=seed)
-    return Setting(
-        model,
-        x,
-        x0,
-        checked_target(target, len(x)),
-        output,
-        parts,
-        step_counts(parts, steps, fraction),
-        absolute,
-        seed,
-        internal_batch_size,
-        progress,
-    )
+def random_places(given: Removal) -> Tensor:
+    """Return the place of each unit in a random order, ``[N, K]``."""
+    source = generator(given.seed)
+    # Not the numbers that break ties: random orders and the orders of ties shall be independent.
+    permutations(len(given.x), given.parts.most, source)
+    return given.parts.ranks(torch.zeros_like(given.parts.missing, dtype=torch.float64), source)
+
+
+def recomputed_places(given: Removal, explain: Explain, order: Order, counts: Tensor, absolute: bool) -> Tensor:
+    """Return the place of each unit where each step orders what is left by the explanation of what is left."""
+    found = torch.full(given.parts.missing.shape, given.parts.most, device=given.x.device)
+    rows = torch.arange(len(given.x), device=given.x.device)
+    for k in bar(range(counts.shape[1] - 1), given.progress, "explain"):
+        gone = found < counts[:, k, None]
+        now = given.replaced(rows, gone)
+        relevance = explained(explain, given.model, now, given.target, internal_batch_size=given.size)
+        values = given.parts.total(relevance, absolute)
+        values = values.masked_fill(gone, float("-inf") if order == "morf" else float("inf"))
+        ranks = given.parts.ranks(values, given.seed, descending=order == "morf")
+        # What is gone comes last: the first of the others take the places of this step.
+        taken = ~gone & (ranks < counts[:, k + 1, None] - counts[:, k, None])
+        found = torch.where(taken, ranks + counts[:, k, None], found)
+    return found
+
+
+def along(given: Removal, order: Tensor, counts: Tensor, *, insert: bool = False) -> Tensor:
+    """Return the scores as the first ``counts`` ``[N, L + 1]`` units in an order (their places) go, ``[N, L + 1]``."""
+
+    def gone(rows: Tensor, copy: Tensor) -> Tensor:
+        return order[rows] < counts[rows, copy][:, None]
+
+    return given.without(counts.shape[1], gone, insert=insert)
+
+
+def fractions(parts: Units, counts: Tensor) -> Tensor:
+    """Return the part of the units that is gone at each step, ``[N, L + 1]``."""
+    return counts.double() / parts.counts[:, None]
 
 
 def step_counts(parts: Units, steps: int | None, fraction: float) -> Tensor:

@@ -13,10 +13,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from relprop.errors import InputError
-from relprop.metrics._explain import Explain, Output, Target, explained
+from relprop.metrics._explain import Explain, Output, Target
 from relprop.metrics._features import Features
+from relprop.metrics._removal import Removal, removal
 from relprop.metrics.baselines import Baseline
-from relprop.metrics.curves import ORDERS, Curve, Order, Setting, aopc, auc, setting, standard_error
+from relprop.metrics.curves import (
+    ORDERS,
+    Curve,
+    Order,
+    along,
+    aopc,
+    auc,
+    fractions,
+    places,
+    random_places,
+    recomputed_places,
+    standard_error,
+    step_counts,
+)
 from relprop.tables import text_table
 
 
@@ -83,13 +97,10 @@ def perturbation_curve(
     >>> curve.values  # the mean of 0, 2, 3, -1
     tensor([1.], dtype=torch.float64)
     """
-    given = setting(
+    given = removal(
         model,
         x,
         target,
-        absolute=absolute,
-        steps=steps,
-        fraction=fraction,
         features=features,
         baseline=baseline,
         output=output,
@@ -97,8 +108,9 @@ def perturbation_curve(
         internal_batch_size=internal_batch_size,
         progress=progress,
     )
-    scores = given.curve(_places(given, explain, order, recompute))
-    return Curve(scores, given.fractions, aopc(scores), "AOPC", order)
+    counts = step_counts(given.parts, steps, fraction)
+    scores = along(given, _places(given, explain, order, absolute, counts, recompute), counts)
+    return Curve(scores, fractions(given.parts, counts), aopc(scores), "AOPC", order)
 
 
 def pixel_flipping(
@@ -212,13 +224,10 @@ def insertion(
     >>> insertion(lambda model, x, target: x * model.weight, model, x, baseline="zero", output="logit").scores
     tensor([[ 0.,  2.,  3., -1.]], dtype=torch.float64)
     """
-    given = setting(
+    given = removal(
         model,
         x,
         target,
-        absolute=absolute,
-        steps=steps,
-        fraction=1.0,
         features=features,
         baseline=baseline,
         output=output,
@@ -226,8 +235,10 @@ def insertion(
         internal_batch_size=internal_batch_size,
         progress=progress,
     )
-    scores = given.curve(_places(given, explain, order, False), insert=True)
-    return Curve(scores, given.fractions, auc(scores, given.fractions), "AUC of insertion", order)
+    counts = step_counts(given.parts, steps, 1.0)
+    scores = along(given, _places(given, explain, order, absolute, counts, False), counts, insert=True)
+    parts = fractions(given.parts, counts)
+    return Curve(scores, parts, auc(scores, parts), "AUC of insertion", order)
 
 
 @dataclass(frozen=True)
@@ -264,8 +275,8 @@ class Selectivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""
-        curves = {name: getattr(self, name).to_dict() for name in ORDERS}
-        return {"area": self.values.tolist(), "over_random": self.over_random.tolist(), **curves}
+        found: dict[str, Any] = {name: getattr(self, name).to_dict() for name in ORDERS}
+        return {"area": self.values.tolist(), "over_random": self.over_random.tolist(), **found}
 
     def __str__(self) -> str:
         parts = {f"AOPC {name}": getattr(self, name).aopc for name in ORDERS}
@@ -307,16 +318,13 @@ def selectivity(
     >>> import torch
     >>> model = nn.Linear(3, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, -4.0]]))
-    >>> selectivity(lambda model, x, target: x * model.weight, model, torch.ones(1, 3)).values
-    tensor([4.], dtype=torch.float64)
+    >>> selectivity(lambda model, x, target: x * model.weight, model, torch.ones(1, 3)).values  # LeRF: -1, 3, 2, 0
+    tensor([3.], dtype=torch.float64)
     """
-    given = setting(
+    given = removal(
         model,
         x,
         target,
-        absolute=absolute,
-        steps=steps,
-        fraction=fraction,
         features=features,
         baseline=baseline,
         output=output,
@@ -324,25 +332,25 @@ def selectivity(
         internal_batch_size=internal_batch_size,
         progress=progress,
     )
-    relevance = explain
-    if not recompute:
-        relevance = explained(explain, model, given.x, given.target, internal_batch_size=internal_batch_size)
+    counts = step_counts(given.parts, steps, fraction)
+    once = explain if recompute else given.relevance(explain)
     curves = {}
     for order in ORDERS:
-        scores = given.curve(_places(given, relevance, order, recompute))
-        curves[order] = Curve(scores, given.fractions, aopc(scores), "AOPC", order)
+        scores = along(given, _places(given, once, order, absolute, counts, recompute), counts)
+        curves[order] = Curve(scores, fractions(given.parts, counts), aopc(scores), "AOPC", order)
     return Selectivity(**curves)
 
 
-def _places(given: Setting, explain: Explain | Tensor, order: Order, recompute: bool) -> Tensor:
+def _places(
+    given: Removal, explain: Explain | Tensor, order: Order, absolute: bool, counts: Tensor, recompute: bool
+) -> Tensor:
     """Return the place of each unit in an order, ``[N, K]``."""
     if order not in ORDERS:
         raise InputError(f"order is {order!r}; expected one of {ORDERS}")
     if order == "random":
-        return given.places(order, None)
+        return random_places(given)
     if not recompute:
-        found = explained(explain, given.model, given.x, given.target, internal_batch_size=given.size)
-        return given.places(order, found)
+        return places(given, order, given.relevance(explain), absolute)
     if isinstance(explain, Tensor):
         raise InputError("recompute=True explains again at each step; expected an explainer, got a tensor")
-    return given.recomputed(explain, order)
+    return recomputed_places(given, explain, order, counts, absolute)
