@@ -1,6 +1,6 @@
 """Every method of relprop beside one another on the digits network: its maps, what it claims, its delta, its time.
 
-Run it: ``python examples/methods.py [folder]``; the picture goes to ``build/methods`` by default.
+Run it: ``python examples/all_methods.py [folder]``; the picture goes to ``build/demo`` by default.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def picture(shown: list[Shown], x: Tensor, path: Path, *, columns: int = 3) -> N
         first = column * (samples + 1)
         panels[0][first].text(1, 0.5, "input", ha="right", va="center", fontsize=8)
         for ax, image in zip(panels[0][first + 1 :], x, strict=False):
-            ax.imshow(image[0], cmap="gray", vmin=LOW, vmax=HIGH)
+            ax.imshow(image[0].numpy(), cmap="gray", vmin=LOW, vmax=HIGH)
     for position, each in enumerate(shown):
         row, first = position % rows + 1, position // rows * (samples + 1)
         delta = "" if each.delta is None else f"|delta| {float(each.delta.abs().max()):.2g}\n"
@@ -148,7 +148,7 @@ def picture(shown: list[Shown], x: Tensor, path: Path, *, columns: int = 3) -> N
     plt.close(figure)
 
 
-def run(folder: str | Path = "build/methods", *, epochs: int = 12, digits: tuple[int, ...] = (0, 3, 4, 7)) -> None:
+def run(folder: str | Path = "build/demo", *, epochs: int = 12, digits: tuple[int, ...] = (0, 3, 4, 7)) -> None:
     """Train, explain with every method, print the table, draw the picture."""
     model, data = trained(epochs)
     chosen = torch.stack([(data.test_y == digit).nonzero()[0, 0] for digit in digits])
