@@ -136,7 +136,8 @@ class Attribution(Method):
 
         Returns:
             by name, a tensor of the shape of the module's output (the first tensor, where it returns several); a
-            tuple in call order for a module that is used more than once.
+            tuple in call order for a module that is used more than once. Where the target does not depend on a layer
+            (it lies above a unit, or in another branch) its relevance is zero.
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
