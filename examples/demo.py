@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import all_methods
 import right_reasons
 import tutorial_walk
 from digits import trained
@@ -100,6 +101,8 @@ def main(folder: str | Path = "build/demo") -> None:
     """All parts, one after the other."""
     start = time.perf_counter()
     run(folder)
+    all_methods.run(folder)
+    print()
     tutorial_walk.run(folder)
     print()
     right_reasons.run(folder)

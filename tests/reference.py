@@ -142,6 +142,14 @@ def contrast(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = STA
     return share(unit, unit.sum(2), relevance, stabilizer) - share(dual, dual.sum(2), relevance, stabilizer)
 
 
+def rescaled_excitation(
+    layer: Dense, a: Tensor, relevance: Tensor, gamma: float = 0.0, stabilizer: float = STABILIZER
+) -> Tensor:
+    parts = layer.products(a)
+    parts = positive(parts) - gamma * positive(-parts)
+    return share(parts, parts.sum(2), relevance, stabilizer)
+
+
 def zplus(layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER) -> Tensor:
     parts = positive(layer.products(a))
     return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer)
@@ -191,6 +199,7 @@ RULES: dict[str, Rule] = {
     "gamma": gamma,
     "alpha_beta": alpha_beta,
     "contrast": contrast,
+    "rescaled_excitation": rescaled_excitation,
     "zplus": zplus,
     "zbox": zbox,
     "wsquare": wsquare,

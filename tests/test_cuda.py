@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relprop import LRP, DeepTaylor, DeepTaylorWarning, Gradient, GradientXInput, Rules
 from relprop.rules import Block, Flat, Gamma, WSquare, ZBox, Zero
 from tests import network_reference
+from tests.attribution.averages import CASES, pictures, spelt
 from tests.attribution.models import images, residual, settle, vectors, without_bias
 from tests.propagation.test_recurrent import Reader
 from tests.propagation.unrolled import Watched, random, weigh
@@ -55,6 +56,16 @@ def test_presets(preset: str) -> None:
 def test_gradients(method: Any) -> None:
     model, x = residual(), images()
     same(method(on_device(model)).attribute(x.to(DEVICE), 1), method(model).attribute(x, 1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_averages_and_perturbations(case: str) -> None:
+    """Numbers are drawn on the CPU, so that they are the same; Captum adds up and fits in single precision."""
+    if case == "kernel shap":
+        pytest.skip("Captum draws on the device")
+    model, x = spelt()[1], pictures()
+    found = CASES[case](on_device(model), x.to(DEVICE), [2, 0])
+    same(found, CASES[case](model, x, [2, 0]), 1e-5 if case == "shapley" else 1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -21,6 +21,7 @@ NAMES = {
     **{name: getattr(relprop, name) for name in relprop.__all__},
     **{name: getattr(all_rules, name) for name in all_rules.__all__},
     "nn": nn, "low": -3.0, "high": 3.0, "alpha": 2.0, "beta": 1.0, "rule": all_rules.Epsilon(0.1),
+    "baselines": torch.zeros(1, 1, 3, 3, dtype=torch.float64),
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_what_to_write_runs(code: str) -> None:
         warnings.simplefilter("ignore", DeepTaylorWarning)
         found = eval(code.replace('Unit("0", 2)', 'Unit("0", (1, 1, 1))'), {**NAMES, "model": network(), "x": x})
         if isinstance(found, Method):
-            found = found.attribute(x, 1)
+            found = found.attribute(x, target=1)
     maps = list(found.values()) if isinstance(found, dict) else [found]
     assert maps and all(isinstance(item, Tensor) and bool(item.any()) for item in maps)
 

@@ -94,6 +94,10 @@ def terms(rule: str, layer: reference.Dense, a: Tensor, options: dict[str, Any])
             Term(1.0, positive(w), negative(w), nothing),
             Term(-1.0, negative(w), positive(w), nothing),
         ]
+    if rule == "rescaled_excitation":
+        g = options.get("gamma", 0.0)
+        up, down = positive(w) + g * negative(w), negative(w) + g * positive(w)
+        return [Term(1.0, up, down, torch.zeros_like(b))]
     assert rule == "rho"
     changed = layer.reach * options["rho"](w)
     return [Term(1.0, changed, changed, torch.zeros_like(b) if layer.bias is None else options["rho"](layer.bias))]

@@ -85,6 +85,10 @@ class TrainingModeWarning(RelpropWarning):
     """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent."""
 
 
+class ConvergenceWarning(RelpropWarning):
+    """A sum that a method claims is further off than the tolerance, after as many steps as were allowed."""
+
+
 class DeepTaylorWarning(RelpropWarning):
     """A premise of deep Taylor decomposition does not hold in the model."""
 

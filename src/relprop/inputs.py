@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence
@@ -24,7 +25,7 @@ from relprop.errors import (
     near,
     warn,
 )
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.storage import children, map_tensors, tensors_in
 
 
 def as_model(model: Any) -> nn.Module:
@@ -89,6 +90,8 @@ def _is_compiled(module: nn.Module) -> bool:
 class Keywords(dict[str, Any]):
     """Inputs that the model takes by keyword: ``attribute(Keywords(pixel_values=x, mask=m))`` explains ``x``.
 
+    In a tuple they stand beside positional arguments: ``attribute((x, Keywords(mask=m)))``.
+
     >>> Keywords(x=1)
     {'x': 1}
     """
@@ -103,20 +106,30 @@ class Given:
         tensors: the explained ones, in order.
         samples: the size of their common batch; None where they were given in a structure, whose tensors need have
             none in common (nodes and edges of a graph).
+        explained: of every tensor in the structure, in order, whether it is explained.
     """
 
     structure: Any
     tensors: tuple[Tensor, ...]
     samples: int | None
+    explained: tuple[bool, ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows all tensors of the inputs have in common, if they do."""
+        sizes = {tensor.shape[0] for tensor in tensors_in(self.structure) if tensor.dim()}
+        return sizes.pop() if len(sizes) == 1 else None
 
     def arguments(self, replaced: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what the model is called with, other tensors in the place of those explained."""
         if self.samples is not None:
             return tuple(replaced), {}
         found = self._with(replaced, lambda tensor: tensor)
-        if isinstance(found, Keywords):
-            return (), dict(found)
-        return (tuple(found) if isinstance(found, (tuple, list)) else (found,)), {}
+        items = list(found) if _is_positional(found) else [found]
+        named = [item for item in items if isinstance(item, Keywords)]
+        return tuple(item for item in items if not isinstance(item, Keywords)), {
+            k: v for item in named for k, v in item.items()
+        }
 
     def packed(self, maps: Sequence[Tensor | None]) -> Any:
         """Return one map for every explained tensor in the structure of the inputs, None for what is not explained."""
@@ -124,52 +137,94 @@ class Given:
             return tuple(maps) if isinstance(self.structure, (tuple, list)) else maps[0]
         return self._with(maps, lambda _: None)
 
+    def replaced(self, tensors: Sequence[Tensor]) -> Any:
+        """Return the inputs as they were given, other tensors in the place of those explained."""
+        return self.packed(tensors) if self.samples is not None else self._with(tensors, lambda tensor: tensor)
+
+    def aligned(self, tree: Any, name: str) -> list[Any]:
+        """Return what a tree of the structure of the inputs holds in the place of every explained tensor.
+
+        Raises:
+            InputError: where it has another structure.
+        """
+        if self.samples is None:
+            return list(itertools.compress(_counterparts(self.structure, tree, name), self.explained))
+        if not isinstance(self.structure, (tuple, list)):
+            return [tree]
+        if not isinstance(tree, (tuple, list)) or len(tree) != len(self.tensors):
+            got = f"{len(tree)} entries" if isinstance(tree, (tuple, list)) else type(tree).__name__
+            raise InputError(f"{name}: expected a tuple of {len(self.tensors)}, one for every input; got {got}.")
+        return list(tree)
+
     def _with(self, values: Sequence[Any], other: Callable[[Tensor], Any]) -> Any:
-        left = iter(values)
-        return map_tensors(lambda tensor: next(left) if _can_be_explained(tensor) else other(tensor), self.structure)
+        left, explained = iter(values), iter(self.explained)
+        return map_tensors(lambda tensor: next(left) if next(explained) else other(tensor), self.structure)
 
 
 def as_inputs(inputs: Any) -> Given:
     """Return the inputs, and the tensors in them that can be explained.
 
     A tensor, or a tuple of them, one for every positional argument. Anything else that holds tensors, be it a
-    mapping, a dataclass or a tuple with a list in it, is a structure: all its tensors of floating point numbers are
-    explained, and those of integers where an embedding consumes them; what else it holds is given as it is.
+    mapping, a dataclass, a named tuple or a tuple with a list in it, is a structure: all its tensors of finite floating
+    point numbers are explained, and those of integers where an embedding consumes them; what else it holds (masks of
+    bools or infinities, numbers, text) is given as it is.
 
     Raises:
         InputTypeError: for anything but tensors of floating point numbers, or of integers (token ids).
         InputError: for an empty batch, batches of different sizes, or a structure without a tensor to explain.
-        NumericalError: for NaN and infinity.
+        NumericalError: for NaN, and for infinity in a tensor of its own.
     """
-    if isinstance(inputs, Tensor) or (isinstance(inputs, (tuple, list)) and not any(map(_holds_tensors, inputs))):
-        tensors = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        if not tensors:
-            raise InputError("No input was given; expected a tensor [N, ...] or a tuple of tensors.")
-        for position, tensor in enumerate(tensors):
-            name = f"Input {position}" if len(tensors) > 1 else "The input"
-            if not isinstance(tensor, Tensor):
-                raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
-            if tensor.dtype == torch.bool or tensor.is_complex():
-                raise InputTypeError(
-                    f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids."
-                )
-            _check_tensor(name, tensor)
-            if tensor.shape[0] != tensors[0].shape[0]:
-                raise InputError(
-                    f"{name} has a batch of {tensor.shape[0]}, the first one of {tensors[0].shape[0]}. Where inputs "
-                    "have no batch in common, give them by keyword: relprop.Keywords(x=..., edges=...)."
-                )
-        copies = tuple(map(outside_inference, tensors))
-        return Given(copies if isinstance(inputs, (tuple, list)) else copies[0], copies, copies[0].shape[0])
-    if not _holds_tensors(inputs) and not isinstance(inputs, (tuple, list)):
-        raise InputTypeError(f"The input must be a tensor, got {type(inputs).__name__}.")
+    if isinstance(inputs, Tensor) or (_is_positional(inputs) and not any(map(_holds_tensors, inputs))):
+        return _plain(inputs)
+    if not _holds_tensors(inputs):
+        hint = " torch.from_numpy makes one of an array." if isinstance(inputs, np.ndarray) else ""
+        raise InputTypeError(f"The input must be a tensor, got {type(inputs).__name__}.{hint}")
     structure = map_tensors(outside_inference, inputs)
-    explained = tuple(filter(_can_be_explained, tensors_in(structure)))
-    if not explained:
-        raise InputError(f"{type(inputs).__name__} holds no tensor that can be explained: dense, and of numbers.")
-    for tensor in explained:
-        _check_tensor(f"The input of shape {tuple(tensor.shape)}", tensor)
-    return Given(structure, explained, None)
+    tensors = tensors_in(structure)
+    explained = tuple(map(_can_be_explained, tensors))
+    if not any(explained):
+        raise InputError(
+            f"{type(inputs).__name__} holds no tensor that can be explained: "
+            "dense, of finite numbers, and not of an empty batch."
+        )
+    return Given(structure, tuple(itertools.compress(tensors, explained)), None, explained)
+
+
+def _plain(inputs: Any) -> Given:
+    """Return inputs that are a tensor, or several that share their batch."""
+    tensors = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not tensors:
+        raise InputError("No input was given; expected a tensor [N, ...] or a tuple of tensors.")
+    for position, tensor in enumerate(tensors):
+        name = f"Input {position}" if len(tensors) > 1 else "The input"
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}.")
+        _check_tensor(name, tensor)
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise InputError(
+                f"{name} has a batch of {tensor.shape[0]}, the first one of {tensors[0].shape[0]}. Where inputs "
+                "have no batch in common, give them by keyword: relprop.Keywords(x=..., edges=...)."
+            )
+    copies = tuple(map(outside_inference, tensors))
+    return Given(copies if isinstance(inputs, (tuple, list)) else copies[0], copies, copies[0].shape[0])
+
+
+def _is_positional(inputs: Any) -> bool:
+    """Say whether inputs are the positional arguments of a model; a named tuple is one argument."""
+    return isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
+
+
+def _counterparts(structure: Any, tree: Any, name: str) -> list[Any]:
+    """Return what another tree of the same structure holds in the place of every tensor of a structure."""
+    if isinstance(structure, Tensor):
+        return [tree]
+    parts = children(structure)
+    others = children(tree) if type(tree) is type(structure) else {}
+    if tensors_in(structure) and list(parts) != list(others):
+        raise InputError(f"{name} must have the structure of the inputs: {type(structure).__name__}, got {tree!r:.80}.")
+    return [
+        found for key, part in parts.items() if tensors_in(part) for found in _counterparts(part, others[key], name)
+    ]
 
 
 def _holds_tensors(item: Any) -> bool:
@@ -177,15 +232,38 @@ def _holds_tensors(item: Any) -> bool:
 
 
 def _can_be_explained(tensor: Tensor) -> bool:
-    return tensor.dtype != torch.bool and not tensor.is_complex() and tensor.layout == torch.strided
+    """Say whether something in a structure can be explained; infinity marks a mask.
+
+    Raises:
+        NumericalError: for NaN.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        return False
+    if tensor.dtype == torch.bool or tensor.is_complex() or tensor.dim() == 0 or tensor.numel() == 0:
+        return False
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return True
+    if bool(torch.isnan(tensor).any()):
+        raise NumericalError(
+            f"The input of shape {tuple(tensor.shape)} holds NaN; its relevance would be NaN everywhere."
+        )
+    return False
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        kind = "a quantised tensor" if tensor.is_quantized else f"of layout {tensor.layout}"
-        raise InputTypeError(
-            f"{name} is {kind}; relevance has one value per entry: give a dense tensor (x.to_dense())."
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        kind = (
+            "a quantised tensor"
+            if tensor.is_quantized
+            else "nested"
+            if tensor.is_nested
+            else f"of layout {tensor.layout}"
         )
+        raise InputTypeError(
+            f"{name} is {kind}; relevance has one value per entry: give a dense tensor (x.to_dense(), or a padded one)."
+        )
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise InputTypeError(f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids.")
     if tensor.is_meta:
         raise InputTypeError(f"{name} is on the meta device and holds no values; there is nothing to explain.")
     if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.numel() == 0:

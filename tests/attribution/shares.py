@@ -66,6 +66,9 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
         unit = split(positive(parts).sum(2), 0.0, relevance, epsilon)
         dual = split(negative(parts).sum(2), 0.0, -relevance, epsilon)
         found = torch.zeros(()), unit[1] + dual[1], unit[2] + dual[2] + out  # what both share out cancels
+    elif rule == "rescaled_excitation":
+        whole = positive(parts).sum(2) + options.get("gamma", 0.0) * negative(parts).sum(2)
+        found = split(whole, 0.0, relevance, epsilon)
     elif rule == "zbox":
         low, high = (torch.zeros_like(a) + options[name] for name in ("low", "high"))
         w = layer.weight

@@ -45,6 +45,12 @@ def concrete() -> list[type[Method]]:
     return [kind for kind in kinds if not inspect.isabstract(kind)]
 
 
+def required_of(function: Any) -> list[str]:
+    """What a function cannot do without."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 # ------------------------------------------------------------------------------------------------- the list
 
 
@@ -238,7 +244,7 @@ def test_a_missing_option() -> None:
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_every_method_from_a_model_by_its_name(name: str) -> None:
     entry = methods()[name]
-    required = [p for p in list(inspect.signature(entry.method).parameters.values())[1:] if p.default is p.empty]
+    required = [*required_of(entry.method)[1:], *required_of(entry.method.attribute)[2:]]
     model, x = mlp(), vectors().abs()
     if entry.takes != "model" or required:
         with pytest.raises(MethodError):
@@ -255,18 +261,20 @@ def test_every_method_from_a_model_by_its_name(name: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in concrete() if isinstance(getattr(kind, "contract", None), Contract)])
 def test_a_delta_exists_only_where_a_sum_is_claimed(kind: type[Method]) -> None:
     model, x = mlp(), vectors().abs()
-    if len([p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]) > 1:
+    if len(required_of(kind)) > 1:
         pytest.skip("it needs more than a model")
+    needed = {"baselines": 0.0, "sliding_window_shapes": (2,)}
+    options = {name: needed[name] for name in required_of(kind.attribute)[2:]}
     parameters = inspect.signature(kind.attribute).parameters
     if "return_convergence_delta" not in parameters:
         assert not kind.contract.complete, "a sum is claimed, and there is no way to ask how far off it is"
     elif kind.contract.complete:
         with pytest.warns() if kind is DeepTaylor else pytest.MonkeyPatch.context():
-            _, delta = kind(model).attribute(x, 1, return_convergence_delta=True)
+            _, delta = kind(model).attribute(x, target=1, return_convergence_delta=True, **options)
         assert delta.shape == (2,)
     else:
         with refuses(model, InputError, ValueError, kind.__name__, "no convergence delta"):
-            kind(model).attribute(x, 1, return_convergence_delta=True)
+            kind(model).attribute(x, target=1, return_convergence_delta=True, **options)
 
 
 def test_a_delta_is_refused_before_anything_runs() -> None:

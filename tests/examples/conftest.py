@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 NAMES = (
     "digits",
+    "all_methods",
     "graph",
     "right_reasons",
     "sequence",

@@ -13,7 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from relprop import LRP
+from relprop import LRP, NoiseTunnel, methods
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
@@ -67,10 +67,10 @@ def test_demo_main_runs_every_part(
     parts: list[tuple[str, Path]] = []
     demo = examples["demo"]
     monkeypatch.setattr(demo, "run", lambda folder: parts.append(("demo", folder)))
-    for name in ("tutorial_walk", "right_reasons"):
+    for name in ("all_methods", "tutorial_walk", "right_reasons"):
         monkeypatch.setattr(examples[name], "run", lambda folder, name=name: parts.append((name, folder)))
     demo.main(tmp_path)
-    assert parts == [(name, tmp_path) for name in ("demo", "tutorial_walk", "right_reasons")]
+    assert parts == [(name, tmp_path) for name in ("demo", "all_methods", "tutorial_walk", "right_reasons")]
 
 
 def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -273,3 +273,25 @@ def test_mosaics_hold_their_class_where_the_mask_says(examples: dict[str, Module
         tile = x[n, 0][mask[n]].view(16, 16)[::2, ::2]
         found = [k for k in range(len(data.test_x)) if torch.equal(data.test_x[k, 0], tile)]
         assert int(data.test_y[found[0]]) == int(target[n])
+
+
+def test_all_methods_are_shown(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = examples["all_methods"]
+    torch.manual_seed(0)
+    model = examples["digits"].DigitsNet(4).eval()
+    shown = {type(method) for _, method, _ in example.methods(model, torch.rand(2, 1, 8, 8))}
+    # Noise by another name is shown by its three; what has to be fitted first has an example of its own.
+    assert {listed.method for listed in methods().values()} - shown == {NoiseTunnel}
+    slow = {"Simple Taylor", "KernelSHAP", "Shapley sampling"}
+    every = example.methods
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example, "methods", lambda *given: [each for each in every(*given) if each[0] not in slow])
+        example.run(tmp_path, epochs=1, digits=(0, 3))
+    assert picture(tmp_path / "methods.png")
+    out = capsys.readouterr().out
+    assert all(title in out for title, _, _ in every(model, torch.rand(2, 1, 8, 8)) if title not in slow)
+    rows = {line[:24].strip(): line for line in out.splitlines()}
+    assert float(rows["DeepLIFT, Rescale"].split()[-3]) == 0.0
+    assert "f - f'" in rows["Integrated gradients"] and "coefficient" in rows["Gradient"]

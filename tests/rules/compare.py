@@ -19,6 +19,7 @@ PACKAGE: dict[str, Callable[..., Any]] = {
     "gamma": rules.Gamma,
     "alpha_beta": rules.AlphaBeta,
     "contrast": rules.Contrast,
+    "rescaled_excitation": rules.RescaledExcitation,
     "zplus": rules.ZPlus,
     "zbox": rules.ZBox,
     "wsquare": rules.WSquare,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import builtins
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -18,14 +16,6 @@ from torch import Tensor
 
 from relprop.errors import InputError, InputTypeError, MissingExtraError
 from relprop.visual import grid, heatmap, layers
-
-
-@pytest.fixture(autouse=True)
-def no_window() -> Iterator[None]:
-    with matplotlib.rc_context():
-        plt.switch_backend("Agg")
-        yield
-        plt.close("all")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

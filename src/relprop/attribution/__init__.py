@@ -3,28 +3,56 @@
 from relprop.attribution.backward_variants import Deconvolution, GuidedBackprop
 from relprop.attribution.base import Attribution
 from relprop.attribution.baselines import Input, Random
+from relprop.attribution.combined import Combined
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.deep_lift import DeepLift, DeepLiftShap
 from relprop.attribution.deep_taylor import DeepTaylor
 from relprop.attribution.excitation import ContrastiveExcitationBackprop, ExcitationBackprop
+from relprop.attribution.expected import GradientShap
+from relprop.attribution.gradcam import GuidedGradCam, LayerGradCam
 from relprop.attribution.gradient import Gradient, GradientXInput, Sensitivity
 from relprop.attribution.lrp import LRP
 from relprop.attribution.methods import explain, methods
+from relprop.attribution.noise import NoiseTunnel, SmoothGrad, SmoothGradSquared, VarGrad
+from relprop.attribution.paths import IntegratedGradients
+from relprop.attribution.perturbation import FeatureAblation, Occlusion
+from relprop.attribution.shapley import KernelShap, ShapleyValueSampling
+from relprop.attribution.simple_taylor import Expansion, SimpleTaylor
+from relprop.attribution.translated import Translated
 
 __all__ = [
     "LRP",
     "Attribution",
+    "Combined",
     "Contract",
     "ContrastiveExcitationBackprop",
     "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
     "DeepTaylor",
     "ExcitationBackprop",
+    "Expansion",
+    "FeatureAblation",
     "Gradient",
+    "GradientShap",
     "GradientXInput",
     "GuidedBackprop",
+    "GuidedGradCam",
     "Input",
+    "IntegratedGradients",
+    "KernelShap",
+    "LayerGradCam",
     "Method",
+    "NoiseTunnel",
+    "Occlusion",
     "Random",
     "Sensitivity",
+    "ShapleyValueSampling",
+    "SimpleTaylor",
+    "SmoothGrad",
+    "SmoothGradSquared",
+    "Translated",
+    "VarGrad",
     "explain",
     "methods",
 ]

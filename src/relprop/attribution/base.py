@@ -17,7 +17,8 @@ from relprop.errors import InputError, NumericalError, TargetError, TargetTypeEr
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
-from relprop.propagation.run import Forward, Parts, forward
+from relprop.propagation.reading import Reading
+from relprop.propagation.run import ChannelMask, Forward, Parts, forward
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 
@@ -50,6 +51,19 @@ class Attribution(Method):
         """Return the state of one call."""
         return Call(self.model, self.selector(), **options)
 
+    def forward(
+        self,
+        call: Call,
+        inputs: Given,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        targets: Sequence[Reading],
+        layers: Sequence[str],
+        condition: Mapping[str, ChannelMask],
+    ) -> Forward:
+        """Run the forward pass: see :func:`relprop.propagation.run.forward`."""
+        return forward(call, inputs, args, kwargs, targets, layers, condition)
+
     def after_forward(self, passed: Forward) -> None:  # most methods have nothing to look at
         """Look at a forward pass before its backward runs."""
 
@@ -73,9 +87,9 @@ class Attribution(Method):
                 embedding that consumes them, summed over its features: ``[N, T]``. Or a structure that the model
                 takes as one argument: a mapping, a dataclass, lists and tuples of such; :class:`relprop.Keywords`
                 for what it takes by keyword. Its tensors need have no batch in common (nodes and edges of a graph):
-                then the rows of the output count as samples, and delta is one number for all. What of a structure
-                is not explained (integers no embedding consumes, bools, tensors without influence) is None in the
-                result.
+                the rows of the output count as samples, and delta is one number for all, ``[1]``, unless all tensors of
+                the structure have as many. What is not explained (integers no embedding consumes, bools, masks of
+                infinities, tensors without influence) is None in the result.
             target: which output to explain: None (one output per sample), an int, a tensor with one or N integers, a
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
                 receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
@@ -105,7 +119,7 @@ class Attribution(Method):
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, _delta(explained if create_graph else explained.detach(), found, given)
+        return packed, convergence_delta(explained if create_graph else explained.detach(), found, given)
 
     def attribute_layers(
         self,
@@ -122,7 +136,8 @@ class Attribution(Method):
 
         Returns:
             by name, a tensor of the shape of the module's output (the first tensor, where it returns several); a
-            tuple in call order for a module that is used more than once.
+            tuple in call order for a module that is used more than once. Where the target does not depend on a layer
+            (it lies above a unit, or in another branch) its relevance is zero.
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
@@ -187,8 +202,9 @@ class Attribution(Method):
         with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0).detach().double()
-            explained = explained if given.samples is not None else explained.sum().reshape(1)
-            arrived = explained - _delta(explained, found, given)
+            delta = convergence_delta(explained, found, given)
+            explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
+            arrived = explained - delta
             return make_report(passed.call.records, explained.cpu(), arrived.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
@@ -214,7 +230,7 @@ class Attribution(Method):
         call = self.make_call(**options)
         with grad_mode(), foremost(call):
             try:
-                passed = forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
+                passed = self.forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:
                     _check_output(call, output)
                 passed.seeds = [self.seed(output) for output in passed.selected]
@@ -263,9 +279,9 @@ def _check_output(call: Call, output: Tensor) -> None:
         raise InputError(f"The explained output does not depend on the input.{why}")
 
 
-def _delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
+def convergence_delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:
     """Return ``f - sum R`` of every sample, or of all together where the inputs have no batch in common."""
     maps = [part.to(explained.dtype) for part in found if part is not None]
-    if given.samples is None:
+    if given.rows != len(explained):
         return explained.sum().reshape(1) - sum(part.sum() for part in maps)
-    return explained - sum(part.flatten(1).sum(1) for part in maps)
+    return explained - sum(part.reshape(len(part), -1).sum(1) for part in maps)

@@ -52,9 +52,12 @@ class Method(ABC):
         model: the model, which no method writes to.
         contract: what the method declares of itself.
         named: the methods that have a name.
+        per_sample: the options of ``attribute`` that hold one entry for every sample, as baselines may: what runs the
+            method on a part of the batch hands over that part of them.
     """
 
     contract: Contract
+    per_sample: tuple[str, ...] = ()
     named: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:

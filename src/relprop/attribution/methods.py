@@ -171,6 +171,10 @@ def explain(
         raise MethodError(
             f"{kind.__name__} takes no option {unknown[0]!r}.{near(unknown[0], known)} It takes {', '.join(known)}."
         )
+    try:
+        inspect.signature(made.attribute).bind(inputs, target=target, **left)
+    except TypeError as error:
+        raise MethodError(f"{kind.__name__} cannot run: {error}. It takes {', '.join(taken)}.") from None
     return made.attribute(inputs, target=target, **left)
 
 

@@ -227,11 +227,10 @@ class Call:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
 
-    def name_backward_hooks(self) -> None:
-        """Warn, once a module, that its backward hooks are called with coefficients."""
-        name, module = self.place
+    def name_backward_hooks(self, where: str) -> None:
+        """Warn, once a place, that backward hooks are called with coefficients."""
         message = (
-            f"Module {name!r} ({type(module).__name__}) has backward hooks, which are called with coefficients "
+            f"{where} has backward hooks, which are called with coefficients "
             "(relevance over activation) in place of gradients while relevance is explained; what they return stands "
             "for the coefficients. Remove the hooks if that is not meant."
         )

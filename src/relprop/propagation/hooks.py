@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as hooked
 
 from relprop.propagation.call import Call
 from relprop.propagation.reading import Readings
 from relprop.propagation.record import Entered
-from relprop.propagation.storage import tensors_in
+from relprop.propagation.storage import map_tensors, tensors_in
 
 _GLOBAL_HOOKS = hooked._global_backward_hooks, hooked._global_backward_pre_hooks
 
@@ -27,8 +27,8 @@ class ModuleHooks:
 
     They act on the thread of the call alone: they keep the stack of modules that are running, and show the outputs
     of the modules in ``observed`` to ``observe(name, output)``, those in ``readings.layers`` to ``readings.take``. They
-    never replace an input or an output, but for one: where an observed module returns its very input, what leaves it is
-    a view, so that it has relevance of its own.
+    never replace an input or an output, but for one: where what is observed of an output is the module's very input,
+    what leaves it is a view, so that it has relevance of its own.
 
     Calls at the same time share the hooks of a module: the first to begin sets them, the last to end removes them.
     (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
@@ -84,32 +84,36 @@ class ModuleHooks:
             if not call.ended:
                 call.called.add(name)
             call.stack.append((name, module))
-            if module._backward_hooks or module._backward_pre_hooks or _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
-                call.name_backward_hooks()
+            if _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
+                call.name_backward_hooks("Every module")
+            elif module._backward_hooks or module._backward_pre_hooks:
+                call.name_backward_hooks(f"Module {name!r} ({type(module).__name__})")
             if call.recording:
                 entered = Entered(name, type(module).__name__, len(call.records))
                 call.entered.append(entered)
                 self._open.append((module, entered))
 
-    def leaving(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def leaving(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Note that a module has run; return what stands for its output, if something has to."""
         call, replaced, name = self.call, None, self._names.get(module)
         if name is None:
             return None
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
-            for tensor in tensors_in(output):
+            tensors = tensors_in(output)
+            for tensor in tensors:
                 if tensor.grad_fn is not None and not call.ended:
                     call.reach_seen(tensor)
             if self._observe is not None and name in self._observed and output is not None:
-                if any(output is tensor for tensor in tensors_in(args)):
-                    replaced = output = call.view(output)
+                if tensors and any(tensors[0] is tensor for tensor in tensors_in(inputs)):
+                    own = call.view(tensors[0])
+                    replaced = output = map_tensors(lambda leaf: own if leaf is tensors[0] else leaf, output)
                 self._observe(name, output)
+            if self._open and self._open[-1][0] is module:
+                _, entered = self._open.pop()
+                entered.inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(inputs))
+                entered.output = tuple(tensors[0].shape) if tensors else ()
         if self._readings is not None and name in self._readings.layers and output is not None:
             self._readings.take(name, output)  # this is: a target may compute
-        if self._open and self._open[-1][0] is module:
-            _, entered = self._open.pop()
-            entered.inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(args))
-            entered.output = next((tuple(tensor.shape) for tensor in tensors_in(output)), ())
         if call.stack and call.stack[-1][1] is module:
             call.stack.pop()
         return replaced
@@ -123,7 +127,7 @@ class _Pair:
         # First before, last after: what the user's own hooks compute belongs to the module.
         self._handles = (
             module.register_forward_pre_hook(_enter, prepend=True),
-            module.register_forward_hook(_leave, always_call=True),
+            module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
         )
 
     def remove(self) -> None:
@@ -149,6 +153,6 @@ def _enter(module: nn.Module, args: Any) -> None:
         running[-1].entering(module)
 
 
-def _leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+def _leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     running = _running()
-    return running[-1].leaving(module, args, output) if running else None
+    return running[-1].leaving(module, (args, kwargs), output) if running else None

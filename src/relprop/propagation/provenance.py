@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -24,6 +25,7 @@ class Origin:
         nonnegative: it is known to hold nothing below zero.
         gate: it is a sigmoid, to act as a factor that is constant.
         factors: how many active factors its terms are products of.
+        spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
 
     version: int = 0
@@ -31,6 +33,7 @@ class Origin:
     nonnegative: bool = False
     gate: bool = False
     factors: int = 1
+    spread: Tensor | None = None
 
 
 class Origins:
@@ -51,17 +54,28 @@ class Origins:
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
         origin: Origin | None = self._known.get(tensor)
+        if origin is None and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward":
+            origin = self._known.get(_before_hook(tensor))
         return origin if origin is not None and origin.version == tensor._version else Origin()
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
         """Remember the origin of the tensor as it is now."""
-        if origin.site is not None or origin.nonnegative or origin.gate or origin.factors != 1:
+        known = origin.site is not None or origin.spread is not None or origin.factors != 1
+        if known or origin.nonnegative or origin.gate:
             self._known[tensor] = replace(origin, version=tensor._version)
         else:
             self._known.pop(tensor, None)
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+
+def _before_hook(tensor: Tensor) -> Tensor:
+    """Return the tensor on which a module's backward hook put a node: its base, where that is the same tensor."""
+    with torch._C.DisableTorchFunction():
+        base = tensor._base
+        same = base is not None and tensor.shape == base.shape and tensor.stride() == base.stride()
+        return base if same and base is not None and tensor.storage_offset() == base.storage_offset() else tensor
 
 
 class Graph:

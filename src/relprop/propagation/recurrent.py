@@ -39,8 +39,11 @@ def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Seque
     origin = replace(origins.of(x), site=None)
     with torch._C.DisableTorchFunction():
         parts: Sequence[Tensor] = x.split(sizes, dim)
-    for part in parts:
-        origins.note(part, origin)
+        spread = origin.spread
+        split = spread is not None and spread.shape == x.shape  # a pass on baselines knows of it alone
+        spreads = spread.split(sizes, dim) if spread is not None and split else [spread] * len(parts)
+    for part, own in zip(parts, spreads, strict=True):
+        origins.note(part, replace(origin, spread=own))
     return parts
 
 

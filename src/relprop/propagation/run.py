@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from relprop.errors import InputError, RelpropError
+from relprop.errors import InputError, ModelError, RelpropError
 from relprop.inputs import Given, eager
 from relprop.propagation.call import Call, Root, Tokens
 from relprop.propagation.hooks import ModuleHooks
@@ -47,6 +47,7 @@ class Forward:
         selected: what is explained, for every target.
         seeds: the coefficients that the backward of every target begins with.
         passages: by module name, the outputs that were asked for, in call order.
+        references: for every target, what its difference from is explained; empty where it is explained itself.
     """
 
     call: Call
@@ -55,10 +56,12 @@ class Forward:
     selected: list[Tensor] = field(default_factory=list)
     seeds: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
+    references: list[Tensor] = field(default_factory=list)
 
     def explained(self, target: int) -> Tensor:
         """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
-        return self.selected[target] * self.seeds[target] if self.seeds else self.selected[target]
+        value = self.selected[target] - self.references[target] if self.references else self.selected[target]
+        return value * self.seeds[target] if self.seeds else value
 
     def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
         """Run the backward of one target.
@@ -111,6 +114,9 @@ def forward(
     passed = Forward(call)
     condition = dict(condition or {})
     first, named = inputs.arguments([_given(passed, value) for value in inputs.tensors])
+    twice = sorted(named.keys() & (kwargs or {}).keys())
+    if twice:
+        raise InputError(f"{', '.join(map(repr, twice))} is given twice: as an input and in forward_kwargs.")
 
     def observe(name: str, output: Any) -> None:
         called.add(name)
@@ -133,6 +139,7 @@ def forward(
             raise
         except Exception as error:
             _check_tokens(passed, inputs, error)
+            _check_device(call.model, error)
             raise
         passed.selected = readings.finish(passed.output)
     _check_tokens(passed, inputs, None)
@@ -171,6 +178,16 @@ def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> No
                 f"{name} holds integers, and no embedding of the model consumed them as they are. "
                 "Give floating point numbers, or the embedded tokens."
             ) from error
+
+
+def _check_device(model: nn.Module, error: Exception) -> None:
+    """Say what is wrong where a forward pass failed because the model holds no numbers."""
+    found = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if found is not None and "meta" in str(error):
+        raise ModelError(
+            f"Parameter {found!r} is on the meta device and holds no numbers. Load the model's weights first "
+            "(model.to_empty(device=...), then load_state_dict)."
+        ) from error
 
 
 def _observe(passed: Forward, name: str, output: Any) -> None:

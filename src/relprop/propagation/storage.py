@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields
 from functools import partial
 from types import TracebackType
@@ -162,25 +162,27 @@ class Protected:
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists, mappings and dataclasses; all else stays."""
+    """Apply a function to every tensor in nested tuples, lists, mappings and dataclasses; all else stays.
+
+    What holds nothing that changed is returned itself.
+    """
     if isinstance(tree, Tensor):
         return function(tree)
+    parts = children(tree)
+    mapped = {key: map_tensors(function, part) for key, part in parts.items()}
+    if all(mapped[key] is part for key, part in parts.items()):
+        return tree
     if isinstance(tree, (tuple, list)):
-        mapped = [map_tensors(function, item) for item in tree]
-        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
-    if isinstance(tree, dict):
-        entries = {key: map_tensors(function, value) for key, value in tree.items()}
-        if type(tree) is dict:
-            return entries
-        same_type = copy.copy(tree)
-        same_type.update(entries)
-        return same_type
-    if _is_record(tree):
-        changed = copy.copy(tree)
-        for field in fields(tree):
-            object.__setattr__(changed, field.name, map_tensors(function, getattr(tree, field.name)))
-        return changed
-    return tree
+        return type(tree)(*mapped.values()) if hasattr(tree, "_fields") else type(tree)(mapped.values())
+    if type(tree) is dict or (isinstance(tree, Mapping) and not isinstance(tree, MutableMapping)):
+        return mapped
+    changed = copy.copy(tree)
+    for key, part in mapped.items():
+        if isinstance(tree, MutableMapping):
+            changed[key] = part
+        else:
+            object.__setattr__(changed, key, part)  # frozen or not
+    return changed
 
 
 def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
@@ -188,20 +190,24 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     found = [] if found is None else found
     if isinstance(tree, Tensor):
         found.append(tree)
-    elif isinstance(tree, (tuple, list)):
+    elif isinstance(tree, (tuple, list)):  # every call has one
         for item in tree:
             tensors_in(item, found)
-    elif isinstance(tree, dict):
-        for item in tree.values():
+    else:
+        for item in children(tree).values():
             tensors_in(item, found)
-    elif _is_record(tree):
-        for field in fields(tree):
-            tensors_in(getattr(tree, field.name), found)
     return found
 
 
-def _is_record(tree: Any) -> bool:
-    return hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type)
+def children(tree: Any) -> Mapping[Any, Any]:
+    """Return what a tuple, list, mapping or dataclass holds, by its place there; nothing for anything else."""
+    if isinstance(tree, (tuple, list)):
+        return dict(enumerate(tree))
+    if isinstance(tree, Mapping):
+        return tree
+    if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
+        return {field.name: getattr(tree, field.name) for field in fields(tree) if hasattr(tree, field.name)}
+    return {}
 
 
 def _has_storage(tensor: Tensor) -> bool:

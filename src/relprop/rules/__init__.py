@@ -25,7 +25,7 @@ from relprop.rules.rule import (
     Rule,
     SoftmaxRule,
 )
-from relprop.rules.signed import AlphaBeta, Contrast, ZPlus
+from relprop.rules.signed import AlphaBeta, Contrast, RescaledExcitation, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "Plan",
     "PoolingRule",
     "ProductRule",
+    "RescaledExcitation",
     "Rho",
     "Rule",
     "Rules",

@@ -27,7 +27,7 @@ from relprop.rules.nonlinear import (
 )
 from relprop.rules.rule import FilterRule, LinearRule, Rule
 from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector, Until
-from relprop.rules.signed import AlphaBeta, Contrast, ZPlus
+from relprop.rules.signed import AlphaBeta, Contrast, RescaledExcitation, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ _NAMED: dict[str, Callable[..., Rule]] = {
     "alpha1_beta0": lambda: AlphaBeta(1.0, 0.0),
     "zplus": ZPlus,
     "contrast": Contrast,
+    "rescaled_excitation": RescaledExcitation,
     "zbox": ZBox,
     "wsquare": WSquare,
     "flat": Flat,

@@ -122,6 +122,57 @@ class ZPlus(LinearRule):
 
 
 @dataclass(frozen=True)
+class RescaledExcitation(LinearRule):
+    """The deep Taylor rule of a root where excitation is scaled down, and inhibition with it by a share gamma.
+
+    Definition: ``R_j = sum_k ((a_j w_jk)+ + gamma (a_j w_jk)-) / stab(P_k + gamma N_k) R_k`` with the sums ``P_k`` of
+    the positive and ``N_k`` of the negative contributions; for ``a >= 0`` proportional to ``a_j (w+ + gamma w-)``. The
+    root of output k is ``a_j (1 - t (1 if w_jk > 0 else gamma))`` with ``t = z_k / (P_k + gamma N_k)``. ``gamma = 0``
+    is z+, ``gamma = 1`` LRP-0, both with the bias ignored, and ``gamma = 1 / (1 + g)`` is LRP-gamma with the
+    parameter ``g`` and the bias ignored, where ``z - b > 0``.
+    Bias: ignored.
+    Conserves: where ``P_k + gamma N_k`` is not zero, but for the stabilizer. With ``b <= 0`` it is positive for every
+    output above zero, and the root lies in ``a >= 0``.
+
+    Args:
+        gamma: without unit, from 0 to 1; 0 by default.
+        stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``gamma`` is not between 0 and 1, or ``stabilizer`` is negative.
+    Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008), for gamma = 0; Montavon et al. 2018
+        (doi:10.1016/j.dsp.2017.10.011); Montavon et al. 2019.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, RescaledExcitation(0.5, stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1.5000, -0.5000]])
+    """
+
+    gamma: float = 0.0
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
+        if self.gamma > 1.0:
+            raise RuleError(f"RescaledExcitation: gamma must be between 0 and 1, got {self.gamma!r}.")
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        share = quotient(z * c, self._total(layer, a), self.stabilizer)
+        return _signed_coefficient(layer, a, share, self.gamma * share if self.gamma else None)
+
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        total = self._total(layer, a)
+        share = quotient(z * c, total, self.stabilizer)
+        return {"stabilizer": _lost(z * c, total, share), "rule": _dropped(z * c, total)}
+
+    def _total(self, layer: LinearMap, a: Tensor) -> Tensor:
+        upper, lower = _signed_sums(layer, a, "ignore", self.gamma != 0)
+        return torch.add(upper, lower, alpha=self.gamma) if self.gamma else upper
+
+
+@dataclass(frozen=True)
 class Contrast(LinearRule):
     """The excitation of an output less that of its dual, whose weights are the negative ones.
 
