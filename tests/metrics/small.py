@@ -26,7 +26,7 @@ def gradient_x_input(model: nn.Module, x: Tensor, target: Any) -> Tensor:
     x = x.clone().requires_grad_()
     with torch.enable_grad():
         outputs = model(x)
-        picked = outputs.gather(1, torch.as_tensor(target).expand(len(x))[:, None]).sum()
+        picked = outputs.gather(1, torch.as_tensor(target, device=x.device).expand(len(x))[:, None]).sum()
     return (x * torch.autograd.grad(picked, x)[0]).detach()
 
 

@@ -25,15 +25,19 @@ from relprop.errors import (
 from relprop.metrics import (
     baseline_of,
     blurred,
+    efficient_randomisation,
     entropy_complexity,
     evaluate,
     faithfulness_correlation,
     faithfulness_estimate,
     hog_similarity,
     infidelity,
+    input_invariance,
     insertion,
     irof,
     localisation_auc,
+    monotonicity_arya,
+    monotonicity_nguyen,
     neighbours_mean,
     noisy_linear_imputation,
     parameter_randomisation,
@@ -296,3 +300,46 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     quiet = perturbation_curve(gradient_x_input, network(), images(), TARGET, internal_batch_size=9)
     torch.testing.assert_close(whole.scores, quiet.scores)
     assert not capsys.readouterr().err
+
+
+class Largest(nn.Module):
+    """A model that remembers the largest batch it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.largest = network(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.largest = max(self.largest, len(x))
+        return self.model(x)
+
+
+BOUNDED: dict[str, Any] = {
+    "selectivity": selectivity,
+    "recomputed": lambda *args, **options: perturbation_curve(*args, recompute=True, steps=3, **options),
+    "insertion": insertion,
+    "irof": lambda *args, **options: irof(*args, 2, **options),
+    "road": road,
+    "sensitivity_n": sensitivity_n,
+    "faithfulness_estimate": faithfulness_estimate,
+    "monotonicity_arya": monotonicity_arya,
+    "monotonicity_nguyen": monotonicity_nguyen,
+    "infidelity": infidelity,
+    "randomisation": parameter_randomisation,
+    "efficient": efficient_randomisation,
+    "random_logit": lambda *args, **options: random_logit(*args, 3, **options),
+    "input_invariance": input_invariance,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_no_batch_is_larger_than_asked(name: str) -> None:
+    seen = []
+
+    def explain(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+        seen.append(len(x))
+        return gradient_x_input(model, x, target)
+
+    model = Largest()
+    BOUNDED[name](explain, model, images(9), [0, 1, 2] * 3, internal_batch_size=4)
+    assert model.largest <= 4 and max(seen) == 4

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relprop.errors import InputError, ModelError
-from relprop.metrics._explain import Explain, Target, checked_input, explained
+from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
 from relprop.metrics._randomised import has_parameters
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
@@ -81,9 +81,12 @@ def input_invariance(
     x = checked_input(x)
     other = shifted_model(model, x, shift)
     moved = x + torch.as_tensor(shift, dtype=x.dtype, device=x.device)
+    apart = size = 0.0
     with torch.no_grad():
-        ours, theirs = model(x), other(moved)
-    apart, size = float((ours - theirs).abs().max()), float(ours.abs().max())
+        for rows in chunks(len(x), internal_batch_size):
+            ours, theirs = model(x[rows]), other(moved[rows])
+            apart = max(apart, float((ours - theirs).abs().max()))
+            size = max(size, float(ours.abs().max()))
     if not apart <= tolerance * size:
         raise InputError(
             f"the shifted model is up to {apart:.3g} away from the model, whose outputs reach {size:.3g}; expected at "
