@@ -284,3 +284,11 @@ def test_the_additive_model_loses_what_shapley_says() -> None:
     found = perturbation_curve(shapley, model, x, baseline=0.5)
     ordered = shapley(model, x, None).sort(dim=1, descending=True).values
     np.testing.assert_allclose(found.scores[:, :1] - found.scores[:, 1:], ordered.cumsum(dim=1), rtol=1e-9)
+
+
+def test_irof_orders_by_the_mean_and_not_by_the_sum() -> None:
+    model, x = nn.Linear(4, 2).double(), torch.ones(1, 4, dtype=torch.float64)
+    relevance = torch.tensor([[1.0, 1.0, 1.0, 2.0]]).double()  # of three together 1 each, of one alone 2
+    found = irof(relevance, model, x, 1, torch.tensor([0, 0, 0, 1]), baseline="zero")
+    first = perturbation_curve(relevance, model, x, 1, output="probability", steps=4)
+    torch.testing.assert_close(found.scores[0, 1], first.scores[0, 1] / first.scores[0, 0])

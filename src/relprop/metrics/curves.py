@@ -122,7 +122,7 @@ def recomputed_places(given: Removal, explain: Explain, order: Order, counts: Te
         values = values.masked_fill(gone, float("-inf") if order == "morf" else float("inf"))
         ranks = given.parts.ranks(values, given.seed, descending=order == "morf")
         # What is gone comes last: the first of the others take the places of this step.
-        taken = ~gone & (ranks < counts[:, k + 1, None] - counts[:, k, None])
+        taken = ranks < counts[:, k + 1, None] - counts[:, k, None]
         found = torch.where(taken, ranks + counts[:, k, None], found)
     return found
 
