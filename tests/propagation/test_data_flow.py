@@ -201,7 +201,7 @@ def test_hooks_of_the_user_are_part_of_the_model(name: str) -> None:
 def test_hooks_of_the_user_belong_to_their_module() -> None:
     """What a hook computes is selected by the name of the module it hangs on."""
     model: Any = three_layers()
-    extra = random(4, 4, seed=3).requires_grad_()
+    extra = nn.Parameter(random(4, 4, seed=3))
     model[2].register_forward_hook(lambda module, args, out: out @ extra)
     model[2].register_forward_pre_hook(
         lambda module, args: (F.linear(args[0], extra[[0, 1, 2, 3, 0]][:, [0, 1, 2, 3, 1]]),)

@@ -18,7 +18,7 @@ from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
-from relprop.propagation.storage import CopyOnWrite, Protected
+from relprop.propagation.storage import CopyOnWrite, Protected, tensors_in
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,13 @@ class Call:
         self.starts.append(start)
         return start
 
+    def give(self, given: Any) -> None:
+        """Note what the model is given beside what is explained: it is data."""
+        for tensor in tensors_in(given):
+            if not self.graph.reach(tensor):
+                self.origins.note_data(tensor)
+                self.protected.give(tensor)
+
     def view(self, x: Tensor) -> Tensor:
         """Return the same values with a node of their own."""
         out = x.view_as(x)
@@ -299,7 +306,7 @@ class Call:
 
 def _is_input(protected: Protected, leaf: Tensor) -> bool:
     """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
-    return leaf.requires_grad and not protected.owns(leaf)
+    return leaf.requires_grad and not protected.registers(leaf)
 
 
 @dataclass(frozen=True)

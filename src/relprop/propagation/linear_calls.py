@@ -159,16 +159,18 @@ def _layer(
     return z if bias is None else z + geometry.shift(bias, z)
 
 
-def is_parameter(here: Here, tensor: Tensor) -> bool:
-    """Say whether a factor is a parameter, a view of one, or a constant made from one, trained or not.
+def is_weight(here: Here, tensor: Tensor) -> bool:
+    """Say whether a factor of a matrix product is a weight: what the model owns, trained or not, or was made of that.
 
-    A plain tensor that asks for a gradient is a parameter too.
+    It owns its parameters, its buffers and the tensors that its modules hold as attributes. What is given to it is
+    data, and so is what was made from that; whether a tensor asks for a gradient decides nothing.
     """
     call = here.call
-    if isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor):
-        return True
-    made = tensor.requires_grad or call.origins.is_weight(tensor)
-    return made and not call.graph.touches_input(tensor)
+    return (
+        call.protected.holds(tensor)
+        or call.origins.is_weight(tensor)
+        or (isinstance(tensor, nn.Parameter) and not call.origins.is_data(tensor))
+    )
 
 
 # Batch norm ------------------------------------------------------------------------------------

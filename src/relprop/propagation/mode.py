@@ -79,14 +79,21 @@ class RelevanceMode(TorchFunctionMode):
         return self._explain(func, args, kwargs, active)
 
     def _note_weights(self, given: Any, made: Any) -> None:
-        """Remember the constants that a call makes from parameters: as factors they are weights."""
-        call = self.call
-        if any(
-            isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor) or call.origins.is_weight(tensor)
-            for tensor in tensors_in(given)
+        """Remember of the constants that a call makes whether they come from the model alone or from data.
+
+        In a product of matrices the ones are weights, the others are not.
+        """
+        call, tensors = self.call, tensors_in(given)
+        origins = call.origins
+        if any(map(origins.is_data, tensors)):
+            for tensor in tensors_in(made):
+                origins.note_data(tensor)
+        elif any(
+            call.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
+            for tensor in tensors
         ):
             for tensor in tensors_in(made):
-                call.origins.note_weight(tensor)
+                origins.note_weight(tensor)
 
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
@@ -183,6 +190,7 @@ class RelevanceMode(TorchFunctionMode):
         made, name = tensors_in(out), _name(func)
         carries = any(call.graph.reach(tensor) for tensor in made)
         if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
+            self._reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         if call.selector is not None:
             why = "has no rule in relprop; plain autograd carries its relevance."
@@ -199,9 +207,10 @@ class RelevanceMode(TorchFunctionMode):
         return out
 
     def _reached(self, out: Any) -> None:
-        """Walk the nodes that a seen call made, so that an unseen one will be noticed."""
+        """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
         for tensor in tensors_in(out):
-            self.call.graph.reach(tensor)
+            if not self.call.graph.reach(tensor):
+                self.call.origins.note_data(tensor)
 
     # Writes ------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return scaled(here, x, factor, here.func(input, other))
     first, second = call.origins.of(input), call.origins.of(other)
     factors = product(here, (input, other))
-    out = joined(here, here.func(*factors), torch.mul, factors)
+    out = joined(here, here.func(*factors), torch.mul, factors, masked=False)
     nonnegative = first.nonnegative and second.nonnegative
     call.origins.note(out, Origin(factors=factors_of(here, input, other), nonnegative=nonnegative))
     return out
@@ -116,11 +116,14 @@ def passed_on(here: Here, x: Tensor, out: Tensor, masked: Tensor | None = None) 
     return call.switch(out, x * passed)
 
 
-def joined(here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any]) -> Tensor:
+def joined(
+    here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any], masked: bool = True
+) -> Tensor:
     """Return ``out``, linear in each of its factors, explained so that sums of zero conserve their relevance too.
 
     There the terms that were summed receive equal parts, and so do the active factors of a term, whatever they are
-    worth. Each factor already carries its share (see :func:`product`).
+    worth. Each factor already carries its share (see :func:`product`). What a constant zero multiplies is no term,
+    unless it is not ``masked`` by it: a gate that the rule made constant hands on what it shut.
     """
     call = here.call
     active = [factor for factor in factors if here.active(factor)]
@@ -131,11 +134,16 @@ def joined(here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Seq
         """Return the product with ones for all factors but one, and tau for that."""
         return compute(
             *(
-                x * call.constant(TAU / safe(x)) if index == position else torch.ones_like(x)
+                x * call.constant(TAU / safe(x))
+                if index == position
+                else (x.detach() != 0).to(x.dtype)
+                if masked and not here.active(x)
+                else torch.ones_like(x)
                 for index, x in enumerate(factors)
             )
         )
 
-    terms = with_one(None).clamp(min=1)
+    terms = with_one(None)
     even = sum((with_one(i) for i, x in enumerate(factors) if here.active(x)), torch.zeros_like(out))
-    return call.switch(out, torch.where(out.detach() == 0, even / terms, out))
+    here.declared = lambda c, value: {"mask": torch.where((value == 0) & (terms == 0), safe(value) * c, 0.0)}
+    return call.switch(out, torch.where(out.detach() == 0, even / terms.clamp(min=1), out))

@@ -70,6 +70,10 @@ def _unpack(saved: Saved) -> Tensor:
     return saved.tensor
 
 
+_REGISTRIES = frozenset(nn.Module().__dict__)
+"""What every module has: its registries of parameters, buffers, modules and hooks."""
+
+
 class Attributes:
     """What tensors the modules of a model hold, put back as it was when the last call on a module ends.
 
@@ -120,11 +124,20 @@ def _put_back(contents: Contents) -> None:
 
 
 class Protected:
-    """The parameters and buffers of a model; whoever writes to one writes to a copy for this call."""
+    """What a model owns: parameters, buffers, and tensors that its modules hold as attributes.
+
+    Whoever writes to one writes to a copy for this call.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = {_storage(tensor) for tensor in model.parameters()} - {0}
-        self._owned = self._parameters | ({_storage(tensor) for tensor in model.buffers()} - {0})
+        self._registered = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())} - {0}
+        self._attributes = {
+            _storage(tensor)
+            for module in model.modules()
+            for name, value in module.__dict__.items()
+            if name not in _REGISTRIES
+            for tensor in tensors_in(value)
+        } - {0}
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -132,13 +145,21 @@ class Protected:
         """Say whether nothing has been written so far."""
         return not self._copies
 
-    def owns(self, tensor: Tensor) -> bool:
-        """Say whether the tensor lies in a parameter's or buffer's storage."""
-        return bool(self._owned) and _storage(tensor) in self._owned
+    def give(self, tensor: Tensor) -> None:
+        """Note that a tensor was given to the model: even where a module kept it, it is the user's."""
+        self._attributes.discard(_storage(tensor))
 
-    def owns_parameter(self, tensor: Tensor) -> bool:
-        """Say whether the tensor lies in a parameter's storage."""
-        return bool(self._parameters) and _storage(tensor) in self._parameters
+    def registers(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in a parameter's or buffer's storage."""
+        return bool(self._registered) and _storage(tensor) in self._registered
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in the storage of something that the model owns."""
+        return self.registers(tensor) or (bool(self._attributes) and _storage(tensor) in self._attributes)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in the storage of something that the model owns, or of this call's copy."""
+        return self.owns(tensor) or any(_storage(copied) == _storage(tensor) for _, copied in self._copies.values())
 
     def copy_for_writing(self, tensor: Tensor) -> Tensor:
         """Return the same view of this call's copy of the storage, which it makes at the first write."""

@@ -130,16 +130,6 @@ def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwar
     return torch.where(empty, torch.inf, mean(*small, **more) / torch.where(empty, 1.0, number))
 
 
-def mixed(here: Here, x: Tensor, out: Tensor) -> Tensor:
-    """Return ``out``, a product of ``x`` with constants: where all that it mixes is zero, nothing can be shared."""
-    call = here.call
-    here.by_autograd()
-    if call.handles_zeros(out) and not out.is_complex():
-        out = call.scale(out, (out.detach() != 0).to(out.dtype))
-    call.origins.note(out, Origin(factors=call.origins.of(x).factors))
-    return out
-
-
 def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
     """``maximum`` and ``minimum``: the winner takes all; a constant that wins absorbs like a bias."""
     here.by_autograd()
