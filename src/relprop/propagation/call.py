@@ -223,16 +223,18 @@ class Call:
 
     # Names of what is not covered ---------------------------------------------------------------
 
-    def name_uncovered(self, operation: str, why: str) -> None:
-        """Warn, once an operation and place, that no rule covers it; with ``strict`` raise."""
-        name, module = self.place
+    def name_uncovered(self, operation: str, why: str, place: tuple[str, nn.Module | None] | None = None) -> bool:
+        """Warn, once an operation and place, that no rule covers it; with ``strict`` raise. Say whether it was new."""
+        name, module = place or self.place
         where = f"module {name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
         message = f"{operation} in {where} {why}"
         if self.strict:
             raise UncoveredOperationError(message)
-        if message not in self.warned:
+        new = message not in self.warned
+        if new:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
+        return new
 
     def name_backward_hooks(self, where: str) -> None:
         """Warn, once a place, that backward hooks are called with coefficients."""

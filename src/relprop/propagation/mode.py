@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
+from relprop.propagation.cuts import Cuts
 from relprop.propagation.handler import Here
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
@@ -47,6 +48,7 @@ class RelevanceMode(TorchFunctionMode):
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.call = call
+        self.cuts = Cuts(call)
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
@@ -72,11 +74,23 @@ class RelevanceMode(TorchFunctionMode):
         active = self._active(args, kwargs)
         if not active and not self._looks_up_tokens(func, args, kwargs):
             out = func(*args, **kwargs)
-            self._note_weights((args, kwargs), out)
+            self._note_constants(func, (args, kwargs), out)
             return out
         if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
-        return self._explain(func, args, kwargs, active)
+        cuts = self.cuts.among(_taken(func, (args, kwargs))) if self.cuts.exist else []
+        out = self._explain(func, args, kwargs, active)
+        if cuts:
+            self.cuts.name(cuts, out)
+        return out
+
+    def _note_constants(self, func: Function, given: Any, made: Any) -> None:
+        """Remember what a call without relevance was made of."""
+        if not self.call.ended:
+            self._note_weights(given, made)
+            recording = torch.is_grad_enabled()
+            if (self.cuts.exist or not recording) and not makes_constants(func):
+                self.cuts.note(_name(func), _taken(func, given), made, recording)
 
     def _note_weights(self, given: Any, made: Any) -> None:
         """Remember of the constants that a call makes whether they come from the model alone or from data.
@@ -231,7 +245,7 @@ class RelevanceMode(TorchFunctionMode):
             call.saving.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
-            self._note_weights((args, kwargs), written)
+            self._note_constants(func, (args, kwargs), written)
             return func(*args, **kwargs)
         twin = twin_of(func, args, kwargs)
         if twin is None:
@@ -303,6 +317,12 @@ class RelevanceMode(TorchFunctionMode):
 def _holds_numbers(tensor: Tensor) -> bool:
     """Say whether the entries of a tensor can change gradually."""
     return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+
+
+def _taken(func: Function, given: Any) -> list[Tensor]:
+    """Return the arguments of which a call takes more than the shape or the type."""
+    tensors, operation = tensors_in(given), operation_of(func)
+    return tensors[:1] if operation is not None and operation.kind == "view" else tensors
 
 
 def _name(func: Function) -> str:

@@ -346,7 +346,7 @@ def makes_constants(func: Callable[..., Any]) -> bool:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
     return (
-        name in ("data", "grad", "tensor", "detach_", "__deepcopy__")
+        name in ("data", "grad", "tensor", "detach", "detach_", "__deepcopy__")
         or name.startswith("new_")
         or name.endswith("_like")
     )
