@@ -39,6 +39,12 @@ def measured_inputs(
     return replaced
 
 
+def measured_input(here: Here, tensor: Tensor) -> Tensor:
+    """Return one tensor with a tap: the operation takes it in place of its arguments."""
+    assert here.record is not None
+    return _tap(here, tensor, here.record.send)
+
+
 def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool) -> Any:
     """Note the shape of the output; for a report, tap it, and tell what the operation adds by itself.
 
@@ -105,4 +111,5 @@ def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
         out = apply(Tap, call, tensor, measure)
     call.graph.reach(out)
     call.origins.note(out, call.origins.of(tensor))
+    call.formulas.note(out, call.formulas.of(tensor))
     return out

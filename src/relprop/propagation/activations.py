@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.elementary import exponential, nonzero, power, powers
+from relprop.propagation import softmaxes
+from relprop.propagation.elementary import exp, exponential, nonzero, power, powers
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Spare, apply
@@ -36,6 +37,17 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
             q = torch.where(offset, q, safe(value) / safe(z))
     found = call.switch(out, here.rule.surrogate(call, input, out, q))
     return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
+
+
+def exponential_function(here: Here, input: Tensor) -> Tensor:
+    """``exp``, which may come to be part of a softmax that is written by hand."""
+    found = softmaxes.exponential(here, input)
+    if found is not None:
+        return found
+    out = elementwise(exp, here, input)
+    if here.call.selector is not None and not input.is_complex():
+        softmaxes.note_exponential(here, input, out)
+    return out
 
 
 def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

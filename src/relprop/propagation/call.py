@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
+from relprop.propagation.formulas import Formulas
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
@@ -131,6 +132,7 @@ class Call:
         self.graph = Graph(partial(_is_input, self.protected) if self.open_ended else None)
         self.origins = Origins()
         self.saving = CopyOnWrite()
+        self.formulas = Formulas(self.saving)
         self.tokens: list[Tokens] = []
         self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
@@ -288,6 +290,7 @@ class Call:
         """Let go of what only the forward needed."""
         self.graph.clear()
         self.origins.clear()
+        self.formulas.clear()
         self.stack.clear()
         self.starts.clear()
         for site in self.sites:

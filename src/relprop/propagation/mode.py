@@ -171,6 +171,8 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
+        if call.formulas.exist and isinstance(out, Tensor):
+            call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
@@ -243,6 +245,7 @@ class RelevanceMode(TorchFunctionMode):
             return written[0] if len(written) == 1 else tuple(written)
         for tensor in written:
             call.saving.before_write(tensor)
+            call.formulas.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
             self._note_constants(func, (args, kwargs), written)
@@ -294,9 +297,12 @@ class RelevanceMode(TorchFunctionMode):
         if target.shape != value.shape:
             with torch.no_grad():  # an empty ``out=`` takes the shape of the result
                 target.resize_(value.shape)
+        formula = call.formulas.of(value)
         call.saving.before_write(target)
+        call.formulas.before_write(target)
         target.copy_(value)
         call.origins.note(target, origin)
+        call.formulas.note(target, formula)
         call.graph.overwrite(target, value)
         call.graph.reach(target)
 

@@ -115,13 +115,14 @@ def _enter_activations() -> None:
         "tanh": ele.tanh, "sinh": ele.sinh, "cosh": ele.cosh, "sin": ele.sin, "cos": ele.cos, "tan": ele.tan,
         "asin": ele.asin, "arcsin": ele.asin, "acos": ele.acos, "arccos": ele.acos, "atan": ele.atan,
         "arctan": ele.atan, "asinh": ele.asinh, "arcsinh": ele.asinh, "atanh": ele.atanh, "arctanh": ele.atanh,
-        "sinc": ele.sinc, "exp": ele.exp, "exp2": ele.exp2, "expm1": ele.expm1, "log1p": ele.log1p,
+        "sinc": ele.sinc, "exp2": ele.exp2, "expm1": ele.expm1, "log1p": ele.log1p,
         "erf": ele.erf, "erfc": ele.erfc, "erfcx": ele.erfcx, "erfinv": ele.erfinv, "ndtr": ele.ndtr,
         "log_ndtr": ele.log_ndtr, "entr": ele.entr, "i0": ele.i0, "i0e": ele.i0e, "i1": ele.i1, "i1e": ele.i1e,
         "square": ele.square, "sqrt": ele.sqrt,
     }  # fmt: skip
     for name, quotient in quotients.items():
         _enter("activation", partial(act.elementwise, quotient), name)
+    _enter("activation", act.exponential_function, "exp")
     for name, quotient in {"log": ele.log, "log2": ele.log2, "log10": ele.log10, "acosh": ele.acosh}.items():
         _enter("activation", partial(act.about, 1.0, quotient), name)
     _enter("activation", partial(act.about, 1.0, ele.acosh), "arccosh")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.propagation import softmaxes
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.provenance import Origin
@@ -48,6 +49,9 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
     """``*``: by a constant it is linear, by another active tensor a product."""
+    found = softmaxes.product(here, input, other)
+    if found is not None:
+        return found
     call = here.call
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
@@ -62,11 +66,15 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
 
 def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
-    here.declared = declares_nothing
     if here.active(other):
+        found = softmaxes.quotient(here, input, other)
+        if found is not None:
+            return found
+        here.declared = declares_nothing
         divisor = denominator(here, other)
         out: Tensor = here.func(input, divisor)
         return out if here.active(divisor) or not here.active(input) else passed_on(here, input, out)
+    here.declared = declares_nothing
     return scaled(here, input, 1.0, here.func(input, other))
 
 

@@ -44,7 +44,7 @@ class CopyOnWrite:
 
     def before_write(self, tensor: Tensor) -> None:
         """Clone everything saved from the tensor's storage."""
-        for saved in self._by_storage.pop(_storage(tensor), ()):
+        for saved in self._by_storage.pop(storage_key(tensor), ()):
             saved.tensor = saved.tensor.clone()
 
     def clear(self) -> None:
@@ -53,7 +53,7 @@ class CopyOnWrite:
 
 def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
     saved = Saved(tensor)
-    key = _storage(tensor)
+    key = storage_key(tensor)
     slots = by_storage.get(key)
     if slots is None:
         slots = by_storage[key] = weakref.WeakSet()
@@ -130,9 +130,9 @@ class Protected:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._registered = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())} - {0}
+        self._registered = {storage_key(tensor) for tensor in (*model.parameters(), *model.buffers())} - {0}
         self._attributes = {
-            _storage(tensor)
+            storage_key(tensor)
             for module in model.modules()
             for name, value in module.__dict__.items()
             if name not in _REGISTRIES
@@ -147,23 +147,25 @@ class Protected:
 
     def give(self, tensor: Tensor) -> None:
         """Note that a tensor was given to the model: even where a module kept it, it is the user's."""
-        self._attributes.discard(_storage(tensor))
+        self._attributes.discard(storage_key(tensor))
 
     def registers(self, tensor: Tensor) -> bool:
         """Say whether the tensor lies in a parameter's or buffer's storage."""
-        return bool(self._registered) and _storage(tensor) in self._registered
+        return bool(self._registered) and storage_key(tensor) in self._registered
 
     def owns(self, tensor: Tensor) -> bool:
         """Say whether the tensor lies in the storage of something that the model owns."""
-        return self.registers(tensor) or (bool(self._attributes) and _storage(tensor) in self._attributes)
+        return self.registers(tensor) or (bool(self._attributes) and storage_key(tensor) in self._attributes)
 
     def holds(self, tensor: Tensor) -> bool:
         """Say whether the tensor lies in the storage of something that the model owns, or of this call's copy."""
-        return self.owns(tensor) or any(_storage(copied) == _storage(tensor) for _, copied in self._copies.values())
+        return self.owns(tensor) or any(
+            storage_key(copied) == storage_key(tensor) for _, copied in self._copies.values()
+        )
 
     def copy_for_writing(self, tensor: Tensor) -> Tensor:
         """Return the same view of this call's copy of the storage, which it makes at the first write."""
-        key = _storage(tensor)
+        key = storage_key(tensor)
         if key not in self._copies:
             whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
             self._copies[key] = (tensor, whole.clone())
@@ -173,7 +175,7 @@ class Protected:
         """Return what stands for the tensor in this call: its copy where it has been written."""
         if not _has_storage(tensor):
             return tensor
-        entry = self._copies.get(_storage(tensor))
+        entry = self._copies.get(storage_key(tensor))
         if entry is None:
             return tensor
         return entry[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -237,5 +239,6 @@ def _has_storage(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that tensors have in common where they share their memory."""
     return tensor.untyped_storage().data_ptr() if _has_storage(tensor) else id(tensor)

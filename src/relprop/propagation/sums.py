@@ -49,10 +49,18 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     here.by_autograd()
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
     out = combined(here, plain, [(first, 1.0), (second, alpha)])
+    if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
+        # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
+        here.call.formulas.shift(out, here.original(first), here.original(second))
     origins = here.call.origins
     if alpha == -1 and isinstance(first, (int, float)) and first == 1 and origins.of(second).gate:  # 1 - gate
         origins.note(out, replace(origins.of(out), gate=True))
     return out
+
+
+def _shifts(x: Tensor, other: Any) -> bool:
+    """Say whether ``other`` is the same for many entries of ``x``."""
+    return not isinstance(other, Tensor) or other.numel() < x.numel()
 
 
 def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
