@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-Contents: TypeAlias = "list[tuple[dict[str, Any], dict[str, Tensor]]]"
+Contents: TypeAlias = "tuple[dict[str, Any], list[tuple[Any, Any]]]"
 
 
 class Saved:
@@ -73,12 +74,17 @@ def _unpack(saved: Saved) -> Tensor:
 _REGISTRIES = frozenset(nn.Module().__dict__)
 """What every module has: its registries of parameters, buffers, modules and hooks."""
 
+_HOOKS = frozenset(name for name in _REGISTRIES if "hook" in name)
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict, Counter})
+
 
 class Attributes:
-    """What tensors the modules of a model hold, put back as it was when the last call on a module ends.
+    """What the modules of a model hold, put back as it was when the last call on a module ends.
 
-    Some models assign to themselves in their forward: weights made by a hook, statistics, a memory. While several
-    threads explain one model, the state from before the first of them is kept.
+    Some models assign to themselves in their forward: weights made by a hook, statistics, counters, a memory. Their
+    attributes are put back, and the contents of those that are lists, dicts, sets and deques, but not what these
+    contain in turn, nor what objects of other classes hold. Hooks are left alone. While several threads explain one
+    model, the state from before the first of them is kept.
     """
 
     _lock = threading.Lock()
@@ -103,24 +109,44 @@ class Attributes:
                 if calls > 1:
                     self._open[module] = (calls - 1, contents)
                 else:
-                    _put_back(contents)
+                    _put_back(module, contents)
 
 
 def _contents(module: nn.Module) -> Contents:
-    """Return every mapping from names to tensors in a module, and the tensors in it."""
-    return [
-        (mapping, {name: value for name, value in mapping.items() if isinstance(value, Tensor)})
-        for mapping in (module.__dict__, module._parameters, module._buffers)
+    """Return the attributes of a module but its hooks, and the containers among them with what they hold."""
+    attributes = {name: value for name, value in module.__dict__.items() if name not in _HOOKS}
+    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
+    return attributes, [
+        (container, dict(container) if isinstance(container, dict) else list(container)) for container in containers
     ]
 
 
-def _put_back(contents: Contents) -> None:
-    for mapping, before in contents:
-        for name in [name for name, value in mapping.items() if isinstance(value, Tensor) and name not in before]:
-            del mapping[name]
-        for name, value in before.items():
-            if mapping.get(name) is not value:
-                mapping[name] = value
+def _put_back(module: nn.Module, contents: Contents) -> None:
+    attributes, containers = contents
+    now = module.__dict__
+    for name in [name for name in now if name not in attributes and name not in _HOOKS]:
+        del now[name]
+    for name, value in attributes.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
+    for container, held in containers:
+        if not _same(container, held):
+            container.clear()
+            if isinstance(container, (dict, set)):
+                container.update(held)
+            else:
+                container.extend(held)
+
+
+def _same(container: Any, held: Any) -> bool:
+    """Say whether a container holds the very objects that it held."""
+    if len(container) != len(held):
+        return False
+    if isinstance(container, dict):
+        return all(key in container and container[key] is value for key, value in held.items())
+    if isinstance(container, set):
+        return {id(item) for item in container} == {id(item) for item in held}
+    return all(item is before for item, before in zip(container, held, strict=True))
 
 
 class Protected:
