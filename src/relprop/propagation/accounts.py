@@ -33,6 +33,7 @@ def measured_inputs(
         if tensor.requires_grad and id(tensor) not in taps:
             tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
             here.given[id(tap)] = tensor
+            here.record.precision = max(here.record.precision, _epsilon(tensor))
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
         lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
     )
@@ -72,6 +73,8 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
 
+    account.precision = max(account.precision, _epsilon(tensor))
+
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = _double(c), _double(value)
         account.receive(total(_relevance(here, value, c)))
@@ -91,6 +94,11 @@ def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
         tell(total(_relevance(here, _double(value), _double(c))))
 
     return _tapped(here, tensor, measure)
+
+
+def _epsilon(x: Tensor) -> float:
+    """Return the relative rounding error of a tensor's entries."""
+    return torch.finfo(x.dtype).eps
 
 
 def _double(x: Tensor) -> Tensor:

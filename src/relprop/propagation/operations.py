@@ -128,7 +128,7 @@ def _enter_activations() -> None:
     _enter("activation", partial(act.about, 1.0, ele.acosh), "arccosh")
     _enter("activation", partial(act.about, 0.5, ele.logit), "logit")
     _enter("activation", partial(act.about, 0.5, ele.ndtri), "ndtri")
-    _enter("activation", partial(act.gate, quo.sigmoid), "sigmoid", "expit", label="sigmoid")
+    _enter("activation", act.sigmoid, "sigmoid", "expit", label="sigmoid")
     _enter("activation", act.hard_gate, "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("activation", act.piecewise, "leaky_relu", "rrelu", "abs", "absolute")
@@ -141,7 +141,7 @@ def _enter_activations() -> None:
     _enter("activation", act.reversed_power, "__rpow__", label="pow")
     _enter("activation", act.float_power, "float_power")
     _enter(
-        "activation", act.divided, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac",
+        "activation", act.stepwise, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac",
         "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine",
     )  # fmt: skip
     _enter("activation", rounding.heaviside, "heaviside")
@@ -245,9 +245,8 @@ def _enter_views() -> None:
         "gather", "take", "take_along_dim", "masked_select", "unfold", "diagonal", "diag", "diagflat",
         "diag_embed", "tril", "triu", "topk", "sort", "msort", "__getitem__", "__reversed__",
         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "fftshift", "ifftshift",
-        "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "conj", "conj_physical", "resolve_conj",
-        "resolve_neg", "view_as_real", "view_as_complex", "imag", "positive", "requires_grad_", "detach", "as_tensor",
-
+        "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "conj", "conj_physical", "resolve_conj",
+        "resolve_neg", "view_as_real", "view_as_complex", "positive", "requires_grad_", "detach",
         "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "split_with_sizes", "to_dense", "pin_memory",
         "alias_copy", "as_strided_copy", "diagonal_copy", "expand_copy", "narrow_copy", "permute_copy",
         "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "t_copy",
