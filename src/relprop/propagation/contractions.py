@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Contraction, Dense
-from relprop.propagation.linear_calls import apply_linear, is_parameter
-from relprop.propagation.products import factors_of, product
+from relprop.propagation.linear_calls import apply_linear, is_weight
+from relprop.propagation.products import factors_of, joined, product
 from relprop.propagation.provenance import Origin
-from relprop.propagation.sums import combined, mixed
+from relprop.propagation.sums import combined
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,18 +24,28 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
     """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
     left, right = here.active(input), here.active(other)
     if left and right:
-        out = compute(*product(here, (input, other)))
+        factors = product(here, (input, other))
+        out = joined(here, compute(*factors), compute, factors)
         here.call.origins.note(out, Origin(factors=factors_of(here, input, other)))
         return out
     constant, a = (other, input) if left else (input, other)
-    if not is_parameter(here, constant):
-        return mixed(here, a, compute(input, other))
+    if not is_weight(here, constant):
+        return _mixed(here, compute, input, other)
     if constant.layout != torch.strided:
         constant = constant.to_dense()
     if left and other.dim() == 2 and compute is torch.matmul:
         return apply_linear(here, Dense(), a, constant.mT, None, lambda: compute(input, other))
     forward = compute if left else lambda x, weight: compute(weight, x)
     return apply_linear(here, Contraction(forward), a, constant, None, lambda: compute(input, other))
+
+
+def _mixed(here: Here, compute: Callable[..., Tensor], *factors: Tensor) -> Tensor:
+    """Return a product of one active tensor with constants that are no weights."""
+    here.by_autograd()
+    out = joined(here, compute(*factors), compute, factors)
+    (a,) = filter(here.active, factors)
+    here.call.origins.note(out, Origin(factors=here.call.origins.of(a).factors))
+    return out
 
 
 _NAMES = (
@@ -71,7 +82,7 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
 
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
         (start, first, second), _ = _operands(3, args, kwargs)
-        layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_parameter(here, second)
+        layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_weight(here, second)
         if layer and beta == 1 and alpha == 1 and not here.active(start) and compute is torch.matmul:
             return apply_linear(here, Dense(), first, second.mT, start, lambda: here.func(start, first, second))
         if not (here.active(first) or here.active(second)):
@@ -107,18 +118,35 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
     active = [here.active(tensor) for tensor in tensors]
     if sum(active) > 1:
-        out = torch.einsum(equation, *product(here, tuple(tensors)))
+        factors = product(here, tuple(tensors))
+        out = joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
         here.call.origins.note(out, Origin(factors=factors_of(here, *tensors)))
         return out
-    position = active.index(True)
-    if len(tensors) == 2 and is_parameter(here, tensors[1 - position]):
+    a = tensors[active.index(True)]
+    constants = [tensor for tensor in tensors if tensor is not a]
+    if not all(is_weight(here, tensor) for tensor in constants):
+        return _mixed(here, partial(torch.einsum, equation), *tensors)
+    whole, weight = _one_weight(equation, tensors, active.index(True))
 
-        def contracting(a: Tensor, weight: Tensor) -> Tensor:
-            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))
+    def contracting(x: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum(whole, x, w)
 
-        a, weight = tensors[position], tensors[1 - position]
-        return apply_linear(here, Contraction(contracting), a, weight, None, lambda: contracting(a, weight))
-    return mixed(here, tensors[position], torch.einsum(equation, *tensors))
+    return apply_linear(here, Contraction(contracting), a, weight, None, lambda: torch.einsum(equation, *tensors))
+
+
+def _one_weight(equation: str, tensors: Sequence[Tensor], position: int) -> tuple[str, Tensor]:
+    """Return the product of all operands but one, and the equation of that one with it."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    letters = left.replace(",", "").replace(".", "")
+    if "->" not in equation:  # every letter that occurs once, after what the dots stand for
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    own = inputs.pop(position)
+    wanted = {x for x in own + right if x.isalpha()}
+    kept = "..." * any("..." in names for names in inputs)
+    kept += "".join(x for x in dict.fromkeys("".join(inputs)) if x in wanted)
+    constants = [tensor for index, tensor in enumerate(tensors) if index != position]
+    return f"{own},{kept}->{right}", torch.einsum(f"{','.join(inputs)}->{kept}", *constants)
 
 
 def _equation(*given: Any) -> tuple[str, tuple[Tensor, ...]]:
@@ -143,7 +171,8 @@ def bilinear(here: Here, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
         mixing = torch.einsum("oij,...j->...oi" if first else "oij,...i->...oj", weight, other)
         z = _by_sample(here, input1 if first else input2, mixing, lambda: here.func(input1, input2, weight, None))
     elif any(map(here.active, factors)):
-        z = here.func(*product(here, factors), None)
+        shared = product(here, factors)
+        z = joined(here, here.func(*shared, None), here.func, shared)
         here.absorbs_nothing()
         here.call.origins.note(z, Origin(factors=factors_of(here, *factors)))
     else:

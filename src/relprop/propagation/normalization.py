@@ -6,12 +6,14 @@ The mean is linear and needs nothing; the standard deviation is what the Norm ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here
+from relprop.propagation.numerics import safe
+from relprop.propagation.products import passed_on
+from relprop.propagation.sums import combined, evenly
 
 
 def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:
@@ -19,9 +21,10 @@ def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centere
     here.kind = "norm"
     here.choose()
     if centered:
-        x = x - x.mean(tuple(dims), keepdim=True)
-    scale = torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps)
-    return x * here.rule.denominator(here.call, scale)  # type: ignore[no-any-return]
+        mean = evenly(here, x.mean(tuple(dims), keepdim=True), torch.mean, (x, tuple(dims), True), {})
+        x = combined(here, x - mean, [(x, 1.0), (mean, -1.0)])
+    scale = here.rule.denominator(here.call, torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps))
+    return x * scale if here.active(scale) else passed_on(here, x, x * scale)
 
 
 def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -32,10 +35,21 @@ def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, 
 
 def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return the native value, explained as ``weight x + bias``."""
+    zeros = here.call.handles_zeros(x)
+    masked = weight == 0 if zeros and weight is not None else None
     if weight is not None:
-        x = x * weight
+        x = passed_on(here, x, x * weight, masked)
     if bias is not None:
-        x = x + bias
+        x = combined(here, x + bias, [(x, 1.0), (bias, 1.0)])
+    elif zeros:  # the native value may be rounded otherwise, to zero or away from it
+        x = passed_on(here, x, native.detach(), masked)
+    if masked is not None:
+        shift = 0.0 if bias is None else bias.detach()
+
+        def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+            return {"bias": c * shift, "mask": torch.where(masked & (value == 0), safe(value) * c, 0.0)}
+
+        here.declared = declared
     return here.call.switch(native, x.to(native.dtype))
 
 
@@ -111,15 +125,9 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.instance_norm``; by running statistics it is affine."""
+    """``F.instance_norm``."""
     native: Tensor = here.func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    if here.call.selector is None:
-        return native
-    if not use_input_stats:
-        here.by_autograd()
-        return native
-    x = standardized(here, input, range(2, input.dim()), eps)
-    return with_channels(here, native, x, weight, bias)
+    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
 
 
 def torch_instance_norm(
@@ -135,16 +143,28 @@ def torch_instance_norm(
     cudnn_enabled: bool,
 ) -> Tensor:
     """``torch.instance_norm``, which takes the same tensors in another order."""
-    func = here.func
+    statistics = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+    native: Tensor = here.func(input, weight, bias, *statistics)
+    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
 
-    def reordered(x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, own: bool, rate: float, by: float) -> Tensor:
-        return func(x, gamma, beta, mean, var, own, rate, by, cudnn_enabled)  # type: ignore[no-any-return]
 
-    here.func = reordered
-    try:
-        return instance_norm(here, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    finally:
-        here.func = func
+def _instance_norm(
+    here: Here,
+    native: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    eps: float,
+) -> Tensor:
+    """Return the native value of instance norm, as it is explained; by running statistics it is affine."""
+    if here.call.selector is None:
+        return native
+    if not use_input_stats:
+        here.by_autograd()
+        return native
+    x = standardized(here, input, range(2, input.dim()), eps)
+    return with_channels(here, native, x, weight, bias)
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:

@@ -49,10 +49,18 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     here.by_autograd()
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
     out = combined(here, plain, [(first, 1.0), (second, alpha)])
+    if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
+        # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
+        here.call.formulas.shift(out, here.original(first), here.original(second))
     origins = here.call.origins
     if alpha == -1 and isinstance(first, (int, float)) and first == 1 and origins.of(second).gate:  # 1 - gate
         origins.note(out, replace(origins.of(out), gate=True))
     return out
+
+
+def _shifts(x: Tensor, other: Any) -> bool:
+    """Say whether ``other`` is the same for many entries of ``x``."""
+    return not isinstance(other, Tensor) or other.numel() < x.numel()
 
 
 def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
@@ -91,15 +99,24 @@ def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, *
     call = here.call
     here.by_autograd()
     terms = [x for x in tensors_in((args, kwargs)) if here.active(x)]
-    if not out.is_complex() and all(call.handles_zeros(x) for x in terms):
-        even = _evenly(here, mean, args, kwargs)
-        out = call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
+    out = evenly(here, out, mean, args, kwargs)
     origins = [call.origins.of(x) for x in terms]
     counts = {origin.factors for origin in origins}
     constants = [x for x in tensors_in((args, kwargs)) if x.is_floating_point() and not here.active(x)]
     nonnegative = not constants and all(origin.nonnegative for origin in origins)
     call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
+
+
+def evenly(
+    here: Here, out: Tensor, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Return ``out = mean(...)``, explained so that the terms of a zero share equally."""
+    call = here.call
+    if out.is_complex() or not all(call.handles_zeros(x) for x in tensors_in((args, kwargs)) if here.active(x)):
+        return out
+    even = _evenly(here, mean, args, kwargs)
+    return call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
 
 
 def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -119,16 +136,6 @@ def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwar
     number = mean(*ones, **others)
     empty = number == 0
     return torch.where(empty, torch.inf, mean(*small, **more) / torch.where(empty, 1.0, number))
-
-
-def mixed(here: Here, x: Tensor, out: Tensor) -> Tensor:
-    """Return ``out``, a product of ``x`` with constants: where all that it mixes is zero, nothing can be shared."""
-    call = here.call
-    here.by_autograd()
-    if call.handles_zeros(out) and not out.is_complex():
-        out = call.scale(out, (out.detach() != 0).to(out.dtype))
-    call.origins.note(out, Origin(factors=call.origins.of(x).factors))
-    return out
 
 
 def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
