@@ -92,6 +92,8 @@ class Call:
         recording: every call is recorded (for a plan); measuring implies it.
         cache: keeps modified weights from call to call.
         table: the operations, by function, that a method runs otherwise than autograd; None for the rules' own.
+        make_site: gives the site of a linear call where there are no rules, from its ``Here``, geometry, input, and
+            weight and bias; None, or a result of None, lets autograd differentiate the call.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
         ended: nothing that is explained is still to come in the forward pass, which goes on natively.
@@ -110,6 +112,7 @@ class Call:
     recording: bool = False
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
+    make_site: Callable[[Any, Any, Tensor, tuple[Tensor | None, ...]], Any] | None = None
     open_ended: bool = False
     without_gradient: bool = False
     loop: object = None

@@ -179,6 +179,10 @@ class RelevanceMode(TorchFunctionMode):
     def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a function that the table does not hold; it is named where relevance passes it."""
         call = self.call
+        for tensor in active:
+            site = call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(False)
         out = func(*args, **kwargs)
         made, name = tensors_in(out), _name(func)
         carries = any(call.graph.reach(tensor) for tensor in made)
