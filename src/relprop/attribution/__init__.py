@@ -9,6 +9,9 @@ from relprop.attribution.excitation import ContrastiveExcitationBackprop, Excita
 from relprop.attribution.gradient import Gradient, GradientXInput, Sensitivity
 from relprop.attribution.lrp import LRP
 from relprop.attribution.methods import explain, methods
+from relprop.attribution.pattern_quality import SignalQuality
+from relprop.attribution.pattern_store import Pattern, Patterns
+from relprop.attribution.patterns import PatternAttribution, PatternNet
 
 __all__ = [
     "LRP",
@@ -23,8 +26,13 @@ __all__ = [
     "GuidedBackprop",
     "Input",
     "Method",
+    "Pattern",
+    "PatternAttribution",
+    "PatternNet",
+    "Patterns",
     "Random",
     "Sensitivity",
+    "SignalQuality",
     "explain",
     "methods",
 ]

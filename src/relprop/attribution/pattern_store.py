@@ -111,7 +111,7 @@ class Patterns(Mapping[str, Pattern]):
         entries = []
         for unit, pattern in self.items():
             parts = {"weight": pattern.weight, "bias": pattern.bias}
-            parts |= {region: a for region, a in pattern.directions.items()}
+            parts |= dict(pattern.directions)
             parts |= {f"missing {region}": missing for region, missing in pattern.missing.items()}
             tensors |= {
                 f"{unit}/{part}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -194,7 +194,12 @@ def make_pattern(
     directions = {region: geometry.from_rows(a, weight).to(weight.dtype) for region, (a, _) in found.items()}
     missing = {region: units for region, (_, units) in found.items()}
     return Pattern(
-        weight.detach().clone(), None if bias is None else bias.detach().clone(), directions, missing, parameter, rectified
+        weight.detach().clone(),
+        None if bias is None else bias.detach().clone(),
+        directions,
+        missing,
+        parameter,
+        rectified,
     )
 
 

@@ -179,15 +179,15 @@ class RelevanceMode(TorchFunctionMode):
     def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a function that the table does not hold; it is named where relevance passes it."""
         call = self.call
-        for tensor in active:
-            site = call.origins.of(tensor).site
-            if site is not None:
-                site.consumers.append(False)
         out = func(*args, **kwargs)
         made, name = tensors_in(out), _name(func)
         carries = any(call.graph.reach(tensor) for tensor in made)
         if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
+        for tensor in active:
+            site = call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(False)
         if call.selector is not None:
             why = "has no rule in relprop; plain autograd carries its relevance."
             call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")

@@ -43,7 +43,13 @@ class UnitSite(Site):
     """
 
     def __init__(
-        self, visit: Visit, affine: Affine, a: Tensor, parameters: tuple[Tensor | None, ...], unit: str, weight_name: str
+        self,
+        visit: Visit,
+        affine: Affine,
+        a: Tensor,
+        parameters: tuple[Tensor | None, ...],
+        unit: str,
+        weight_name: str,
     ) -> None:
         super().__init__(visit.call, Choice(_Plain()), affine, a, parameters)
         self.visit, self.unit, self.weight_name = visit, unit, weight_name
@@ -88,7 +94,7 @@ class Names:
     """The parameters and buffers of a model by where they lie, so that a view of one is known too."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._by_storage: dict[tuple[int, str], list[tuple[int, str, Tensor]]] = {}
+        self._by_storage: dict[tuple[int, str], list[tuple[Any, str, Tensor]]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.layout == torch.strided:
                 self._by_storage.setdefault(_storage(tensor), []).append((tensor.storage_offset(), name, tensor))
@@ -115,7 +121,7 @@ def _storage(tensor: Tensor) -> tuple[int, str]:
     return tensor.untyped_storage().data_ptr(), str(tensor.device)
 
 
-def _placed(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+def _placed(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
