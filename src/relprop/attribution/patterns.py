@@ -142,11 +142,12 @@ class PatternMethod(Attribution):
 
     def after_forward(self, passed: Forward) -> None:
         patterns = self._fitted()
-        changed = dict.fromkeys(
-            site.unit
-            for site in passed.call.sites
-            if isinstance(site, UnitSite) and site.used and not _pattern(patterns, site).fits(*site.effective())
-        )
+        changed: dict[str, None] = {}
+        for site in passed.call.sites:
+            if isinstance(site, UnitSite) and not site.superseded:
+                weight, bias = site.effective()
+                if not _pattern(patterns, site.unit, weight).fits(weight, bias):
+                    changed[site.unit] = None
         if changed:
             warn(
                 f"The weights have changed since the patterns were fitted ({', '.join(changed)}). Fit them again.",
@@ -159,7 +160,8 @@ class PatternMethod(Attribution):
     def _weight(self, site: UnitSite, weight: Tensor) -> Tensor:
         """Return what a coefficient passes back through in the place of the weight."""
         patterns = self._fitted()
-        direction = patterns[site.unit].directions[patterns.region(site.unit, site.rectified)]
+        pattern = _pattern(patterns, site.unit, weight)
+        direction = pattern.directions[patterns.region(site.unit, site.rectified)]
         return self._replaced(weight, direction.to(device=weight.device, dtype=weight.dtype))
 
     @abstractmethod
@@ -167,13 +169,13 @@ class PatternMethod(Attribution):
         """Return what stands for a weight, from its pattern."""
 
 
-def _pattern(patterns: Patterns, site: UnitSite) -> Pattern:
-    """Return the pattern of a linear call."""
-    found, weight = patterns.get(site.unit), site.effective()[0]
+def _pattern(patterns: Patterns, unit: str, weight: Tensor) -> Pattern:
+    """Return the pattern of a linear call, of which the weight is given."""
+    found = patterns.get(unit)
     if found is None or found.weight.shape != weight.shape:
         has = "none" if found is None else f"one of shape {tuple(found.weight.shape)}"
         raise PatternError(
-            f"The linear call {site.unit!r} has a weight of shape {tuple(weight.shape)}, and the patterns hold {has} "
+            f"The linear call {unit!r} has a weight of shape {tuple(weight.shape)}, and the patterns hold {has} "
             "for it: they are those of another network, or of data that took another way through it. Fit them "
             "to this model."
         )

@@ -1,0 +1,366 @@
+"""PatternNet and PatternAttribution: whole maps against the backward written out, in every kind of network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import relprop
+from relprop import Gradient, PatternAttribution, PatternNet
+from relprop.attribution.patterns import PatternMethod
+from tests.attribution.pattern_reference import conv_patches, sums, unit_rows
+
+METHODS = [PatternNet, PatternAttribution]
+ESTIMATORS = ["linear", "relu+", "relu+-"]
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def backward_weight(method: type[PatternMethod], weight: Tensor, pattern: Tensor) -> Tensor:
+    return pattern if method is PatternNet else weight * pattern
+
+
+# A network written out layer by layer -------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """Convolution, batch norm, ReLU, pooling, a strided convolution, ReLU, and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, groups=2, padding=1, bias=False)
+        self.hidden = nn.Linear(24, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.norm(self.conv1(x))), 2)
+        x = F.relu(self.conv2(x))
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+def small() -> Small:
+    torch.manual_seed(5)
+    model = Small().double().eval()
+    with torch.no_grad():
+        model.norm.running_mean.copy_(data(4) / 3)
+        model.norm.running_var.copy_(data(4, seed=1).square() + 0.5)
+        model.norm.weight.copy_(data(4, seed=2))
+        model.norm.bias.copy_(data(4, seed=3) / 2)
+        model.hidden.bias[1] = -50.0  # a unit that is never on
+        model.norm.weight[2], model.norm.bias[2] = 0.2, -5.0  # and a channel
+    return model
+
+
+def numpy_pattern(x: np.ndarray, weight: Tensor, bias: Tensor, region: str, stride: int = 1, groups: int = 1) -> Tensor:
+    """The pattern of a layer, from its patches."""
+    if weight.dim() == 2:
+        patches = x[:, None]
+    else:
+        patches = conv_patches(x, tuple(weight.shape[2:]), stride, 1, 1, groups)
+    rows = unit_rows(weight.numpy(), groups, False)
+    return torch.from_numpy(sums(patches, rows, bias.numpy(), region).pattern).reshape(weight.shape)
+
+
+@torch.no_grad()
+def explicit(
+    model: Small, fitted: Tensor, x: Tensor, targets: Tensor, method: type[PatternMethod], estimator: str
+) -> Tensor:
+    """Fit and explain, one layer after the other, with the transposes written out."""
+    scale = model.norm.weight / torch.sqrt(model.norm.running_var + model.norm.eps)
+    w1 = model.conv1.weight * scale[:, None, None, None]
+    b1 = (model.conv1.bias - model.norm.running_mean) * scale + model.norm.bias
+    w2, b2 = model.conv2.weight, torch.zeros(6, dtype=torch.float64)
+    w3, b3, w4, b4 = model.hidden.weight, model.hidden.bias, model.head.weight, model.head.bias
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        z1 = F.conv2d(x, w1, b1, padding=1)
+        pooled, where = F.max_pool2d(z1.clamp(min=0), 2, return_indices=True)
+        z2 = F.conv2d(pooled, w2, b2, stride=2, padding=1, groups=2)
+        flat = z2.clamp(min=0).flatten(1)
+        z3 = flat @ w3.T + b3
+        return z1, where, pooled, z2, flat, z3, z3.clamp(min=0) @ w4.T + b4
+
+    _, _, pooled, _, flat, z3, _ = run(fitted)
+    before_relu = "linear" if estimator == "linear" else "relu+"
+    p1 = numpy_pattern(fitted.numpy(), w1, b1, before_relu)
+    p2 = numpy_pattern(pooled.numpy(), w2, b2, before_relu, stride=2, groups=2)
+    p3 = numpy_pattern(flat.numpy(), w3, b3, before_relu)
+    p4 = numpy_pattern(z3.clamp(min=0).numpy(), w4, b4, "linear")
+    v1, v2, v3, v4 = (backward_weight(method, w, p) for w, p in ((w1, p1), (w2, p2), (w3, p3), (w4, p4)))
+
+    z1, where, pooled, z2, _, z3, out = run(x)
+    c = F.one_hot(targets, 3) * out  # the seed is f_t
+    c = (c @ v4) * (z3 > 0)
+    c = (c @ v3).reshape(z2.shape) * (z2 > 0)
+    c = F.conv_transpose2d(c, v2, stride=2, padding=1, groups=2, output_padding=1 - pooled.shape[-1] % 2)
+    c = F.max_unpool2d(c, where, 2, output_size=z1.shape[-2:]) * (z1 > 0)
+    return F.conv_transpose2d(c, v1, padding=1)
+
+
+@pytest.mark.filterwarnings("ignore:Units whose output never varied:relprop.PatternWarning")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_map_is_that_of_the_layers_written_out(method: type[PatternMethod], estimator: str) -> None:
+    model, fitted, x = small(), data(60, 2, 8, 8), data(5, 2, 8, 8, seed=9)
+    targets = torch.tensor([0, 1, 2, 0, 1])
+    found = method(model).fit(fitted.split(13), estimator).attribute(x, targets)
+    expected = explicit(model, fitted, x, targets, method, estimator)
+    assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:Units whose output never varied:relprop.PatternWarning")
+def test_several_targets_layers_and_conditions_are_those_of_the_pipeline() -> None:
+    model, x = small(), data(4, 2, 8, 8, seed=9)
+    method = PatternNet(model).fit([data(60, 2, 8, 8)])
+    several = method.attribute_targets(x, [0, 2])
+    torch.testing.assert_close(several[1], method.attribute(x, 2), rtol=1e-10, atol=1e-12)
+    layers = method.attribute_layers(x, ["norm", "hidden"], 1)
+    assert layers["norm"].shape == (4, 4, 8, 8) and layers["hidden"].shape == (4, 5)
+    w = method.patterns["head.weight"].directions["linear"]
+    with torch.no_grad():
+        hidden = model.hidden(F.relu(model.conv2(F.max_pool2d(F.relu(model.norm(model.conv1(x))), 2))).flatten(1))
+        expected = model(x)[:, 1:2] * w[1] * (hidden > 0)
+    torch.testing.assert_close(layers["hidden"], expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(relprop.InputError, match="does not claim"):
+        method.attribute(x, 0, return_convergence_delta=True)
+
+
+def test_with_its_weights_for_patterns_it_is_the_gradient() -> None:
+    """Whatever the network, only linear calls differ from the gradient."""
+    model, x = small(), data(4, 2, 8, 8, seed=9)
+    fitted = PatternNet(model).fit([data(30, 2, 8, 8)], "linear").patterns
+    swapped = {
+        unit: relprop.Pattern(p.weight, p.bias, {"linear": p.weight}, p.missing, p.parameter, p.rectified)
+        for unit, p in fitted.items()
+    }
+    method = PatternNet(model, relprop.Patterns("linear", swapped, fitted.samples))
+    expected = Gradient(model).attribute(x, 1) * model(x)[:, 1, None, None, None].detach()
+    torch.testing.assert_close(method.attribute(x, 1), expected, rtol=1e-9, atol=1e-11)
+
+
+# What other networks are made of ------------------------------------------------------------------
+
+
+class Reused(nn.Module):
+    """One layer three times, once as a function, and the same weight transposed at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(torch.relu(self.layer(x)))
+        x = F.linear(torch.relu(x), self.layer.weight, self.layer.bias)
+        return torch.relu(x) @ self.layer.weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_uses_of_a_parameter_are_pooled(method: type[PatternMethod]) -> None:
+    torch.manual_seed(1)
+    model, fitted, x = Reused().double(), data(200, 4), data(6, 4, seed=4)
+    found = method(model).fit(fitted.split(64), "relu+")
+    assert list(found.patterns) == ["layer.weight", "layer.weight.T"]
+    assert found.patterns.samples == {"layer.weight": 600, "layer.weight.T": 200}
+    with torch.no_grad():
+        w, b = model.layer.weight, model.layer.bias
+        steps = [fitted]
+        for _ in range(3):
+            steps.append((steps[-1] if len(steps) == 1 else steps[-1].relu()) @ w.T + b)
+        inputs = torch.cat([steps[0], steps[1].relu(), steps[2].relu()])
+        tied = steps[3].relu()
+        a = numpy_pattern(inputs.numpy(), w, b, "relu+")
+        t = numpy_pattern(tied.numpy(), w.T.contiguous(), torch.zeros(4, dtype=torch.float64), "linear")
+        v, u = backward_weight(method, w, a), backward_weight(method, w.T, t)
+        z1 = x @ w.T + b
+        z2 = z1.relu() @ w.T + b
+        z3 = z2.relu() @ w.T + b
+        out = z3.relu() @ w
+        c = (F.one_hot(torch.tensor(2), 4) * out) @ u * (z3 > 0)
+        expected = ((c @ v * (z2 > 0)) @ v * (z1 > 0)) @ v
+    torch.testing.assert_close(found.attribute(x, 2), expected, rtol=1e-9, atol=1e-11)
+
+
+class Residual(nn.Module):
+    """``x + conv(relu(norm(conv(x))))``: the second convolution has no ReLU of its own, nor has the stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(2, 3, 3, padding=1)
+        self.conv1, self.norm = nn.Conv1d(3, 3, 3, padding=1, bias=False), nn.BatchNorm1d(3)
+        self.conv2 = nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.conv2(self.norm(self.conv1(x)).relu_())
+        y += x
+        return F.relu(y, inplace=True).sum(2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_residual_sums_pass_the_gradient(method: type[PatternMethod]) -> None:
+    torch.manual_seed(2)
+    model, x = Residual().double().eval(), data(5, 2, 7, seed=1)
+    with torch.no_grad():
+        model.norm.running_mean.copy_(data(3) / 3)
+        model.norm.running_var.copy_(data(3, seed=1).square() + 0.5)
+    fitted = method(model).fit(data(80, 2, 7).split(30))
+    unit = "conv1.weight with norm"
+    assert list(fitted.patterns) == ["stem.weight", unit, "conv2.weight"]
+    assert [p.rectified for p in fitted.patterns.values()] == [False, True, False]
+    p0, p1, p2 = (
+        backward_weight(method, p.weight, p.directions["relu+" if p.rectified else "linear"])
+        for p in fitted.patterns.values()
+    )
+    with torch.no_grad():
+        z0 = model.stem(x)
+        z1 = model.norm(model.conv1(z0))
+        z2 = model.conv2(z1.relu()) + z0
+        c = F.one_hot(torch.tensor(1), 3)[None, :, None] * z2.relu().sum(2, keepdim=True) * (z2 > 0)
+        c = c + F.conv_transpose1d(F.conv_transpose1d(c, p2) * (z1 > 0), p1, padding=1)
+        expected = F.conv_transpose1d(c, p0, padding=1)
+    torch.testing.assert_close(fitted.attribute(x, 1), expected, rtol=1e-9, atol=1e-11)
+
+
+def layers() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
+    return {
+        "transposed": (
+            lambda: nn.Sequential(
+                nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                nn.Linear(196, 3),
+            ),
+            (2, 3, 3),
+        ),
+        "3d": (lambda: nn.Sequential(nn.Conv3d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)), (1, 3, 3, 3)),
+        "dense norm": (
+            lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.ReLU(), nn.Linear(6, 3)),
+            (4,),
+        ),
+        "weight norm": (
+            lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 3)),
+            (4,),
+        ),
+        "over time": (
+            lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2), nn.Flatten()), (3, 4),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", layers())
+def test_every_kind_of_layer_has_its_pattern_and_passes_it(name: str) -> None:
+    """Against autograd on a copy of the network that holds the patterns for weights, on the units that are on."""
+    torch.manual_seed(3)
+    make, shape = layers()[name]
+    model = make().double().eval()
+    method = PatternAttribution(model).fit(data(90, *shape).split(40))
+    x, target = data(4, *shape, seed=8), 1
+    sites = {pattern.weight.shape: pattern for pattern in method.patterns.values()}
+    assert len(sites) == len(method.patterns) == 2
+    calls = [module for module in model if getattr(module, "weight", None) is not None and module.weight.dim() > 1]
+    outputs: dict[nn.Module, Tensor] = {}
+    for module in model:
+        module.register_forward_hook(lambda module, _, out: outputs.__setitem__(module, out.detach()))
+    expected_out = model(x).detach()
+    c = torch.zeros_like(expected_out)
+    c[:, target] = expected_out[:, target]
+    for module in reversed(model):
+        before = outputs[model[list(model).index(module) - 1]] if module is not model[0] else x
+        if module in calls:
+            pattern = sites[module.weight.shape]
+            assert pattern.rectified == (module is calls[0])
+            weight = pattern.weight * pattern.directions["relu+" if pattern.rectified else "linear"]
+            geometry = {"stride": module.stride, "groups": module.groups} if hasattr(module, "stride") else {}
+            kind = type(module).__name__.split("Parametrized")[-1]
+            run = {
+                "Linear": F.linear, "Conv3d": F.conv3d, "ConvTranspose2d": F.conv_transpose2d,
+            }[kind]  # fmt: skip
+            origin = before.clone().requires_grad_()
+            (c,) = torch.autograd.grad(run(origin, weight, **geometry), origin, c)
+        elif isinstance(module, nn.ReLU):
+            c = c * (before > 0)
+        elif isinstance(module, nn.Flatten):
+            c = c.reshape(before.shape)
+    torch.testing.assert_close(method.attribute(x, target), c, rtol=1e-9, atol=1e-11)
+
+
+class Attending(nn.Module):
+    """Self-attention and an LSTM: composites whose linear maps are found inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.attention(x, x, x, need_weights=False)
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_attention_and_recurrent_layers_are_opened() -> None:
+    torch.manual_seed(4)
+    model, x = Attending().double(), data(3, 5, 4, seed=1)
+    method = PatternNet(model).fit([data(60, 5, 4)])
+    assert method.patterns.samples["lstm.weight_ih_l0"] == 300
+    assert "lstm.weight_hh_l0" in method.patterns and "attention.out_proj.weight" in method.patterns
+    assert any(unit.startswith("attention.in_proj_weight") for unit in method.patterns)
+    own = {
+        unit: relprop.Pattern(p.weight, p.bias, dict.fromkeys(p.directions, p.weight), p.missing, p.parameter)
+        for unit, p in method.patterns.items()
+    }
+    as_gradient = PatternNet(model, relprop.Patterns("relu+-", own, method.patterns.samples)).attribute(x, 0)
+    expected = Gradient(model).attribute(x, 0) * model(x)[:, 0, None, None].detach()
+    torch.testing.assert_close(as_gradient, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(method.attribute(x, 0), expected)
+
+
+def test_a_product_without_units_is_named() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.Parameter(data(4, 4)), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.einsum("ij,njc->nic", self.mix, x).mean(1))
+
+    method = PatternNet(Mixing().double())
+    with pytest.warns(relprop.UncoveredOperationWarning, match="einsum.*no units"):
+        method.fit([data(30, 4, 3)])
+    assert list(method.patterns) == ["head.weight"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_derivative_of_the_map_is_that_of_the_network(method: type[PatternMethod]) -> None:
+    """One ReLU layer: the map is f_t V2 gate V1, whose derivative is that of f_t where the gates stay."""
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    fitted = method(model).fit([data(80, 4)])
+    x = data(3, 4, seed=2).requires_grad_()
+    found = fitted.attribute(x, 1, create_graph=True)
+    torch.testing.assert_close(found, fitted.attribute(x, 1))
+    probe = data(3, 4, seed=5)
+    (derivative,) = torch.autograd.grad((found * probe).sum(), x)
+    output = model(x)[:, 1]
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    scale = (found.detach() * probe).sum(1) / output.detach()
+    torch.testing.assert_close(derivative, gradient * scale[:, None], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["pattern_net", "pattern_attribution"])
+def test_known_by_name(name: str) -> None:
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    patterns = PatternNet(model).fit([torch.randn(40, 3)]).patterns
+    found = relprop.explain(model, x, 0, name, patterns=patterns)
+    method = relprop.Method.named[name](model, patterns)
+    assert torch.equal(found, method.attribute(x, 0))
+    assert method.contract.seed == "f_t" and not method.contract.complete
