@@ -294,7 +294,8 @@ class Call:
         self.forget_forward()
         self.saving.clear()
         self.protected.clear()
-        self.sites.clear()  # which hold this call: nothing waits for the garbage collector
+        self.sites.clear()  # which hold this call, as methods of these may: nothing waits for the garbage collector
+        self.table = self.make_site = None
         for tokens in self.tokens:
             tokens.names.clear()
             tokens.roots.clear()
