@@ -20,7 +20,7 @@ from torch import Tensor
 from relprop import LRP
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("digits", "graph", "right_reasons", "sequence", "tutorial_walk", "demo")
+NAMES = ("digits", "graph", "patterns", "right_reasons", "sequence", "tutorial_walk", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,21 @@ def test_demo_main_runs_every_part(
         monkeypatch.setattr(examples[name], "run", lambda folder, name=name: parts.append((name, folder)))
     demo.main(tmp_path)
     assert parts == [(name, tmp_path) for name in ("demo", "tutorial_walk", "right_reasons")]
+
+
+def test_patterns_hold_more_of_the_signal_than_filters(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held out, in every layer, the linear and the ReLU+- estimator are above the filter."""
+    quality = examples["patterns"].run(tmp_path, epochs=3, width=8, units=4, rows=2)
+    assert len(quality.values) == 7
+    for layer, rho in quality.means().items():
+        assert min(rho["linear"], rho["relu+-"]) > rho["filter"] + 0.3, layer
+        for estimator in ("linear", "relu+-"):
+            assert bool((quality.values[layer][estimator] > quality.values[layer]["filter"]).all())
+    assert picture(tmp_path / "signal_quality.png") and picture(tmp_path / "maps.png")
+    assert str(quality) in capsys.readouterr().out
+    assert (tmp_path / "signal_quality.txt").read_text(encoding="utf-8") == f"{quality}\n"
 
 
 def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from relprop.propagation.pattern_calls import UnitSite
 from relprop.tables import html_table, text_table
 
 CUT = 1e-10
-"""Directions in which the residual varies less than this part of the most (of its variance) take no part in ``v``."""
+"""Directions in which the residual varies by less than this part of the variance of the input take no part in ``v``."""
 
 STILL = 1e-9
 """Below this part of the deviation of the output, a projection of the residual does not vary."""
@@ -183,13 +183,14 @@ def _unit_quality(geometry: Geometry, pattern: Pattern, unit: int, x: Tensor, he
     y, y_held_out = x @ w, held_out @ w
     if _still(y, x, w) or _still(y_held_out, held_out, w):
         return {}
+    floor = CUT * float((x - x.mean(0)).square().sum())
     found = {}
     for estimator, (on, off) in _directions(geometry, pattern, unit, w).items():
         residual, d = (
             part - out[:, None] * torch.where((out + bias > 0)[:, None], on, off)
             for part, out in ((x, y), (held_out, y_held_out))
         )
-        found[estimator] = 1 - _correlation(y_held_out, d @ least_squares(residual, y))
+        found[estimator] = 1 - _correlation(y_held_out, d @ least_squares(residual, y, floor))
     return found
 
 
@@ -208,18 +209,17 @@ def _directions(geometry: Geometry, pattern: Pattern, unit: int, w: Tensor) -> d
     return found
 
 
-def least_squares(d: Tensor, y: Tensor) -> Tensor:
+def least_squares(d: Tensor, y: Tensor, floor: float) -> Tensor:
     """Return the ``v`` for which ``v'd`` follows ``y`` best, without the directions in which ``d`` hardly varies.
 
     Args:
         d: ``[samples, inputs]``.
         y: ``[samples]``.
+        floor: the sum of squares, over the samples, that a direction must exceed.
     """
     d, y = d - d.mean(0), y - y.mean()
     variance, basis = torch.linalg.eigh(d.mT @ d)
-    kept = variance > CUT * variance[-1]
-    if not bool(kept.any()):
-        return torch.zeros_like(d[0])
+    kept = variance > floor
     basis, variance = basis[:, kept], variance[kept]
     v: Tensor = basis @ ((basis.mT @ (d.mT @ y)) / variance)
     return v
