@@ -229,6 +229,29 @@ def test_the_memory_of_fitting_does_not_grow_with_the_data(monkeypatch: pytest.M
     assert all(parameter.grad is None for parameter in method.model.parameters())
 
 
+def test_fitting_keeps_nothing_for_a_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Tensor] = []
+    monkeypatch.setattr("relprop.propagation.storage._pack", lambda slots, tensor: saved.append(tensor))
+    PatternNet(network()).fit([images()])
+    assert not saved
+    model = network()
+    with pytest.raises(RuntimeError, match="keeps nothing for a backward"):
+        PatternNet(Differentiating(model)).fit([images()])
+
+
+class Differentiating(nn.Module):
+    """A model that asks for a gradient in its forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return gradient
+
+
 def test_fitting_writes_nothing_to_the_model() -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -293,6 +293,102 @@ def test_every_kind_of_layer_has_its_pattern_and_passes_it(name: str) -> None:
     torch.testing.assert_close(method.attribute(x, target), c, rtol=1e-9, atol=1e-11)
 
 
+class Tied(nn.Module):
+    """A convolution, and its transpose with the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(data(4, 2, 3) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose1d(torch.relu(F.conv1d(x, self.weight)), self.weight).sum(2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_transpose_with_the_same_weight_has_units_of_its_own(method: type[PatternMethod]) -> None:
+    model, x = Tied(), data(4, 2, 6, seed=1)
+    fitted = method(model).fit([data(70, 2, 6)])
+    assert list(fitted.patterns) == ["weight", "weight transposed"]
+    v, u = (
+        backward_weight(method, p.weight, p.directions[region])
+        for p, region in zip(fitted.patterns.values(), ("relu+", "linear"), strict=True)
+    )
+    with torch.no_grad():
+        w = model.weight
+        c = F.one_hot(torch.tensor(1), 2)[None, :, None] * model(x)[:, :, None].expand(-1, -1, 6)
+        expected = F.conv_transpose1d(F.conv1d(c, u) * (F.conv1d(x, w) > 0), v)
+        rows = fitted.patterns["weight transposed"].directions["linear"].transpose(0, 1).flatten(1)
+        torch.testing.assert_close((rows * w.transpose(0, 1).flatten(1)).sum(1), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(fitted.attribute(x, 1), expected, rtol=1e-9, atol=1e-11)
+
+
+class Behind(nn.Module):
+    """A linear layer, and something behind it."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.head, self.behind = nn.Linear(4, 6), nn.Linear(6, 2), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.behind(self.layer(x)))
+
+
+BEHIND: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "relu": (torch.relu, True),
+    "relu_": (lambda z: z.relu_(), True),
+    "clamp": (lambda z: z.clamp(min=0), True),
+    "clamp_min": (lambda z: torch.clamp_min(z, 0), True),
+    "threshold": (lambda z: F.threshold(z, 0.0, 0.0), True),
+    "a view before it": (lambda z: z.view(-1, 2, 3).permute(2, 0, 1).relu().permute(1, 2, 0).reshape(-1, 6), True),
+    "halves": (lambda z: torch.cat([part.relu() for part in z.chunk(2, 1)], 1), True),
+    "dropout at rest": (lambda z: F.dropout(z, training=False).relu(), True),
+    "clamp elsewhere": (lambda z: z.clamp(min=-1), False),
+    "nothing": (lambda z: z, False),
+    "tanh": (torch.tanh, False),
+    "after a sum": (lambda z: (z + 1).relu(), False),
+    "a view written over": (lambda z: z.clone().mul_(2).relu(), False),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_counts_as_followed_by_a_relu(name: str) -> None:
+    behind, rectified = BEHIND[name]
+    torch.manual_seed(7)
+    model, x = Behind(behind).double(), data(3, 4, seed=1)
+    method = PatternNet(model).fit([data(60, 4)])
+    assert [p.rectified for p in method.patterns.values()] == [rectified, False]
+    direction = method.patterns["layer.weight"].directions["relu+" if rectified else "linear"]
+    z = model.layer(x).detach().requires_grad_()
+    out = behind(z.clone()) @ model.head.weight.detach().T + model.head.bias
+    through = behind(z.clone()) @ method.patterns["head.weight"].directions["linear"].T
+    (c,) = torch.autograd.grad((through[:, 1] * out[:, 1].detach()).sum(), z)
+    torch.testing.assert_close(method.attribute(x, 1), c @ direction, rtol=1e-9, atol=1e-11)
+
+
+def test_a_convolution_is_judged_with_and_without_its_batch_norm_where_both_are_used() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(2, 3, 3, padding=1), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            plain = self.conv(x)
+            return (torch.relu(self.norm(plain)) + plain * 2).sum(2)
+
+    torch.manual_seed(8)
+    model, x = Both().double().eval(), data(3, 2, 5, seed=1)
+    model.norm.bias.data = data(3) / 5
+    method = PatternNet(model).fit([data(70, 2, 5)])
+    assert list(method.patterns) == ["conv.weight", "conv.weight with norm"]
+    plain, folded = method.patterns.values()
+    with torch.no_grad():
+        c = F.one_hot(torch.tensor(1), 3)[None, :, None] * model(x)[:, :, None].expand(-1, -1, 5)
+        gate = (model.norm(model.conv(x)) > 0) * c
+        expected = F.conv_transpose1d(gate, folded.directions["relu+"], padding=1)
+        expected += F.conv_transpose1d(2 * c, plain.directions["linear"], padding=1)
+    torch.testing.assert_close(method.attribute(x, 1), expected, rtol=1e-9, atol=1e-11)
+
+
 class Attending(nn.Module):
     """Self-attention and an LSTM: composites whose linear maps are found inside."""
 

@@ -118,8 +118,8 @@ def _warn_of_degenerate(patterns: Patterns) -> None:
     if without:
         shown = ", ".join(f"{count} of {unit!r}" for unit, count in without.items())
         warn(
-            f"Units whose output never varied in the data have no pattern, and nothing passes them: {shown}. "
-            "`patterns.degenerate` lists them.",
+            "Units whose output never varied in the data, or never was above 0 before a ReLU, have no pattern, and "
+            f"nothing passes them: {shown}. `patterns.degenerate` lists them.",
             PatternWarning,
         )
 

@@ -203,7 +203,7 @@ class PatternNet(PatternMethod, name="pattern_net"):
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -1.0]]))
     >>> method = PatternNet(model).fit([x], "linear")
-    >>> method.attribute(torch.tensor([[5.0, 3.0]]).double()).round(decimals=1)  # the signal is 5 - 3 = 2
+    >>> method.attribute(torch.tensor([[5.0, 3.0]]).double()).round(decimals=1) + 0.0  # the signal is 5 - 3 = 2
     tensor([[2., 0.]], dtype=torch.float64)
     """
 
@@ -232,7 +232,7 @@ class PatternAttribution(PatternMethod, name="pattern_attribution"):
     >>> model = torch.nn.Linear(2, 1, bias=False).double()
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -1.0]]))
     >>> method = PatternAttribution(model).fit([x], "linear")
-    >>> method.attribute(torch.tensor([[5.0, 3.0]]).double()).round(decimals=1)
+    >>> method.attribute(torch.tensor([[5.0, 3.0]]).double()).round(decimals=1) + 0.0
     tensor([[2., 0.]], dtype=torch.float64)
     """
 
