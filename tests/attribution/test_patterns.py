@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 import relprop
 from relprop import Gradient, PatternAttribution, PatternNet
 from relprop.attribution.patterns import PatternMethod
+from tests import zoo
 from tests.attribution.pattern_reference import conv_patches, sums, unit_rows
 
 METHODS = [PatternNet, PatternAttribution]
@@ -418,6 +419,26 @@ def test_attention_and_recurrent_layers_are_opened() -> None:
     expected = Gradient(model).attribute(x, 0) * model(x)[:, 0, None, None].detach()
     torch.testing.assert_close(as_gradient, expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(method.attribute(x, 0), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Units whose output never varied:relprop.PatternWarning")
+@pytest.mark.parametrize(
+    ("name", "calls", "rectified"),
+    [("torchvision/resnet18", 21, 9), ("torchvision/shufflenet_v2_x0_5", 57, 37), ("torchvision/googlenet", 58, 57)],
+)
+def test_networks_of_torchvision(name: str, calls: int, rectified: int) -> None:
+    """Every linear call is found; with its weight for a pattern the map is the gradient times the output."""
+    model, x = zoo.build(name), zoo.images(name)
+    target = zoo.targets(model, x)
+    patterns = PatternNet(model).fit([x]).patterns
+    assert len(patterns) == calls and sum(pattern.rectified for pattern in patterns.values()) == rectified
+    own = {
+        unit: relprop.Pattern(p.weight, p.bias, dict.fromkeys(p.directions, p.weight), p.missing, p.parameter)
+        for unit, p in patterns.items()
+    }
+    found = PatternNet(model, relprop.Patterns("relu+-", own, patterns.samples)).attribute(x, target)
+    output = model(x).gather(1, target[:, None]).detach()
+    assert zoo.difference(found, Gradient(model).attribute(x, target) * output[..., None, None]) < 1e-12
 
 
 def test_a_product_without_units_is_named() -> None:
