@@ -6,6 +6,11 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from relprop import PatternAttribution, PatternNet
+from relprop.attribution.patterns import PatternMethod
 
 Array = np.ndarray
 
@@ -67,3 +72,27 @@ def sums(patches: Array, w: Array, b: Array, region: str) -> Reference:
         for kept, value in zip(found, (n, mx, mzx, q / spread if n and abs(spread) > 1e-14 else 0 * q), strict=True):
             kept.append(value)
     return Reference(*map(np.array, found))
+
+
+# Whole networks ---------------------------------------------------------------------------------
+
+METHODS = [PatternNet, PatternAttribution]
+ESTIMATORS = ["linear", "relu+", "relu+-"]
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def backward_weight(method: type[PatternMethod], weight: Tensor, pattern: Tensor) -> Tensor:
+    return pattern if method is PatternNet else weight * pattern
+
+
+def numpy_pattern(x: np.ndarray, weight: Tensor, bias: Tensor, region: str, stride: int = 1, groups: int = 1) -> Tensor:
+    """The pattern of a layer, from its patches."""
+    if weight.dim() == 2:
+        patches = x[:, None]
+    else:
+        patches = conv_patches(x, tuple(weight.shape[2:]), stride, 1, 1, groups)
+    rows = unit_rows(weight.numpy(), groups, False)
+    return torch.from_numpy(sums(patches, rows, bias.numpy(), region).pattern).reshape(weight.shape)
