@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, DeepTaylor, DeepTaylorWarning, Gradient, GradientXInput, Rules
+from relprop import LRP, DeepTaylor, DeepTaylorWarning, Gradient, GradientXInput, PatternAttribution, PatternNet, Rules
 from relprop.rules import Block, Flat, Gamma, WSquare, ZBox, Zero
 from tests import network_reference
 from tests.attribution.averages import CASES, pictures, spelt
@@ -199,3 +200,19 @@ def test_recurrent_layers(kind: str, packed: str) -> None:
     other, target = on_device(model), Watched()
     same(LRP(other, Gamma(0.25)).attribute(x.to(DEVICE), lambda found: target(found.cpu())), expected)
     assert float((target.outputs[0] - output).abs().max()) < 1e-12 * float(output.abs().max())
+
+
+@pytest.mark.parametrize("method", [PatternNet, PatternAttribution])
+def test_patterns_are_fitted_judged_and_kept_alike(method: type[PatternNet], tmp_path: Path) -> None:
+    model = settle(residual())
+    batches, x = [images(24), images(24) + 0.1], images(3)
+    here, there = method(model).fit(batches), method(on_device(model)).fit(batches)  # batches are moved
+    same(there.attribute(x.to(DEVICE), 1), here.attribute(x, 1))
+    layer = next(iter(here.patterns)).removesuffix(".weight").partition(".weight")[0]
+    judged = [fitted.signal_quality(batches, batches, layers=[layer], units=2) for fitted in (here, there)]
+    for unit, values in judged[0].values.items():
+        for estimator, rho in values.items():
+            torch.testing.assert_close(judged[1].values[unit][estimator], rho, rtol=1e-6, atol=1e-8)
+    there.save(tmp_path / "patterns.safetensors")
+    loaded = method(model).load(tmp_path / "patterns.safetensors")
+    torch.testing.assert_close(loaded.attribute(x, 1), here.attribute(x, 1), rtol=1e-9, atol=1e-12)

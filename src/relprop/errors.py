@@ -49,6 +49,10 @@ class ModelError(RelpropError, TypeError):
     """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained."""
 
 
+class PatternError(RelpropError, ValueError):
+    """Patterns are missing, are those of another network, or cannot be read."""
+
+
 class NumericalError(RelpropError, ValueError):
     """NaN or infinity in the input or in the output."""
 
@@ -87,6 +91,10 @@ class TrainingModeWarning(RelpropWarning):
 
 class ConvergenceWarning(RelpropWarning):
     """A sum that a method claims is further off than the tolerance, after as many steps as were allowed."""
+
+
+class PatternWarning(RelpropWarning):
+    """Units have no pattern, or the weights are no longer those that the patterns were fitted to."""
 
 
 class DeepTaylorWarning(RelpropWarning):

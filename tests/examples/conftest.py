@@ -17,6 +17,7 @@ NAMES = (
     "digits",
     "all_methods",
     "graph",
+    "patterns",
     "right_reasons",
     "sequence",
     "tutorial_walk",

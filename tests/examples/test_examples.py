@@ -13,7 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from relprop import LRP, NoiseTunnel, methods
+from relprop import LRP, NoiseTunnel, PatternAttribution, PatternNet, methods
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
@@ -71,6 +71,21 @@ def test_demo_main_runs_every_part(
         monkeypatch.setattr(examples[name], "run", lambda folder, name=name: parts.append((name, folder)))
     demo.main(tmp_path)
     assert parts == [(name, tmp_path) for name in ("demo", "all_methods", "tutorial_walk", "right_reasons")]
+
+
+def test_patterns_hold_more_of_the_signal_than_filters(
+    examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held out, in every layer, the linear and the ReLU+- estimator are above the filter."""
+    quality = examples["patterns"].run(tmp_path, epochs=3, width=8, units=4, rows=2)
+    assert len(quality.values) == 7
+    for layer, rho in quality.means().items():
+        assert min(rho["linear"], rho["relu+-"]) > rho["filter"] + 0.3, layer
+        for estimator in ("linear", "relu+-"):
+            assert bool((quality.values[layer][estimator] > quality.values[layer]["filter"]).all())
+    assert picture(tmp_path / "signal_quality.png") and picture(tmp_path / "maps.png")
+    assert str(quality) in capsys.readouterr().out
+    assert (tmp_path / "signal_quality.txt").read_text(encoding="utf-8") == f"{quality}\n"
 
 
 def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -283,7 +298,7 @@ def test_all_methods_are_shown(
     model = examples["digits"].DigitsNet(4).eval()
     shown = {type(method) for _, method, _ in example.methods(model, torch.rand(2, 1, 8, 8))}
     # Noise by another name is shown by its three; what has to be fitted first has an example of its own.
-    assert {listed.method for listed in methods().values()} - shown == {NoiseTunnel}
+    assert {listed.method for listed in methods().values()} - shown == {NoiseTunnel, PatternAttribution, PatternNet}
     slow = {"Simple Taylor", "KernelSHAP", "Shapley sampling"}
     every = example.methods
     with pytest.MonkeyPatch.context() as patch:

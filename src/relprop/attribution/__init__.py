@@ -15,6 +15,9 @@ from relprop.attribution.lrp import LRP
 from relprop.attribution.methods import explain, methods
 from relprop.attribution.noise import NoiseTunnel, SmoothGrad, SmoothGradSquared, VarGrad
 from relprop.attribution.paths import IntegratedGradients
+from relprop.attribution.pattern_quality import SignalQuality
+from relprop.attribution.pattern_store import Pattern, Patterns
+from relprop.attribution.patterns import PatternAttribution, PatternNet
 from relprop.attribution.perturbation import FeatureAblation, Occlusion
 from relprop.attribution.shapley import KernelShap, ShapleyValueSampling
 from relprop.attribution.simple_taylor import Expansion, SimpleTaylor
@@ -45,9 +48,14 @@ __all__ = [
     "Method",
     "NoiseTunnel",
     "Occlusion",
+    "Pattern",
+    "PatternAttribution",
+    "PatternNet",
+    "Patterns",
     "Random",
     "Sensitivity",
     "ShapleyValueSampling",
+    "SignalQuality",
     "SimpleTaylor",
     "SmoothGrad",
     "SmoothGradSquared",

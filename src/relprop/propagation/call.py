@@ -93,6 +93,8 @@ class Call:
         recording: every call is recorded (for a plan); measuring implies it.
         cache: keeps modified weights from call to call.
         table: the operations, by function, that a method runs otherwise than autograd; None for the rules' own.
+        make_site: gives the site of a linear call where there are no rules, from its ``Here``, geometry, input, and
+            weight and bias; None, or a result of None, lets autograd differentiate the call.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
             seen, and every leaf that asks for a gradient is an input.
         ended: nothing that is explained is still to come in the forward pass, which goes on natively.
@@ -111,6 +113,7 @@ class Call:
     recording: bool = False
     cache: Cache | None = None
     table: Mapping[Any, Any] | None = None
+    make_site: Callable[[Any, Any, Tensor, tuple[Tensor | None, ...]], Any] | None = None
     open_ended: bool = False
     without_gradient: bool = False
     loop: object = None
@@ -303,7 +306,8 @@ class Call:
         self.forget_forward()
         self.saving.clear()
         self.protected.clear()
-        self.sites.clear()  # which hold this call: nothing waits for the garbage collector
+        self.sites.clear()  # which hold this call, as methods of these may: nothing waits for the garbage collector
+        self.table = self.make_site = None
         for tokens in self.tokens:
             tokens.names.clear()
             tokens.roots.clear()

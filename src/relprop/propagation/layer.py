@@ -53,6 +53,27 @@ class Geometry(ABC):
         """Return the weight with every output channel multiplied by its entry of ``scale``."""
         raise NotImplementedError(type(self).__name__)  # reached only where folds() says True
 
+    # Units: the rows of the weight, each applied to every sample (or position) alike -------------
+
+    has_units = True
+    """Every output is one unit's answer to one sample; false where that depends on the product."""
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Return the weight by unit, ``[units, inputs of a unit]``."""
+        raise NotImplementedError(type(self).__name__)
+
+    def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Return what :meth:`rows` would have made ``rows`` of, shaped as the weight ``like``."""
+        raise NotImplementedError(type(self).__name__)
+
+    def by_unit(self, z: Tensor) -> Tensor:
+        """Return the output by unit, ``[samples, units]``: every position is a sample."""
+        raise NotImplementedError(type(self).__name__)
+
+    def correlate(self, a: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """Return ``sum g x`` over samples, of every unit with each of its inputs, shaped as ``weight``."""
+        raise NotImplementedError(type(self).__name__)
+
 
 @dataclass(frozen=True)
 class Dense(Geometry):
@@ -74,6 +95,18 @@ class Dense(Geometry):
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight * scale[:, None]
+
+    def rows(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        return rows
+
+    def by_unit(self, z: Tensor) -> Tensor:
+        return z.reshape(-1, z.shape[-1])
+
+    def correlate(self, a: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        return self.by_unit(g).mT @ a.reshape(-1, a.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -118,21 +151,8 @@ class Convolution(Geometry):
         return z if self.has_batch(a) else z[0]
 
     def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        batched = self._padded(like if self.has_batch(like) else like[None])
-        # The input gradient alone; the input itself lends only its shape.
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            c if self.has_batch(like) else c[None],
-            batched,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-            (True, False, False),
-        )[0]
+        # The input itself lends only its shape.
+        gradient = self._gradients(like, c, weight, (True, False, False))[0]
         for dimension, added in enumerate(self.extra, start=2):
             gradient = gradient.narrow(dimension, 0, gradient.shape[dimension] - added)
         return gradient if self.has_batch(like) else gradient[0]
@@ -159,6 +179,45 @@ class Convolution(Geometry):
     def has_batch(self, z: Tensor) -> bool:
         return z.dim() == self.dimensions + 2
 
+    def rows(self, weight: Tensor) -> Tensor:
+        if not self.transposed:
+            return weight.flatten(1)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        if not self.transposed:
+            return rows.reshape(like.shape)
+        grouped = rows.reshape(self.groups, like.shape[1], -1, *like.shape[2:])
+        return grouped.transpose(1, 2).reshape(like.shape)
+
+    def by_unit(self, z: Tensor) -> Tensor:
+        channel = self.channels(z)
+        assert channel is not None
+        return z.movedim(channel, -1).flatten(0, -2)
+
+    def correlate(self, a: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        # The weight itself lends only its shape.
+        return self._gradients(a, g, weight, (False, True, False))[1]
+
+    def _gradients(self, a: Tensor, g: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+        """Return the gradients by the input and by the weight, those of them that are wanted."""
+        batched = self.has_batch(a)
+        gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            g if batched else g[None],
+            self._padded(a if batched else a[None]),
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            wanted,
+        )
+        return gradients
+
     def _padded(self, a: Tensor) -> Tensor:
         if not any(self.extra):
             return a
@@ -171,6 +230,7 @@ class Contraction(Geometry):
 
     product: Callable[[Tensor, Tensor], Tensor]
     layer_type = nn.Linear
+    has_units = False
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         z = self.product(a, weight)

@@ -31,16 +31,20 @@ def apply_linear(
 ) -> Tensor:
     """Run a linear map by the rule that stands here, and remember what its output came from."""
     call = here.call
+    site: Site | None
     if call.selector is None:
-        here.by_autograd()
-        return compute()
-    here.kind = "linear"
-    here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
-    call.linear.append(call.place[0])
-    if a.is_complex() or weight.is_complex():
-        return _complex(here, compute())
-    site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
-    site.record = here.record
+        site = None if call.make_site is None else call.make_site(here, geometry, a, (weight, bias))
+        if site is None:
+            here.by_autograd()
+            return compute()
+    else:
+        here.kind = "linear"
+        here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
+        call.linear.append(call.place[0])
+        if a.is_complex() or weight.is_complex():
+            return _complex(here, compute())
+        site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
+        site.record = here.record
     here.declared = declares_nothing  # the site declares what its rule absorbs
     if site.nonnegative:
         here.note("a >= 0")
@@ -48,6 +52,7 @@ def apply_linear(
     if call.recording:
         site.node = z.grad_fn
     call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
+    site.ran(z)
     return z
 
 
@@ -230,7 +235,8 @@ def _batch_norm(
     """Run a batch norm: folded into the linear map before it where the two are one linear map."""
     call = here.call
     origin = call.origins.of(input)
-    if call.selector is None:
+    if call.selector is None and (training or origin.site is None):
+        consumed(here, input)
         return compute(input)
     if training or running_mean is None or running_var is None:
         consumed(here, input)
@@ -243,13 +249,14 @@ def _batch_norm(
         or not _foldable(here, site, input, (running_mean, running_var, weight, bias))
     ):
         consumed(here, input)
+        if call.selector is None:
+            return compute(input)
         here.note("not folded")
         here.by_autograd()
         return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
     assert site.a is not None
-    affine = Affine(site.affine.geometry, eps)
     parameters = (*site.parameters, weight, bias, running_mean, running_var)
-    folded = Site(call, site.choice, affine, site.a, parameters)
+    folded = site.folded(Affine(site.affine.geometry, eps), parameters)
     folded.record = here.account = site.record
     here.declared = declares_nothing  # the site declares what its rule absorbs
     if here.record is not None and site.record is not None:
@@ -261,6 +268,7 @@ def _batch_norm(
     if call.recording:
         site.node, folded.node = None, out.grad_fn
     call.origins.note(out, Origin(site=folded, factors=origin.factors))
+    folded.ran(out)
     here.watchers = site.watchers
     here.filters = [site.choice.filter]
     return out

@@ -208,6 +208,10 @@ class RelevanceMode(TorchFunctionMode):
         if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
             self._reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
+        for tensor in active:
+            site = call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(False)
         if call.selector is not None:
             why = "has no rule in relprop; plain autograd carries its relevance."
             call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")

@@ -63,6 +63,14 @@ class Site:
         call.sites.append(self)
         check_precision(choice.rule, a.dtype)
 
+    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> Site:
+        """Return the site of this call and the batch norm behind it, one linear map."""
+        assert self.a is not None
+        return Site(self.phase, self.choice, affine, self.a, parameters)
+
+    def ran(self, z: Tensor) -> None:  # rules ask for the output when the coefficient arrives
+        """Look at the output of the call."""
+
     def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Return the linear map as the rule sees it."""
         call, dtype = self.phase, weight.dtype

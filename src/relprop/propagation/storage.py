@@ -52,6 +52,22 @@ class CopyOnWrite:
         self._by_storage.clear()
 
 
+class Unsaved(CopyOnWrite):
+    """Keeps nothing of what autograd would save, for a forward pass that has no backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(_drop, _dropped)
+
+
+def _drop(tensor: Tensor) -> None:
+    """Keep nothing."""
+
+
+def _dropped(nothing: None) -> Tensor:
+    raise RuntimeError("This forward pass keeps nothing for a backward.")
+
+
 def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
     saved = Saved(tensor)
     key = storage_key(tensor)
