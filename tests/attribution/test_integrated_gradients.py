@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import captum.attr
 import numpy as np
@@ -177,11 +177,13 @@ def test_networks_of_the_same_function_get_the_same_map() -> None:
 
 
 class Counting(nn.Module):
-    """How many samples went through."""
+    """How many samples went through, kept by the class: what the instance holds is put back."""
+
+    seen: ClassVar[list[int]] = []
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.seen = model, []  # type: ignore[var-annotated]
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(len(x))
