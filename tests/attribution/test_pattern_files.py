@@ -17,6 +17,7 @@ from relprop import (
     InputError,
     InputTypeError,
     MissingExtraError,
+    ModelError,
     PatternAttribution,
     PatternError,
     PatternNet,
@@ -82,6 +83,27 @@ def test_what_is_no_file_of_patterns_is_refused(tmp_path: Path) -> None:
             PatternNet(network()).load(path)
     with pytest.raises(FileNotFoundError):
         PatternNet(network()).load(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("part", ["weight", "bias", "relu+", "missing relu+", "units", "shape"])
+def test_a_damaged_file_is_refused(part: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "patterns.safetensors"
+    PatternNet(network()).fit([images()], "relu+-").save(path)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    if part == "units":
+        metadata["units"] = metadata["units"][:-5]
+    elif part == "shape":
+        tensors["4.weight/relu+"] = tensors["4.weight/relu+"][:, :-1].contiguous()
+    else:
+        del tensors[f"4.weight/{part}"]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(PatternError, match="is damaged"):
+        PatternNet(network()).load(path)
 
 
 def test_without_safetensors_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +257,7 @@ def test_fitting_keeps_nothing_for_a_backward(monkeypatch: pytest.MonkeyPatch) -
     PatternNet(network()).fit([images()])
     assert not saved
     model = network()
-    with pytest.raises(RuntimeError, match="keeps nothing for a backward"):
+    with pytest.raises(ModelError, match="takes a gradient"):
         PatternNet(Differentiating(model)).fit([images()])
 
 

@@ -126,6 +126,7 @@ class Patterns(Mapping[str, Pattern]):
                     "parameter": pattern.parameter,
                     "rectified": pattern.rectified,
                     "samples": self.samples[unit],
+                    "parts": [part for part, tensor in parts.items() if tensor is not None],
                 }
             )
         metadata = {"format": FORMAT, "estimator": self.estimator, "units": json.dumps(entries)}
@@ -150,25 +151,30 @@ class Patterns(Mapping[str, Pattern]):
         if metadata.get("format") != FORMAT or metadata.get("estimator") not in get_args(Estimator):
             raise PatternError(f"{path} holds no patterns of relprop; give a file that `save` wrote.")
         estimator = cast("Estimator", metadata["estimator"])
-        entries: list[dict[str, Any]] = json.loads(metadata["units"])
         parameters: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        found = {}
-        for entry in entries:
-            unit = entry["unit"]
-            weight = tensors[f"{unit}/weight"]
-            check_parameter(model, parameters, entry["parameter"], weight)
-            device = next(iter(parameters.values())).device if parameters else weight.device
-            held = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith(f"{unit}/")}
-            regions = REGIONS[estimator]
-            found[unit] = Pattern(
-                held[f"{unit}/weight"],
-                held.get(f"{unit}/bias"),
-                {region: held[f"{unit}/{region}"] for region in regions},
-                {region: held[f"{unit}/missing {region}"] for region in regions},
-                entry["parameter"],
-                entry["rectified"],
-            )
-        return cls(estimator, found, {entry["unit"]: entry["samples"] for entry in entries})
+        found, samples = {}, {}
+        try:
+            for entry in json.loads(metadata["units"]):
+                unit, regions = entry["unit"], REGIONS[estimator]
+                held = {part: tensors[f"{unit}/{part}"] for part in entry["parts"]}
+                weight = held["weight"]
+                check_parameter(model, parameters, entry["parameter"], weight)
+                device = next(iter(parameters.values())).device if parameters else weight.device
+                held = {part: tensor.to(device) for part, tensor in held.items()}
+                if any(held[region].shape != weight.shape for region in regions):
+                    raise PatternError(f"{path} is damaged: the pattern of {unit!r} has another shape than its weight.")
+                found[unit] = Pattern(
+                    held["weight"],
+                    held.get("bias"),
+                    {region: held[region] for region in regions},
+                    {region: held[f"missing {region}"] for region in regions},
+                    entry["parameter"],
+                    entry["rectified"],
+                )
+                samples[unit] = entry["samples"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise PatternError(f"{path} is damaged: it lacks {error}. Fit and save the patterns again.") from error
+        return cls(estimator, found, samples)
 
 
 def check_parameter(model: nn.Module, parameters: Mapping[str, Tensor], name: str, weight: Tensor) -> None:

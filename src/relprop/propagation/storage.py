@@ -15,6 +15,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from relprop.errors import ModelError
+
 Contents: TypeAlias = "tuple[dict[str, Any], list[tuple[Any, Any]]]"
 
 
@@ -65,7 +67,10 @@ def _drop(tensor: Tensor) -> None:
 
 
 def _dropped(nothing: None) -> Tensor:
-    raise RuntimeError("This forward pass keeps nothing for a backward.")
+    raise ModelError(
+        "The model takes a gradient (torch.autograd.grad or backward) in its forward pass, for which fitting keeps "
+        "nothing. Fit the part of the model that is differentiated."
+    )
 
 
 def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
