@@ -95,7 +95,7 @@ def inside_total_ratio(relevance: Tensor, mask: Tensor, *, weighted: bool = Fals
 
     Definition: ``mu = sum_{p in mask} max(R_p, 0) / sum_p max(R_p, 0)``; ``weighted``: ``mu * S / |mask|`` with S
     places in the image. 0 where no relevance is positive.
-    Range: [0, 1], weighted [0, S / |mask|]; higher is better; uniform relevance has ``|mask| / S``, weighted 1.
+    Range: [0, 1], weighted ``[0, S / |mask|]``; higher is better; uniform relevance has ``|mask| / S``, weighted 1.
     Source: Kohlbrenner et al. 2020 (arXiv:1910.09840), equations 8 and 9. Unweighted it is the relevance mass accuracy.
 
     Args:
