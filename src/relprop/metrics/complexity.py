@@ -48,7 +48,7 @@ def entropy_complexity(relevance: Tensor, *, features: Features = "elements") ->
 
     Definition: ``- sum_i p_i ln p_i`` with ``p_i = |R_i| / sum_j |R_j|``. An empty map has 0.
     Range: [0, ln d]; 0 is one feature that has all, ``ln d`` is uniform; lower is simpler.
-    Source: Bhatt et al. 2020 (arXiv:2005.00631), definition 4.
+    Source: Bhatt et al. 2020 (arXiv:2005.00631).
 
     Args, shapes and errors: as ``gini_sparseness``.
 

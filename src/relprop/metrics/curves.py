@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def aopc(self) -> Tensor:
-        """``1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``, ``[N]`` (Samek et al. 2017, equation 12)."""
+        """``1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``, ``[N]`` (Samek et al. 2017)."""
         return aopc(self.scores)
 
     @property

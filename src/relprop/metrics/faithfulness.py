@@ -77,7 +77,7 @@ def faithfulness_correlation(
     Definition: ``corr_S( sum_{i in S} R_i, f(x) - f(x with S from the baseline) )``, Pearson's, over random sets S of
     one size. 0 where one of them does not vary, as for uniform relevance.
     Range: [-1, 1]; higher is better.
-    Source: Bhatt et al. 2020 (arXiv:2005.00631), definition 3.
+    Source: Bhatt et al. 2020 (arXiv:2005.00631).
 
     Args:
         explain, model, x, target, features, baseline, output: as in ``perturbation_curve``.
@@ -132,7 +132,7 @@ def sensitivity_n(
     Definition: for each n, ``corr_S( sum_{i in S} R_i, f(x) - f(x with S from the baseline) )``, Pearson's, over random
     sets S with ``|S| = n``. 0 where one of them does not vary.
     Range: [-1, 1]; higher is better.
-    Source: Ancona et al. 2018 (arXiv:1711.06104), section 4: n from 1 to about 80 % of the features, 100 sets, zeros.
+    Source: Ancona et al. 2018 (arXiv:1711.06104): n from 1 to about 80 % of the features, 100 sets, zeros.
 
     Args:
         sizes: the n; by default up to 8 of them, evenly spaced on a logarithmic scale from 1 to 80 % of the features.
@@ -183,7 +183,7 @@ def faithfulness_estimate(
 
     Definition: ``corr_i( R_i, f(x) - f(x with i from the baseline) )``, Pearson's, over all features.
     Range: [-1, 1]; higher is better.
-    Source: Alvarez-Melis and Jaakkola 2018 (arXiv:1806.07538), section 5.1, on probabilities.
+    Source: Alvarez-Melis and Jaakkola 2018 (arXiv:1806.07538), on probabilities.
 
     Args:
         explain, model, x, target, features, baseline, output, internal_batch_size, progress: as in

@@ -16,7 +16,7 @@ def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, see
     Definition: the pixels that are gone solve the linear system ``u_p = sum_q w_pq u_q / sum_q w_pq``, where q are the
     up to 8 neighbours of p within the image, with ``w = 1/6`` beside and ``1/12`` across, those that are not gone at
     their value; then ``noise * e``, ``e ~ N(0, 1)``, is added to them. Channel by channel.
-    Source: Rong et al. 2022 (ROAD, arXiv:2202.00449), section 5, and their code, which solves the system directly.
+    Source: Rong et al. 2022 (ROAD, arXiv:2202.00449), and their code, which solves the system directly.
     Here it is solved by conjugate gradients in float64, all images together, to a residual of 1e-10: nothing but the
     images is stored.
 

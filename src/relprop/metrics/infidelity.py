@@ -52,7 +52,7 @@ def infidelity(
     ``c_s = sum_i R_i I_si``; for a ``"relevance"``, which contains the distance from the baseline,
     ``c_s = sum_i R_i I_si / (x_i - x0_i)``, where entries that equal the baseline's count 0.
     Range: [0, inf), in squared units of the score; lower is better.
-    Source: Yeh et al. 2019 (arXiv:1901.09392), definition 2.1. Captum's ``infidelity`` takes the first, and the second
+    Source: Yeh et al. 2019 (arXiv:1901.09392). Captum's ``infidelity`` takes the first, and the second
     with ``infidelity_perturb_func_decorator``, which counts ``R_i I_i`` where entries equal the baseline's.
 
     Args:

@@ -59,7 +59,7 @@ def relevance_mass_accuracy(relevance: Tensor, mask: Tensor) -> Tensor:
 
     Definition: ``sum_{p in mask} max(R_p, 0) / sum_p max(R_p, 0)``; 0 where no relevance is positive.
     Range: [0, 1]; higher is better; uniform relevance has the mask's share of the image.
-    Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258), equation 3, for relevance made positive: here its positive
+    Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258), for relevance made positive: here its positive
     part, after the sum over channels.
 
     Args, shapes and errors: as ``pointing_game``, without a radius.
@@ -77,7 +77,7 @@ def relevance_rank_accuracy(relevance: Tensor, mask: Tensor) -> Tensor:
     Definition: ``|top K of R and mask| / K`` with ``K = |mask|``. Where places share the K-th relevance, they count by
     the share of them that fits in, which is the mean over all ways to break the tie.
     Range: [0, 1]; higher is better; uniform relevance has the mask's share of the image.
-    Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258), equation 4.
+    Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258).
 
     Args, shapes and errors: as ``pointing_game``, without a radius.
 
@@ -95,8 +95,8 @@ def inside_total_ratio(relevance: Tensor, mask: Tensor, *, weighted: bool = Fals
 
     Definition: ``mu = sum_{p in mask} max(R_p, 0) / sum_p max(R_p, 0)``; ``weighted``: ``mu * S / |mask|`` with S
     places in the image. 0 where no relevance is positive.
-    Range: [0, 1], weighted [0, S / |mask|]; higher is better; uniform relevance has ``|mask| / S``, weighted 1.
-    Source: Kohlbrenner et al. 2020 (arXiv:1910.09840), equations 8 and 9. Unweighted it is the relevance mass accuracy.
+    Range: [0, 1], weighted ``[0, S / |mask|]``; higher is better; uniform relevance has ``|mask| / S``, weighted 1.
+    Source: Kohlbrenner et al. 2020 (arXiv:1910.09840). Unweighted it is the relevance mass accuracy.
 
     Args:
         weighted: as above, so that small objects count as much as large ones.
@@ -118,7 +118,7 @@ def top_k_intersection(relevance: Tensor, mask: Tensor, k: int) -> Tensor:
 
     Definition: ``|top k of R and mask| / k``; ties as in ``relevance_rank_accuracy``.
     Range: [0, 1], at most ``|mask| / k``; higher is better; uniform relevance has the mask's share of the image.
-    Source: Theiner et al. 2022 (arXiv:2104.14995), section 4.
+    Source: Theiner et al. 2022 (arXiv:2104.14995).
 
     Args:
         k: from 1 to the number of places.

@@ -58,7 +58,7 @@ def perturbation_curve(
     baseline. ``values`` is the area over the curve, ``AOPC = 1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``.
     Range: (-inf, inf) for the logit, (-1, 1) for the probability. For MoRF higher is better, for LeRF lower; both mean
     little alone: compare with random (``selectivity`` does).
-    Source: Samek et al. 2017 (arXiv:1509.06321), equations 11 and 12.
+    Source: Samek et al. 2017 (arXiv:1509.06321).
 
     Args:
         explain: ``explain(model, x, target) -> relevance``, or relevance that is there already.
@@ -176,7 +176,7 @@ def deletion(
     Definition: ``values`` is the area under ``f(x_k)`` over the part that is deleted, by trapezoids.
     Range: [0, 1] for the probability; lower is better.
     All other arguments: ``perturbation_curve``.
-    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), algorithm 1.
+    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421).
 
     >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -209,7 +209,7 @@ def insertion(
     Definition: ``x_k`` is the baseline with the first ``round(k K / L)`` units of x; ``values`` is the area under
     ``f(x_k)`` over the part that is inserted, by trapezoids.
     Range: [0, 1] for the probability; higher is better.
-    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), algorithm 2, which begins with a blurred image.
+    Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), which begins with a blurred image.
 
     Args: those of ``perturbation_curve``; there is nothing to explain again. The default ``baseline="blur"`` is for
         images: give another for other inputs.

@@ -106,7 +106,7 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
 
     Definition: the first layer's bias becomes ``b - W m``; a convolution that pads with zeros pads with m instead, so
     that the border, too, is x + m of what it was.
-    Source: Kindermans et al. 2019 (arXiv:1711.00867), section 2.
+    Source: Kindermans et al. 2019 (arXiv:1711.00867).
 
     Args:
         model: its first layer with parameters, in the order in which it calls them, is ``nn.Linear``, ``nn.Conv1d``,
