@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
-from relprop.propagation.products import product
+from relprop.propagation.products import joined, product
 from relprop.propagation.record import total
 
 
@@ -106,8 +106,9 @@ def scaled_dot_product_attention(
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
-    q, k = product(factors, (query, key))
-    scores = raw = q @ k.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    q, k = product(factors, (query, key.mT))
+    scores = joined(here, q @ k, torch.matmul, (q, k))
+    scores = raw = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~mask, -math.inf)
@@ -118,7 +119,7 @@ def scaled_dot_product_attention(
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach())
     p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
-    out = p @ v
+    out = joined(here, p @ v, torch.matmul, (p, v))
     return out if dropout_p > 0 else call.switch(native, out)
 
 

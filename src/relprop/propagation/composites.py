@@ -265,6 +265,25 @@ def _trapezia(y: Tensor, x: Tensor | None, dx: Any, dim: int) -> Tensor:
     return heights * widths
 
 
+def diff(
+    input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Tensor:
+    """The differences of neighbours, ``n`` times."""
+    ends = [None if end is None else _end(input, end, dim) for end in (prepend, append)]
+    x = torch.cat([part for part in (ends[0], input, ends[1]) if part is not None], dim)
+    for _ in range(min(n, x.shape[dim])):
+        steps = x.shape[dim] - 1
+        x = x.narrow(dim, 1, steps) - x.narrow(dim, 0, steps)
+    return x
+
+
+def _end(input: Tensor, end: Tensor, dim: int) -> Tensor:
+    """Return what ``diff`` puts before or behind its input, in the shape of one entry where it is a number."""
+    if end.dim():
+        return end
+    return end.expand([1 if d == dim % input.dim() else size for d, size in enumerate(input.shape)])
+
+
 def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
     """The powers of ``x``."""
     exponents = list(range(len(x) if N is None else N))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Contraction, Dense
 from relprop.propagation.linear_calls import apply_linear, is_parameter
-from relprop.propagation.products import factors_of, product
+from relprop.propagation.products import factors_of, joined, product
 from relprop.propagation.provenance import Origin
 from relprop.propagation.sums import combined, mixed
 
@@ -23,7 +24,8 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
     """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
     left, right = here.active(input), here.active(other)
     if left and right:
-        out = compute(*product(here, (input, other)))
+        factors = product(here, (input, other))
+        out = joined(here, compute(*factors), compute, factors)
         here.call.origins.note(out, Origin(factors=factors_of(here, input, other)))
         return out
     constant, a = (other, input) if left else (input, other)
@@ -107,7 +109,8 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
     active = [here.active(tensor) for tensor in tensors]
     if sum(active) > 1:
-        out = torch.einsum(equation, *product(here, tuple(tensors)))
+        factors = product(here, tuple(tensors))
+        out = joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
         here.call.origins.note(out, Origin(factors=factors_of(here, *tensors)))
         return out
     position = active.index(True)
@@ -143,7 +146,8 @@ def bilinear(here: Here, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
         mixing = torch.einsum("oij,...j->...oi" if first else "oij,...i->...oj", weight, other)
         z = _by_sample(here, input1 if first else input2, mixing, lambda: here.func(input1, input2, weight, None))
     elif any(map(here.active, factors)):
-        z = here.func(*product(here, factors), None)
+        shared = product(here, factors)
+        z = joined(here, here.func(*shared, None), here.func, shared)
         here.absorbs_nothing()
         here.call.origins.note(z, Origin(factors=factors_of(here, *factors)))
     else:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here
+from relprop.propagation.products import passed_on
+from relprop.propagation.numerics import safe
+from relprop.propagation.sums import combined, evenly
 
 
 def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:
@@ -19,9 +22,10 @@ def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centere
     here.kind = "norm"
     here.choose()
     if centered:
-        x = x - x.mean(tuple(dims), keepdim=True)
-    scale = torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps)
-    return x * here.rule.denominator(here.call, scale)  # type: ignore[no-any-return]
+        mean = evenly(here, x.mean(tuple(dims), keepdim=True), torch.mean, (x, tuple(dims), True), {})
+        x = combined(here, x - mean, [(x, 1.0), (mean, -1.0)])
+    scale = here.rule.denominator(here.call, torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps))
+    return x * scale if here.active(scale) else passed_on(here, x, x * scale)
 
 
 def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -32,10 +36,21 @@ def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, 
 
 def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return the native value, explained as ``weight x + bias``."""
+    zeros = here.call.handles_zeros(x)
+    masked = weight == 0 if zeros and weight is not None else None
     if weight is not None:
-        x = x * weight
+        x = passed_on(here, x, x * weight, masked)
     if bias is not None:
-        x = x + bias
+        x = combined(here, x + bias, [(x, 1.0), (bias, 1.0)])
+    elif zeros:  # the native value may be rounded otherwise, to zero or away from it
+        x = passed_on(here, x, native.detach(), masked)
+    if masked is not None:
+        shift = 0.0 if bias is None else bias.detach()
+
+        def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+            return {"bias": c * shift, "mask": torch.where(masked & (value == 0), safe(value) * c, 0.0)}
+
+        here.declared = declared
     return here.call.switch(native, x.to(native.dtype))
 
 

@@ -218,7 +218,7 @@ def _enter_sums() -> None:
     _enter(
         "affine", native, "amax", "amin", "aminmax", "cummax", "cummin", "median", "nanmedian", "quantile",
         "nanquantile", "kthvalue", "mode", "std", "std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim",
-        "svdvals", "eigvalsh", "diff", "gradient", "index_copy", "index_fill", "masked_scatter", "select_scatter",
+        "svdvals", "eigvalsh", "gradient", "index_copy", "index_fill", "masked_scatter", "select_scatter",
         "slice_scatter", "diagonal_scatter", "fill", "nll_loss", "nll_loss_nd", "affine_grid",
         "affine_grid_generator", "frexp", "meshgrid", "cartesian_prod", "combinations", "block_diag", "complex",
         "broadcast_tensors",
@@ -266,7 +266,7 @@ def _enter_composites() -> None:
     for name in (
         "addcmul", "addcdiv", "lerp", "ldexp", "xlogy", "xlog1py", "multi_dot", "chain_matmul", "conv_tbc", "hypot",
         "dist", "cdist", "pdist", "pairwise_distance", "cosine_similarity", "renorm", "corrcoef", "logaddexp",
-        "logaddexp2", "trapezoid", "cumulative_trapezoid", "vander",
+        "logaddexp2", "trapezoid", "cumulative_trapezoid", "vander", "diff",
     ):  # fmt: skip
         body = getattr(composites, name)
         _enter("composite", composites.rewritten(body), name, spaces=(*bodies, torch.linalg), composite=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here, declares_nothing
-from relprop.propagation.numerics import safe
+from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.provenance import Origin
 
 
@@ -52,7 +53,8 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         x, factor = (input, other) if here.active(input) else (other, input)
         return scaled(here, x, factor, here.func(input, other))
     first, second = call.origins.of(input), call.origins.of(other)
-    out: Tensor = here.func(*product(here, (input, other)))
+    factors = product(here, (input, other))
+    out = joined(here, here.func(*factors), torch.mul, factors)
     nonnegative = first.nonnegative and second.nonnegative
     call.origins.note(out, Origin(factors=factors_of(here, input, other), nonnegative=nonnegative))
     return out
@@ -62,7 +64,9 @@ def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
     here.declared = declares_nothing
     if here.active(other):
-        return here.func(input, denominator(here, other))  # type: ignore[no-any-return]
+        divisor = denominator(here, other)
+        out: Tensor = here.func(input, divisor)
+        return out if here.active(divisor) or not here.active(input) else passed_on(here, input, out)
     return scaled(here, input, 1.0, here.func(input, other))
 
 
@@ -90,10 +94,48 @@ def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:
     call = here.call
     here.by_autograd()
     origin = call.origins.of(x)
-    if call.handles_zeros(x) and not out.is_complex():
-        passed = call.constant(safe(out) / safe(x))
-        if isinstance(factor, Tensor) or factor == 0:
-            passed = torch.where(torch.as_tensor(factor, device=out.device) == 0, torch.zeros_like(passed), passed)
-        out = call.switch(out, x * passed)
+    masked = torch.as_tensor(factor, device=out.device) == 0 if call.handles_zeros(x) else None
+    out = passed_on(here, x, out, masked)
+    if masked is not None:
+        here.declared = lambda c, value: {"mask": torch.where(masked, safe(value) * c, 0.0)}
     call.origins.note(out, Origin(gate=origin.gate, factors=origin.factors))
     return out
+
+
+def passed_on(here: Here, x: Tensor, out: Tensor, masked: Tensor | None = None) -> Tensor:
+    """Return ``out``, a multiple of ``x``, explained so that ``x`` receives its relevance whole, at units of zero too.
+
+    Where it is ``masked`` by a constant that is zero, ``x`` receives nothing.
+    """
+    call = here.call
+    if not call.handles_zeros(x) or out.is_complex():
+        return out
+    passed = call.constant(safe(out) / safe(x))
+    if masked is not None:
+        passed = torch.where(masked, torch.zeros_like(passed), passed)
+    return call.switch(out, x * passed)
+
+
+def joined(here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any]) -> Tensor:
+    """Return ``out``, linear in each of its factors, explained so that sums of zero conserve their relevance too.
+
+    There the terms that were summed receive equal parts, and so do the active factors of a term, whatever they are
+    worth. Each factor already carries its share (see :func:`product`).
+    """
+    call = here.call
+    active = [factor for factor in factors if here.active(factor)]
+    if out.is_complex() or not active or not all(map(call.handles_zeros, active)):
+        return out
+
+    def with_one(position: int | None) -> Tensor:
+        """Return the product with ones for all factors but one, and tau for that."""
+        return compute(
+            *(
+                x * call.constant(TAU / safe(x)) if index == position else torch.ones_like(x)
+                for index, x in enumerate(factors)
+            )
+        )
+
+    terms = with_one(None).clamp(min=1)
+    even = sum((with_one(i) for i, x in enumerate(factors) if here.active(x)), torch.zeros_like(out))
+    return call.switch(out, torch.where(out.detach() == 0, even / terms, out))

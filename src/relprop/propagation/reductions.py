@@ -97,7 +97,7 @@ def summed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
     if reduce in ("prod", "multiply"):
         here.uncovered("multiplies what it scatters")
     elif reduce in ("sum", "add", "mean"):
-        return averaged(here, here.func(*args, **kwargs), here.func, *args, **kwargs)
+        return averaged(here, here.func(*args, **kwargs), _unweighted(here.func), *args, **kwargs)
     here.by_autograd()
     out: Tensor = here.func(*args, **kwargs)
     if reduce in ("amax", "amin"):
@@ -107,6 +107,15 @@ def summed(here: Here, *args: Any, **kwargs: Any) -> Tensor:
             best = here.func(*constants[0], **constants[1])
         here.absorbs(torch.where(best == out, out, 0.0))
     return out
+
+
+def _unweighted(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a sum in which all terms count alike, whatever the ``alpha`` that they are multiplied by; 0 leaves out."""
+
+    def mean(*args: Any, alpha: Any = 1, **kwargs: Any) -> Tensor:
+        return func(*args, **kwargs) if alpha else func(*args, alpha=0, **kwargs)
+
+    return mean
 
 
 def nan_to_num(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -91,15 +91,24 @@ def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, *
     call = here.call
     here.by_autograd()
     terms = [x for x in tensors_in((args, kwargs)) if here.active(x)]
-    if not out.is_complex() and all(call.handles_zeros(x) for x in terms):
-        even = _evenly(here, mean, args, kwargs)
-        out = call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
+    out = evenly(here, out, mean, args, kwargs)
     origins = [call.origins.of(x) for x in terms]
     counts = {origin.factors for origin in origins}
     constants = [x for x in tensors_in((args, kwargs)) if x.is_floating_point() and not here.active(x)]
     nonnegative = not constants and all(origin.nonnegative for origin in origins)
     call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
+
+
+def evenly(
+    here: Here, out: Tensor, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Return ``out = mean(...)``, explained so that the terms of a zero share equally."""
+    call = here.call
+    if out.is_complex() or not all(call.handles_zeros(x) for x in tensors_in((args, kwargs)) if here.active(x)):
+        return out
+    even = _evenly(here, mean, args, kwargs)
+    return call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
 
 
 def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
