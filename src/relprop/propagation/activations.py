@@ -13,7 +13,6 @@ from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Spare, apply
 from relprop.propagation.products import inverse
-from relprop.propagation.provenance import Origin
 from relprop.propagation.quotients import hardsigmoid
 
 
@@ -121,25 +120,15 @@ def threshold(here: Here, input: Tensor, threshold: float, value: float, inplace
 
 
 def relu(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
-    """ReLU: linear on each side of zero, and its output is known to be non-negative."""
-    call = here.call
-    out = piecewise(here, input, inplace) if inplace else piecewise(here, input)
-    call.origins.note(out, Origin(nonnegative=True, factors=call.origins.of(input).factors))
-    return out
+    """ReLU: linear on each side of zero."""
+    return piecewise(here, input, inplace) if inplace else piecewise(here, input)
 
 
-def gate(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A sigmoid, which may come to act as a gate."""
-    out = elementwise(quotient, here, input, *args, **kwargs)
-    here.call.origins.note(out, Origin(nonnegative=True, gate=True))
-    return out
-
-
-def hard_gate(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
+def hard_sigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
     if here.call.create_graph:
         here.func = _hardsigmoid
-    return gate(hardsigmoid, here, input)
+    return elementwise(hardsigmoid, here, input)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ def scaled_dot_product_attention(
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
-    q, k = product(factors, (query, key.mT))
-    scores = joined(here, q @ k, torch.matmul, (q, k))
+    q, k = product(factors, (query, key))
+    scores = joined(here, q @ k.mT, torch.matmul, (q, k.mT))
     scores = raw = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -119,6 +119,7 @@ def scaled_dot_product_attention(
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach())
     p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
+    here.factors = factors.factors
     out = joined(here, p @ v, torch.matmul, (p, v))
     return out if dropout_p > 0 else call.switch(native, out)
 

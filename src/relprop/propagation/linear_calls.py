@@ -47,7 +47,7 @@ def apply_linear(
     z = apply(Linear, site, compute, a, weight, bias)
     if call.recording:
         site.node = z.grad_fn
-    call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
+    call.origins.note(z, Origin(site=site))
     return z
 
 
@@ -187,7 +187,6 @@ def batch_norm(
 ) -> Tensor:
     """``F.batch_norm``: folded into the linear map before it where the two are one linear map."""
     call = here.call
-    origin = call.origins.of(input)
 
     def compute(x: Tensor) -> Tensor:
         out: Tensor = here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -199,7 +198,7 @@ def batch_norm(
         consumed(here, input)
         here.note("not folded: batch statistics")
         return over_batch(here, input, weight, bias, eps, compute(input))
-    site = origin.site
+    site = call.origins.of(input).site
     if (
         site is None
         or (here.choice.filter is not None and not here.choice.filter.by_output_alone)
@@ -223,7 +222,7 @@ def batch_norm(
     site.superseded = True
     if call.recording:
         site.node, folded.node = None, out.grad_fn
-    call.origins.note(out, Origin(site=folded, factors=origin.factors))
+    call.origins.note(out, Origin(site=folded))
     here.watchers = site.watchers
     here.filters = [site.choice.filter]
     return out
@@ -241,9 +240,7 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     if call.handles_zeros(x):
         alive = (scale.detach() != 0).to(out.dtype)
         surrogate = torch.where(out.detach() == 0, x * call.constant(alive * TAU / safe(x)), surrogate)
-    found = call.switch(out, surrogate.to(out.dtype))
-    call.origins.note(found, Origin(factors=call.origins.of(x).factors))
-    return found
+    return call.switch(out, surrogate.to(out.dtype))
 
 
 def torch_batch_norm(

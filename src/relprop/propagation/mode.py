@@ -16,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import note_inherited
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
+from relprop.propagation.provenance import NOTHING
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.writes import fills, twin_of, written_by
@@ -143,6 +145,7 @@ class RelevanceMode(TorchFunctionMode):
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs
+        kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
         if call.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
         if operation.kind != "linear":  # which must know its layer to choose
@@ -150,6 +153,8 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
+        if kept is not NOTHING or here.factors is not None:
+            note_inherited(call.origins, out, kept, active, here.factors)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]

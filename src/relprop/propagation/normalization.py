@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here
-from relprop.propagation.products import passed_on
 from relprop.propagation.numerics import safe
+from relprop.propagation.products import passed_on
 from relprop.propagation.sums import combined, evenly
 
 

@@ -36,7 +36,7 @@ class Weights:
 def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Sequence[Tensor]:
     """Split into views. Nobody writes to these, so that one node can be that of all."""
     origins = here.call.origins
-    origin = replace(origins.of(x), site=None)
+    origin = origins.of(x).elsewhere
     with torch._C.DisableTorchFunction():
         parts: Sequence[Tensor] = x.split(sizes, dim)
         spread = origin.spread
