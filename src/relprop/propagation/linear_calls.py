@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from relprop.errors import InputError
-from relprop.propagation.call import Root
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.normalization import over_batch, per_channel
@@ -19,6 +17,7 @@ from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
+from relprop.propagation.tokens import embedded
 
 
 def apply_linear(
@@ -290,13 +289,7 @@ def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: A
     """``F.embedding``: where token ids are explained, activity starts at its output."""
     value: Tensor = here.func(input, weight, *args, **kwargs)
     here.by_autograd()
-    for tokens in here.call.tokens:
-        if tokens.holds(input):
-            connected = here.call.create_graph and value.requires_grad
-            embedded = value.clone() if connected else value.detach().clone()  # the model may write into its own
-            value = here.call.root(value, connected)
-            tokens.roots.append(Root(get_gradient_edge(value), embedded))
-    return value
+    return embedded(here.call, input, value)
 
 
 def torch_embedding(here: Here, weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor:
