@@ -137,6 +137,7 @@ def summed(terms: Terms) -> Origin:
         low=low,
         high=high,
         gate=terms.gates or lifted,
+        held=terms.gates and any(origin.held for origin in terms.known),
         shifted=not more and None not in terms.numbers and (before.shifted or any(terms.numbers)),
         factors=terms.factors,
         root=terms.root,
@@ -268,7 +269,8 @@ def multiplied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: K
         if isinstance(factor, (int, float)):
             return summed(_terms(origins.rooted, active, [(x, factor)]))
     terms = _terms(origins.rooted, active, [(first, 1.0), (second, 1.0)])
-    return replace(_of_factors(terms), factors=terms.factors)
+    held = terms.gates and len(terms.known) == 1 and first.shape == second.shape
+    return replace(_of_factors(terms), factors=terms.factors, held=held)
 
 
 def divided(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:

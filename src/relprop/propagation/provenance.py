@@ -27,6 +27,7 @@ class Origin:
         site: the linear call whose output it exactly is.
         low, high: no entry lies outside.
         gate: it opens and shuts what it multiplies, and is constant as a factor of that.
+        held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
         shifted: a number was added to it.
         factors: how many active factors its terms are products of.
         root: stands for the tensor of which it is a function, entry by entry; None for its own root.
@@ -39,6 +40,7 @@ class Origin:
     low: float = -math.inf
     high: float = math.inf
     gate: bool = False
+    held: bool = False
     shifted: bool = False
     factors: int = 1
     root: object | None = None

@@ -45,8 +45,30 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     here.by_autograd()
+    terms = [(first, 1.0), (second, alpha)]
+    held = _held(here, first, second)
+    if held is not None:
+        x, factor = terms[held]
+        terms[held] = here.call.constant(x), factor
+        here.absorbs(x.detach() * factor)
+    (first, _), (second, _) = terms
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    return combined(here, plain, [(first, 1.0), (second, alpha)])
+    return combined(here, plain, terms)
+
+
+def _held(here: Here, first: Any, second: Any) -> int | None:
+    """Return which term is a constant signal let through by a gate, beside one that is no gate: it is a constant.
+
+    So a gate receives nothing where the signal is a constant either, as in the first step of a recurrent network.
+    """
+    call = here.call
+    if call.selector is None or not (here.active(first) and here.active(second)):
+        return None
+    origins = call.origins.of(first), call.origins.of(second)
+    if origins[0].gate == origins[1].gate or not (origins[0].held or origins[1].held):
+        return None
+    rule = call.selector.select("gate", "mul", *call.place).rule
+    return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
 
 
 def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
