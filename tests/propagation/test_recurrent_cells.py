@@ -164,10 +164,9 @@ def test_a_cell_of_matrix_products() -> None:
     assert_close(LRP(model, "lrp0", strict=True).attribute(x, weigh), expected)
 
 
-@pytest.mark.parametrize(("kind", "step"), [case for case in CASES if case[0] != "gru" or case[1] == "native"])
+@pytest.mark.parametrize(("kind", "step"), CASES)
 def test_a_cell_that_starts_from_zeros(kind: str, step: str) -> None:
-    # Where r multiplies nothing but a bias, as in the first step of a GRU from zeros, a product written by hand is a
-    # sigmoid times a number and passes relevance on; a GRUCell knows r for a gate.
+    # In the first step of a GRU, r multiplies nothing but a bias, and is a gate all the same.
     model = Loop(kind, STEPS[kind][step])
     x = random(3, 4, 3)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.reading import Reading
 from relprop.propagation.run import ChannelMask, Forward, Parts, forward
+from relprop.propagation.tokens import Tokens
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 
@@ -251,11 +252,23 @@ class Attribution(Method):
                     found.append(None)
                     continue
                 raise InputError(f"The explained output does not depend on {name}.")
-            total = self._total(passed.call, parts)
-            found.append(total if x.is_floating_point() else total.sum(-1))
+            start = passed.starts[position]
+            if isinstance(start, Tokens):
+                found.append(self._at_positions(passed.call, start, x, parts))
+            else:
+                found.append(self._total(passed.call, parts))
         if all(part is None for part in found):
             raise InputError("The explained output does not depend on any of the inputs.")
         return found
+
+    def _at_positions(self, call: Call, tokens: Tokens, ids: Tensor, parts: Parts) -> Tensor:
+        """Return the attribution of token ids, from those of their embeddings."""
+        total = torch.zeros(ids.shape, dtype=parts[0][0].dtype, device=parts[0][0].device)
+        with torch.set_grad_enabled(call.create_graph):
+            for root, (value, c) in zip(tokens.roots, parts, strict=True):
+                if c is not None:
+                    total = total + root.placed(self.result(call, value, c).sum(-1), ids.shape)
+        return total
 
     def _total(self, call: Call, parts: Parts) -> Tensor:
         """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import quotients, softmaxes
+from relprop.propagation import softmaxes
 from relprop.propagation.elementary import exp, exponential, nonzero, power, powers
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Spare, apply
 from relprop.propagation.products import denominator
-from relprop.propagation.provenance import Origin
 from relprop.propagation.quotients import hardsigmoid
 
 Function = Callable[..., Any]
@@ -147,28 +146,13 @@ def threshold(here: Here, input: Tensor, threshold: float, value: float, inplace
 
 
 def relu(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
-    """ReLU: linear on each side of zero, and its output is known to be non-negative."""
-    call = here.call
-    out = piecewise(here, input, inplace) if inplace else piecewise(here, input)
-    call.origins.note(out, Origin(nonnegative=True, factors=call.origins.of(input).factors))
-    return out
+    """ReLU: linear on each side of zero."""
+    return piecewise(here, input, inplace) if inplace else piecewise(here, input)
 
 
-def sigmoid(here: Here, input: Tensor) -> Tensor:
-    """``sigmoid``."""
-    return gate(here.func, quotients.sigmoid, here, input)
-
-
-def gate(func: Function, quotient: Callable[..., Tensor], here: Here, input: Tensor) -> Tensor:
-    """A sigmoid, which may come to act as a gate."""
-    out = applied(func, quotient, here, input)
-    here.call.origins.note(out, Origin(nonnegative=True, gate=True))
-    return out
-
-
-def hard_gate(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
+def hard_sigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
-    return gate(_hardsigmoid if here.call.create_graph else here.func, hardsigmoid, here, input)
+    return applied(_hardsigmoid if here.call.create_graph else here.func, hardsigmoid, here, input)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ def scaled_dot_product_attention(
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach())
     p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
+    here.factors = factors.factors
     out = joined(factors, p @ v, torch.matmul, (p, v))
     return out if dropout_p > 0 else call.switch(native, out)
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.formulas import Formulas
@@ -20,6 +19,7 @@ from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
 from relprop.propagation.storage import CopyOnWrite, Protected, tensors_in
+from relprop.propagation.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -309,35 +309,9 @@ class Call:
         self.sites.clear()  # which hold this call, as methods of these may: nothing waits for the garbage collector
         self.table = self.make_site = None
         for tokens in self.tokens:
-            tokens.names.clear()
-            tokens.roots.clear()
+            tokens.clear()
 
 
 def _is_input(protected: Protected, leaf: Tensor) -> bool:
     """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
     return leaf.requires_grad and not protected.registers(leaf)
-
-
-@dataclass(frozen=True)
-class Root:
-    """Where activity starts: the edge at which the coefficient arrives, and the value that it belongs to."""
-
-    edge: GradientEdge
-    value: Tensor
-
-
-@dataclass
-class Tokens:
-    """An integer input, explained at the outputs of the embeddings that consume it.
-
-    Attributes:
-        names: the tensors that hold the ids: the input, and its copies of the same shape.
-        roots: the outputs of the embeddings, from which activity starts.
-    """
-
-    names: list[Tensor]
-    roots: list[Root] = field(default_factory=list)
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Say whether a tensor is these ids."""
-        return any(tensor is name for name in self.names)

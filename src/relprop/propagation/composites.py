@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, reduce, wraps
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from relprop.errors import UncoveredOperationError
 from relprop.propagation.handler import Here
-from relprop.propagation.provenance import Origin
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -72,8 +72,7 @@ def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
         )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
-    origin = call.origins.of(surrogate)
-    call.origins.note(out, Origin(nonnegative=origin.nonnegative, gate=origin.gate, factors=origin.factors))
+    call.origins.note(out, replace(call.origins.of(surrogate), site=None))
     call.graph.reach(out)
     return out
 

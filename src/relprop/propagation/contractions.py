@@ -13,8 +13,7 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Contraction, Dense
 from relprop.propagation.linear_calls import apply_linear, is_weight
-from relprop.propagation.products import factors_of, joined, product
-from relprop.propagation.provenance import Origin
+from relprop.propagation.products import joined, product
 from relprop.propagation.sums import combined
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
@@ -25,9 +24,7 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
     left, right = here.active(input), here.active(other)
     if left and right:
         factors = product(here, (input, other))
-        out = joined(here, compute(*factors), compute, factors)
-        here.call.origins.note(out, Origin(factors=factors_of(here, input, other)))
-        return out
+        return joined(here, compute(*factors), compute, factors)
     constant, a = (other, input) if left else (input, other)
     if not is_weight(here, constant):
         return _mixed(here, compute, input, other)
@@ -42,10 +39,7 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
 def _mixed(here: Here, compute: Callable[..., Tensor], *factors: Tensor) -> Tensor:
     """Return a product of one active tensor with constants that are no weights."""
     here.by_autograd()
-    out = joined(here, compute(*factors), compute, factors)
-    (a,) = filter(here.active, factors)
-    here.call.origins.note(out, Origin(factors=here.call.origins.of(a).factors))
-    return out
+    return joined(here, compute(*factors), compute, factors)
 
 
 _NAMES = (
@@ -91,6 +85,8 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
             z = contracted(here, first, second, compute)
         shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
         z = alpha * z
+        if here.factors is not None and here.active(shift) and here.factors != here.call.origins.of(start).factors:
+            here.factors = 1
         here.absorbs(*(part for part in (shift, z) if not here.active(part)))
         return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])
 
@@ -119,9 +115,7 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     active = [here.active(tensor) for tensor in tensors]
     if sum(active) > 1:
         factors = product(here, tuple(tensors))
-        out = joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
-        here.call.origins.note(out, Origin(factors=factors_of(here, *tensors)))
-        return out
+        return joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
     a = tensors[active.index(True)]
     constants = [tensor for tensor in tensors if tensor is not a]
     if not all(is_weight(here, tensor) for tensor in constants):
@@ -174,7 +168,6 @@ def bilinear(here: Here, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
         shared = product(here, factors)
         z = joined(here, here.func(*shared, None), here.func, shared)
         here.absorbs_nothing()
-        here.call.origins.note(z, Origin(factors=factors_of(here, *factors)))
     else:
         z = here.func(*factors, None)
     if bias is None:

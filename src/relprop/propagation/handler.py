@@ -32,6 +32,7 @@ class Here:
         given: where a report taps an argument, by the identity of its tap, what the model gave.
         filters: rules for the output besides the one that was chosen here.
         watchers: are to be shown the output, once it is measured.
+        factors: where it multiplies tensors that depend on the input, of how many such factors its terms are made.
     """
 
     call: Call
@@ -46,6 +47,7 @@ class Here:
     given: dict[int, Tensor] = field(default_factory=dict)
     filters: list[Any] = field(default_factory=list)
     watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
+    factors: int | None = None
 
     @property
     def rule(self) -> Any:

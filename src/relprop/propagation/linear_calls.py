@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from relprop.errors import InputError
-from relprop.propagation.call import Root
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.normalization import over_batch, per_channel
@@ -19,6 +17,7 @@ from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
+from relprop.propagation.tokens import embedded
 
 
 def apply_linear(
@@ -51,7 +50,7 @@ def apply_linear(
     z = apply(Linear, site, compute, a, weight, bias)
     if call.recording:
         site.node = z.grad_fn
-    call.origins.note(z, Origin(site=site, factors=call.origins.of(a).factors))
+    call.origins.note(z, Origin(site=site))
     site.ran(z)
     return z
 
@@ -242,7 +241,7 @@ def _batch_norm(
         consumed(here, input)
         here.note("not folded: batch statistics")
         return over_batch(here, input, weight, bias, eps, compute(input))
-    site = origin.site
+    site = call.origins.of(input).site
     if (
         site is None
         or (here.choice.filter is not None and not here.choice.filter.by_output_alone)
@@ -267,7 +266,7 @@ def _batch_norm(
     site.superseded = True
     if call.recording:
         site.node, folded.node = None, out.grad_fn
-    call.origins.note(out, Origin(site=folded, factors=origin.factors))
+    call.origins.note(out, Origin(site=folded))
     folded.ran(out)
     here.watchers = site.watchers
     here.filters = [site.choice.filter]
@@ -286,9 +285,7 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     if call.handles_zeros(x):
         alive = (scale.detach() != 0).to(out.dtype)
         surrogate = torch.where(out.detach() == 0, x * call.constant(alive * TAU / safe(x)), surrogate)
-    found = call.switch(out, surrogate.to(out.dtype))
-    call.origins.note(found, Origin(factors=call.origins.of(x).factors))
-    return found
+    return call.switch(out, surrogate.to(out.dtype))
 
 
 def _foldable(here: Here, site: Site, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
@@ -321,13 +318,7 @@ def torch_embedding(here: Here, weight: Tensor, indices: Tensor, *args: Any, **k
 def _embedded(here: Here, ids: Tensor, value: Tensor) -> Tensor:
     """Return the embedding of ids; where these are explained, activity starts there."""
     here.by_autograd()
-    for tokens in here.call.tokens:
-        if tokens.holds(ids):
-            connected = here.call.create_graph and value.requires_grad
-            embedded = value.clone() if connected else value.detach().clone()  # the model may write into its own
-            value = here.call.root(value, connected)
-            tokens.roots.append(Root(get_gradient_edge(value), embedded))
-    return value
+    return embedded(here.call, ids, value)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -17,11 +17,14 @@ from relprop.propagation.accounts import measured_inputs, measured_output, new_r
 from relprop.propagation.call import Call
 from relprop.propagation.cuts import Cuts
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import note_inherited
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
+from relprop.propagation.provenance import NOTHING
 from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.tokens import Moved, follow, note
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
-from relprop.propagation.writes import fills, twin_of, written_by
+from relprop.propagation.writes import fills, reshapes, twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -73,8 +76,13 @@ class RelevanceMode(TorchFunctionMode):
             return self._write(func, args, kwargs, written)
         active = self._active(args, kwargs)
         if not active and not self._looks_up_tokens(func, args, kwargs):
+            found = self._follow(func, args, kwargs)
             out = func(*args, **kwargs)
             self._note_constants(func, (args, kwargs), out)
+            if found:
+                out = list(out) if isinstance(out, Iterator) else out
+                note(found, out)
+                out = iter(out) if func is Tensor.__iter__ else out
             return out
         if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
@@ -126,16 +134,24 @@ class RelevanceMode(TorchFunctionMode):
         return active
 
     def _looks_up_tokens(self, func: Function, args: Args, kwargs: Kwargs) -> bool:
-        """Say whether a call embeds token ids that are explained, or copies them."""
+        """Say whether a call embeds token ids that are explained."""
         tokens = self.call.tokens
         if not tokens or self.call.ended or not torch.is_grad_enabled():
             return False
         operation = operation_of(func)
         return (
             operation is not None
-            and (operation.kind == "view" or operation.composite)
+            and (operation.name == "embedding" or operation.composite)
             and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
         )
+
+    def _follow(self, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
+        """Return where the token ids go that a call moves."""
+        tokens, operation = self.call.tokens, operation_of(func)
+        if not tokens:
+            return []
+        view = reshapes(func) or (operation is not None and operation.kind == "view")
+        return follow(tokens, func, _name(func) if operation is None else operation.name, view, args, kwargs)
 
     def _operation(self, func: Function) -> Operation | None:
         """Return what a function does to the method: by its own table, or by that of the rules."""
@@ -164,6 +180,7 @@ class RelevanceMode(TorchFunctionMode):
         if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs
+        kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
         if call.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
         if operation.kind != "linear":  # which must know its layer to choose
@@ -173,6 +190,8 @@ class RelevanceMode(TorchFunctionMode):
         out = operation.handler(here, *args, **kwargs)
         if call.formulas.exist and isinstance(out, Tensor):
             call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
+        if kept is not NOTHING or here.factors is not None:
+            note_inherited(call.origins, out, kept, active, here.factors)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
@@ -253,7 +272,7 @@ class RelevanceMode(TorchFunctionMode):
         active = self._active(args, kwargs)
         if not active:
             self._note_constants(func, (args, kwargs), written)
-            return func(*args, **kwargs)
+            return self._write_ids(func, args, kwargs, written)
         twin = twin_of(func, args, kwargs)
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
@@ -264,6 +283,17 @@ class RelevanceMode(TorchFunctionMode):
         for target, value in zip(written, tensors_in(new), strict=False):
             self._assign(target, value)
         return written[0] if len(written) == 1 else tuple(written)
+
+    def _write_ids(self, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
+        """Run a call that writes constants, among which may be token ids."""
+        twin = twin_of(func, args, kwargs) if self.call.tokens else None
+        found = self._follow(*((func, args, kwargs) if twin is None else (twin.func, twin.args, twin.kwargs)))
+        out = func(*args, **kwargs)
+        for tokens in self.call.tokens:
+            for tensor in written:
+                tokens.forget(tensor)
+        note(found, written)
+        return out
 
     def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
         """Say whether a ReLU may run in place as it is."""

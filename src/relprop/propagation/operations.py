@@ -20,7 +20,9 @@ from relprop.propagation import normalization as norm
 from relprop.propagation import pooling as pool
 from relprop.propagation import quotients as quo
 from relprop.propagation import reductions as red
-from relprop.propagation.handler import Here, native
+from relprop.propagation.handler import native
+from relprop.propagation.inherit import Keeps, keeps_nothing
+from relprop.propagation.keeps import keeps_of
 from relprop.propagation.writes import copied, filled_diagonal, set_item
 
 
@@ -36,6 +38,7 @@ class Operation:
         handler: runs one call of it.
         composite: it is made of other operations, each with a handler of its own; its handler calls them.
         deterministic: running it twice gives the same.
+        keeps: says what its output keeps of what is known of its arguments.
     """
 
     name: str
@@ -43,13 +46,7 @@ class Operation:
     handler: Callable[..., Any]
     composite: bool = False
     deterministic: bool = True
-
-
-def _dropout(here: Here, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout: linear in what it keeps."""
-    if not training:
-        return sums.keep_origin(here, input, p, training)  # type: ignore[no-any-return]
-    return sums.keep_sign(here, input, p, training)  # type: ignore[no-any-return]
+    keeps: Keeps = keeps_nothing
 
 
 _SPARSE = torch._C._sparse  # type: ignore[attr-defined]
@@ -69,9 +66,14 @@ def _enter(
 ) -> None:
     """Enter every function of these names, in whatever namespace; each name is an operation of its own."""
     for name in names:
-        operation = Operation(label or name, kind, handler, **flags)
+        operation = Operation(label or name, kind, handler, keeps=keeps_of(name, kind), **flags)
         for function in functions_named(name, spaces):
             _TABLE[function] = operation
+
+
+def _enter_one(function: Callable[..., Any], kind: str, handler: Callable[..., Any], name: str) -> None:
+    """Enter one function."""
+    _TABLE[function] = Operation(name, kind, handler, keeps=keeps_of(name, kind))
 
 
 def functions_named(name: str, spaces: Sequence[Any] = _SPACES) -> Iterator[Callable[..., Any]]:
@@ -100,9 +102,11 @@ def _enter_layers() -> None:
     _enter("product", con.bilinear, "bilinear")
     _enter("product", con.contraction, "tensordot", "inner", "outer", "ger", "kron", "cross", "vdot", "vecdot")
     _enter("batch_norm", lin.batch_norm, "batch_norm")
-    _TABLE[torch.batch_norm] = Operation("batch_norm", "batch_norm", lin.torch_batch_norm)
-    _TABLE[F.embedding] = Operation("embedding", "view", lin.embedding)
-    _TABLE[torch.embedding] = Operation("embedding", "view", lin.torch_embedding)
+    _TABLE[torch.batch_norm] = Operation(
+        "batch_norm", "batch_norm", lin.torch_batch_norm, keeps=keeps_of("batch_norm", "batch_norm")
+    )
+    _TABLE[F.embedding] = Operation("embedding", "view", lin.embedding, keeps=keeps_of("embedding", "view"))
+    _TABLE[torch.embedding] = Operation("embedding", "view", lin.torch_embedding, keeps=keeps_of("embedding", "view"))
 
 
 def _enter_activations() -> None:
@@ -128,8 +132,8 @@ def _enter_activations() -> None:
     _enter("activation", partial(act.about, 1.0, ele.acosh), "arccosh")
     _enter("activation", partial(act.about, 0.5, ele.logit), "logit")
     _enter("activation", partial(act.about, 0.5, ele.ndtri), "ndtri")
-    _enter("activation", act.sigmoid, "sigmoid", "expit", label="sigmoid")
-    _enter("activation", act.hard_gate, "hardsigmoid")
+    _enter("activation", partial(act.elementwise, quo.sigmoid), "sigmoid", "expit", label="sigmoid")
+    _enter("activation", act.hard_sigmoid, "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("activation", act.piecewise, "leaky_relu", "rrelu", "abs", "absolute")
     _enter("activation", act.prelu, "prelu")
@@ -166,8 +170,12 @@ def _enter_products() -> None:
     _enter("norm", norm.layer_norm, "layer_norm")
     _enter("norm", norm.rms_norm, "rms_norm")
     _enter("norm", norm.group_norm, "group_norm")
-    _TABLE[F.instance_norm] = Operation("instance_norm", "norm", norm.instance_norm)
-    _TABLE[torch.instance_norm] = Operation("instance_norm", "norm", norm.torch_instance_norm)
+    _TABLE[F.instance_norm] = Operation(
+        "instance_norm", "norm", norm.instance_norm, keeps=keeps_of("instance_norm", "norm")
+    )
+    _TABLE[torch.instance_norm] = Operation(
+        "instance_norm", "norm", norm.torch_instance_norm, keeps=keeps_of("instance_norm", "norm")
+    )
     _enter("softmax", attention.softmax, "softmax")
     _enter("norm", attention.log_softmax, "log_softmax")
     _enter("affine", attention.logsumexp, "logsumexp")
@@ -211,7 +219,7 @@ def _enter_sums() -> None:
     _enter("affine", red.linear_in(2, "B"), "lu_solve", spaces=(torch.linalg,))
     _enter("affine", red.linear_in(2, "other"), "ormqr")
     _enter(
-        "affine", sums.keep_sign, "interpolate", "upsample", "max_unpool1d", "max_unpool2d", "max_unpool3d",
+        "affine", native, "interpolate", "upsample", "max_unpool1d", "max_unpool2d", "max_unpool3d",
         "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_nearest",
         "upsample_bilinear", "pad", "constant_pad_nd", "masked_fill", "where", "cat", "concat", "concatenate", "stack",
         "hstack", "vstack", "dstack", "row_stack", "column_stack",
@@ -230,13 +238,13 @@ def _enter_sums() -> None:
            "fractional_max_pool3d_with_indices", deterministic=False)  # fmt: skip
     _enter("affine", red.random_affine, "alpha_dropout", "feature_alpha_dropout", deterministic=False)
     for function in (set_item, copied, filled_diagonal):
-        _TABLE[function] = Operation(function.__name__, "affine", native)
+        _enter_one(function, "affine", native, function.__name__)
 
 
 def _enter_views() -> None:
     """Enter what moves values, or drops some."""
     _enter(
-        "view", sums.keep_origin, "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten",
+        "view", native, "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten",
         "ravel", "unflatten",
         "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t",
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
@@ -255,8 +263,8 @@ def _enter_views() -> None:
     )  # fmt: skip
     _enter("view", sums.parts, "unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__")
     for name in ("T", "mT", "H", "mH", "real", "imag"):
-        _TABLE[getattr(torch.Tensor, name).__get__] = Operation(name, "view", sums.keep_origin)
-    _enter("view", _dropout, "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+        _enter_one(getattr(torch.Tensor, name).__get__, "view", native, name)
+    _enter("view", native, "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
     _enter("view", native, "native_dropout", deterministic=False)
 
 
@@ -304,7 +312,7 @@ def _enter_composites() -> None:
     for name in recurrent.STEPS:
         _enter("composite", recurrent.sequence, name, composite=True)
         _enter("composite", recurrent.cell, f"{name}_cell", composite=True)
-    _enter("view", sums.keep_origin, "_pack_padded_sequence")
+    _enter("view", native, "_pack_padded_sequence")
     _enter("affine", native, "_pad_packed_sequence")
 
 

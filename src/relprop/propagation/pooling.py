@@ -12,7 +12,6 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import TAU, quotient, safe
-from relprop.propagation.provenance import Origin
 from relprop.propagation.sums import averaged
 
 AVERAGES: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -63,14 +62,12 @@ def adaptive_max_pool(dimensions: int) -> Callable[..., Any]:
 def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Tensor] | None) -> Any:
     call = here.call
     value = out[0] if isinstance(out, tuple) else out
-    nonnegative = call.origins.of(input).nonnegative
     if call.selector is not None:
         surrogate: Tensor = here.rule.pooled(call, input, value, average)
         if surrogate is not value:
             lost = (value - surrogate).detach()
             here.declared = lambda c, out: {"stabilizer": c * lost}
             value = call.switch(value, surrogate)
-    call.origins.note(value, Origin(nonnegative=nonnegative))
     return (value, *out[1:]) if isinstance(out, tuple) else value
 
 
@@ -124,8 +121,6 @@ def lp_pool(dimensions: int) -> Callable[..., Tensor]:
         surrogate = size * average(input * weight) * root
         if call.handles_zeros(input):
             surrogate = torch.where(out == 0, average(input * call.constant(TAU / safe(input))), surrogate)
-        explained = call.switch(out, surrogate)
-        call.origins.note(explained, Origin(nonnegative=call.origins.of(input).nonnegative))
-        return explained
+        return call.switch(out, surrogate)
 
     return handler

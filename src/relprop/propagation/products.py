@@ -27,24 +27,22 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     here.kind = "gate" if any(gates) and sum(map(bool, counts)) > sum(gates) else "product"
     here.choose()
     shares: tuple[float, ...] = here.rule.shares(counts, gates)
+    here.factors = sum(count for count, share in zip(counts, shares, strict=True) if share)
     return tuple(
         factor if not count or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
         for factor, count, share in zip(factors, counts, shares, strict=True)
     )
 
 
-def factors_of(here: Here, *factors: Any) -> int:
-    """Return of how many factors that receive relevance the terms of a product are made: a gate is a constant."""
-    counts, gates = _counted(here, factors)
-    if here.call.selector is None:
-        return sum(counts)
-    return sum(count for count, share in zip(counts, here.rule.shares(counts, gates), strict=True) if share)
-
-
 def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return of how many active factors each factor is made, none if it is a constant, and whether it is a gate."""
+    """Return of how many active factors each factor is made, none if it is a constant, and whether it is a gate.
+
+    In ``z q(z)``, an activation spelled as a product, ``q(z)`` is one.
+    """
     origins = [here.call.origins.of(factor) if here.active(factor) else Origin(factors=0) for factor in factors]
-    return tuple(origin.factors for origin in origins), tuple(origin.gate for origin in origins)
+    powers = {origin.root for origin in origins if origin.root is not None and origin.degree}
+    gates = (origin.gate or (origin.degree == 0 and origin.root in powers) for origin in origins)
+    return tuple(origin.factors for origin in origins), tuple(gates)
 
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
@@ -52,16 +50,11 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
     found = softmaxes.product(here, input, other)
     if found is not None:
         return found
-    call = here.call
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
         return scaled(here, x, factor, here.func(input, other))
-    first, second = call.origins.of(input), call.origins.of(other)
     factors = product(here, (input, other))
-    out = joined(here, here.func(*factors), torch.mul, factors, masked=False)
-    nonnegative = first.nonnegative and second.nonnegative
-    call.origins.note(out, Origin(factors=factors_of(here, input, other), nonnegative=nonnegative))
-    return out
+    return joined(here, here.func(*factors), torch.mul, factors, masked=False)
 
 
 def divide(here: Here, input: Any, other: Any) -> Tensor:
@@ -101,12 +94,10 @@ def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:
     """Return ``out = factor x`` for a constant factor; at ``x = 0`` relevance passes unless the factor is 0."""
     call = here.call
     here.by_autograd()
-    origin = call.origins.of(x)
     masked = torch.as_tensor(factor, device=out.device) == 0 if call.handles_zeros(x) else None
     out = passed_on(here, x, out, masked)
     if masked is not None:
         here.declared = lambda c, value: {"mask": torch.where(masked, safe(value) * c, 0.0)}
-    call.origins.note(out, Origin(gate=origin.gate, factors=origin.factors))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,22 +19,47 @@ INACTIVE, ACTIVE, BEYOND_LINEAR = 0, 1, 2
 
 @dataclass(frozen=True)
 class Origin:
-    """What one tensor came from; true as long as the tensor's version is ``version``.
+    """What is known of one tensor; true as long as the tensor's version is ``version``.
+
+    What an operation keeps of it says :mod:`relprop.propagation.inherit`.
 
     Attributes:
         site: the linear call whose output it exactly is.
-        nonnegative: it is known to hold nothing below zero.
-        gate: it is a sigmoid, to act as a factor that is constant.
+        low, high: no entry lies outside.
+        gate: it opens and shuts what it multiplies, and is constant as a factor of that.
+        held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
+        shifted: a number was added to it.
         factors: how many active factors its terms are products of.
+        root: stands for the tensor of which it is a function, entry by entry; None for its own root.
+        degree: it is a constant multiple of that power of its root; 0 for any other function of it.
         spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
 
     version: int = 0
     site: Site | None = None
-    nonnegative: bool = False
+    low: float = -math.inf
+    high: float = math.inf
     gate: bool = False
+    held: bool = False
+    shifted: bool = False
     factors: int = 1
+    root: object | None = None
+    degree: int = 1
     spread: Tensor | None = None
+
+    @property
+    def nonnegative(self) -> bool:
+        """Say whether it is known to hold nothing below zero."""
+        return self.low >= 0
+
+    @property
+    def elsewhere(self) -> Origin:
+        """Return what stays true of a part of it."""
+        return replace(self, site=None, shifted=False, root=None, degree=1)
+
+
+NOTHING = Origin()
+"""What is known of a tensor of which nothing is known."""
 
 
 class Origins:
@@ -64,15 +90,23 @@ class Origins:
         origin: Origin | None = self._known.get(tensor)
         if origin is None and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward":
             origin = self._known.get(_before_hook(tensor))
-        return origin if origin is not None and origin.version == tensor._version else Origin()
+        return origin if origin is not None and origin.version == tensor._version else NOTHING
+
+    def rooted(self, tensor: Tensor) -> Origin:
+        """Return what is known of the tensor, which is its own root where it has no other."""
+        origin = self.of(tensor)
+        if origin.root is None:
+            origin = replace(origin, root=object())
+            self.note(tensor, origin)
+        return origin
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
         """Remember the origin of the tensor as it is now."""
-        known = origin.site is not None or origin.spread is not None or origin.factors != 1
-        if known or origin.nonnegative or origin.gate:
-            self._known[tensor] = replace(origin, version=tensor._version)
-        else:
+        if origin is NOTHING:
             self._known.pop(tensor, None)
+        else:
+            version = tensor._version
+            self._known[tensor] = origin if origin.version == version else replace(origin, version=version)
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()

@@ -36,7 +36,7 @@ class Weights:
 def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Sequence[Tensor]:
     """Split into views. Nobody writes to these, so that one node can be that of all."""
     origins = here.call.origins
-    origin = replace(origins.of(x), site=None)
+    origin = origins.of(x).elsewhere
     with torch._C.DisableTorchFunction():
         parts: Sequence[Tensor] = x.split(sizes, dim)
         spread = origin.spread
@@ -45,17 +45,6 @@ def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Seque
     for part, own in zip(parts, spreads, strict=True):
         origins.note(part, replace(origin, spread=own))
     return parts
-
-
-def _gated(here: Here, gate: Tensor, signal: Tensor) -> Tensor:
-    """Return ``gate * signal``; a gate that receives nothing from a signal receives nothing from a constant one."""
-    selector = here.call.selector
-    if selector is not None and here.active(gate) and not here.active(signal):
-        rule = selector.select("gate", "mul", *here.call.place).rule
-        if rule.shares((1, 1), (True, False))[0] == 0.0:
-            with torch._C.DisableTorchFunction():
-                gate = here.call.constant(gate)
-    return gate * signal
 
 
 # One step: from the input's part of the sums, the hidden state's part and the state to the next state -----------
@@ -76,7 +65,7 @@ def _lstm(here: Here, x: Tensor, h: Tensor, state: State, projection: Tensor | N
     c, size = state[1], state[1].shape[1]
     first, g, o = _parts(here, x + h, [2 * size, size, size])
     i, f = _parts(here, torch.sigmoid(first), size)
-    c = _gated(here, f, c) + i * torch.tanh(g)
+    c = f * c + i * torch.tanh(g)
     out = torch.sigmoid(o) * torch.tanh(c)
     return out if projection is None else F.linear(out, projection), c
 
@@ -87,7 +76,7 @@ def _gru(here: Here, x: Tensor, h: Tensor, state: State, projection: Tensor | No
     size = before.shape[1]
     (x_gates, x_n), (h_gates, h_n) = (_parts(here, part, [2 * size, size]) for part in (x, h))
     r, z = _parts(here, torch.sigmoid(x_gates + h_gates), size)
-    n = torch.tanh(x_n + _gated(here, r, h_n))
+    n = torch.tanh(x_n + r * h_n)
     return (n + z * (before - n),)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.handler import Here
-from relprop.propagation.provenance import Origin
 from relprop.propagation.storage import map_tensors
 from relprop.propagation.sums import averaged, extremum
 
@@ -45,9 +44,8 @@ def _powered(here: Here, x: Tensor, out: Tensor, factors: int) -> Tensor:
     if call.selector is None:
         return out
     here.absorbs_nothing()
-    out = call.scale(out, _share(here, x, factors))
-    call.origins.note(out, Origin(factors=factors * call.origins.of(x).factors))
-    return out
+    here.factors = factors * call.origins.of(x).factors
+    return call.scale(out, _share(here, x, factors))
 
 
 def of_degree(degree: int | Callable[..., int]) -> Callable[..., Any]:

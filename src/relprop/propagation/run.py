@@ -13,13 +13,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relprop.errors import InputError, ModelError, RelpropError
 from relprop.inputs import Given, eager
-from relprop.propagation.call import Call, Root, Tokens
+from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode, foremost
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.reading import Reading, Readings
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import Attributes, Saved, tensors_in
+from relprop.propagation.tokens import Root, Tokens
 
 ChannelMask = Callable[[Tensor], Tensor]
 Parts = list[tuple[Tensor, Tensor | None]]
@@ -161,10 +162,10 @@ def _given(passed: Forward, value: Tensor) -> Tensor:
         root = call.root(value, call.create_graph and value.requires_grad)
         passed.starts.append(Root(get_gradient_edge(root), value))
         return root
-    tokens = Tokens([value.clone()])
+    tokens = Tokens(value.clone())
     call.tokens.append(tokens)
     passed.starts.append(tokens)
-    return tokens.names[0]
+    return tokens.given
 
 
 def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> None:

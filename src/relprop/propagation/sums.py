@@ -7,7 +7,6 @@ Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exact
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.products import scaled
-from relprop.propagation.provenance import Origin
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -47,15 +45,34 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     here.by_autograd()
+    terms = [(first, 1.0), (second, alpha)]
+    held = _held(here, first, second)
+    if held is not None:
+        x, factor = terms[held]
+        terms[held] = here.call.constant(x), factor
+        here.absorbs(x.detach() * factor)
+    (first, _), (second, _) = terms
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    out = combined(here, plain, [(first, 1.0), (second, alpha)])
+    out = combined(here, plain, terms)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
         here.call.formulas.shift(out, here.original(first), here.original(second))
-    origins = here.call.origins
-    if alpha == -1 and isinstance(first, (int, float)) and first == 1 and origins.of(second).gate:  # 1 - gate
-        origins.note(out, replace(origins.of(out), gate=True))
     return out
+
+
+def _held(here: Here, first: Any, second: Any) -> int | None:
+    """Return which term is a constant signal let through by a gate, beside one that is no gate: it is a constant.
+
+    So a gate receives nothing where the signal is a constant either, as in the first step of a recurrent network.
+    """
+    call = here.call
+    if call.selector is None or not (here.active(first) and here.active(second)):
+        return None
+    origins = call.origins.of(first), call.origins.of(second)
+    if origins[0].gate == origins[1].gate or not (origins[0].held or origins[1].held):
+        return None
+    rule = call.selector.select("gate", "mul", *call.place).rule
+    return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
 
 
 def _shifts(x: Tensor, other: Any) -> bool:
@@ -67,16 +84,10 @@ def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Ten
     """Return ``out``, the sum of terms times factors, explained so that at zero the active ones share equally."""
     call = here.call
     active = [(x, factor) for x, factor in terms if here.active(x)]
-    origins = [call.origins.of(x) for x, _ in active]
-    counts = {origin.factors for origin in origins}  # terms that are products of as many factors stay such
-    nonnegative = len(active) == len(terms) and all(
-        origin.nonnegative and factor >= 0 for origin, (_, factor) in zip(origins, active, strict=True)
-    )
     if not out.is_complex() and all(call.handles_zeros(x) for x, _ in active):
         surrogate = sum(_term(here, x, out, factor, len(active)) for x, factor in active)
         assert isinstance(surrogate, Tensor)
         out = call.switch(out, surrogate)
-    call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
     return out
 
 
@@ -96,16 +107,8 @@ def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, *
 
     Where ``mean(x) = n sum(x_i)`` for some number ``n``, a term receives ``mean(tau) / mean(1) = tau / terms``.
     """
-    call = here.call
     here.by_autograd()
-    terms = [x for x in tensors_in((args, kwargs)) if here.active(x)]
-    out = evenly(here, out, mean, args, kwargs)
-    origins = [call.origins.of(x) for x in terms]
-    counts = {origin.factors for origin in origins}
-    constants = [x for x in tensors_in((args, kwargs)) if x.is_floating_point() and not here.active(x)]
-    nonnegative = not constants and all(origin.nonnegative for origin in origins)
-    call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
-    return out
+    return evenly(here, out, mean, args, kwargs)
 
 
 def evenly(
@@ -150,45 +153,13 @@ def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
     return out
 
 
-def keep_sign(here: Here, *args: Any, **kwargs: Any) -> Any:
-    """Pooling, upsampling and concatenation: what is non-negative stays so."""
-    call = here.call
-    here.by_autograd()
-    out = here.func(*args, **kwargs)
-    if isinstance(out, Tensor):
-        first = args[0] if args else next(iter(kwargs.values()))
-        parts = list(first) if isinstance(first, (list, tuple)) else [first]
-        nonnegative = all(isinstance(part, Tensor) and call.origins.of(part).nonnegative for part in parts)
-        counts = {call.origins.of(part).factors for part in parts if here.active(part)}
-        call.origins.note(out, Origin(nonnegative=nonnegative, factors=counts.pop() if len(counts) == 1 else 1))
-    return out
-
-
-def keep_origin(here: Here, *args: Any, **kwargs: Any) -> Any:
-    """Views and copies: the values are those of the input."""
-    call = here.call
-    here.by_autograd()
-    out = here.func(*args, **kwargs)
-    source = args[0] if args else next(iter(kwargs.values()))
-    if isinstance(source, Tensor) and not source.requires_grad and isinstance(out, Tensor):
-        for tokens in call.tokens:
-            if tokens.holds(source) and out.shape == source.shape and not out.is_floating_point():
-                tokens.names.append(out)
-    elif isinstance(source, Tensor):
-        origin = call.origins.of(source)
-        for part in [out] if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else []:
-            if isinstance(part, Tensor) and part is not source:
-                call.origins.note(part, replace(origin, site=None))
-    return out
-
-
 def parts(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """``chunk``, ``split``, ``unbind``, iteration: every part a view of its own, so that a model may write into it."""
     call = here.call
     here.by_autograd()
     with torch.no_grad():
         found = list(here.func(input, *args, **kwargs))
-    origin = replace(call.origins.of(input), site=None)
+    origin = call.origins.of(input).elsewhere
     views = []
     for part in found:
         view = input.as_strided(part.size(), part.stride(), part.storage_offset())

@@ -105,6 +105,11 @@ def fills(func: Callable[..., Any]) -> bool:
     return getattr(func, "__name__", "") in _FILLS
 
 
+def reshapes(func: Callable[..., Any]) -> bool:
+    """Say whether a function changes the shape of its argument in place."""
+    return getattr(func, "__name__", "") in _RESHAPES
+
+
 @cache
 def _writes_first(func: Callable[..., Any]) -> bool:
     """Say whether a function writes into its first argument, by its name."""

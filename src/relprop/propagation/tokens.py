@@ -1,0 +1,231 @@
+"""Token ids: which tensors hold the ids of an explained input, and from which of its positions each entry was taken.
+
+Relevance is read at the output of the embedding that consumes the ids, and given back to their positions. A model may
+move its ids before: reverse, slice, gather, join, pad or repeat them. Whatever it does is done to the positions too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from relprop.errors import InputError
+from relprop.propagation.record import Record, total
+from relprop.propagation.storage import tensors_in
+
+if TYPE_CHECKING:
+    from relprop.propagation.call import Call
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Function = Callable[..., Any]
+
+WRITE = "a write into a view"
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where activity starts: the edge at which the coefficient arrives, and the value that it belongs to.
+
+    Attributes:
+        places: for every embedded id its position in the input, counted from 1, and 0 where it is none of the input's;
+            None where it was embedded as it is.
+    """
+
+    edge: GradientEdge
+    value: Tensor
+    places: Tensor | None = None
+
+    def placed(self, relevance: Tensor, shape: torch.Size) -> Tensor:
+        """Return the relevance of embedded ids at their positions in an input of this shape."""
+        if self.places is None:
+            return relevance
+        found = torch.zeros(shape.numel() + 1, dtype=relevance.dtype, device=relevance.device)
+        places = self.places.to(relevance.device).flatten()
+        return found.index_add(0, places, relevance.flatten())[1:].reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """A tensor that holds ids while its version is this one, and their positions; None where they got lost."""
+
+    tensor: Tensor
+    version: int
+    places: Tensor | None
+    moved_by: str
+
+
+class Tokens:
+    """An integer input, explained at the outputs of the embeddings that consume it.
+
+    Attributes:
+        given: the tensor that the model is given.
+        roots: the outputs of the embeddings, from which activity starts.
+    """
+
+    def __init__(self, given: Tensor) -> None:
+        self.given = given
+        self.roots: list[Root] = []
+        self.every = torch.arange(1, given.numel() + 1, device=given.device).reshape(given.shape)
+        self._holders: dict[int, _Holder] = {}
+        self.note(given, self.every)
+
+    def note(self, tensor: Tensor, places: Tensor | None, moved_by: str = WRITE) -> None:
+        """Remember a tensor that holds ids, and at which positions these stood."""
+        self._holders[id(tensor)] = _Holder(tensor, tensor._version, places, moved_by)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Note that a tensor holds other numbers now."""
+        self._holders.pop(id(tensor), None)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether a tensor holds ids."""
+        return id(tensor) in self._holders
+
+    def places(self, tensor: Tensor) -> Tensor | None:
+        """Return the positions of the ids in a tensor; None where they got lost."""
+        holder = self._holders[id(tensor)]
+        return holder.places if holder.version == tensor._version else None
+
+    def moved_by(self, tensor: Tensor) -> str:
+        """Name what moved the ids in a tensor, where they got lost."""
+        return self._holders[id(tensor)].moved_by
+
+    def clear(self) -> None:
+        """Let go of all tensors."""
+        self._holders.clear()
+        self.roots.clear()
+
+
+# Through what moves ids --------------------------------------------------------------------------
+
+_COPIES = {"to", "type", "type_as", "long", "int", "short", "clone", "contiguous", "detach", "cpu", "cuda", "data"}
+"""What may change the type or the device: the positions stay as they are."""
+
+_LOSES = {"sort", "msort", "topk", "unique", "unique_consecutive"}
+"""What moves values by their size."""
+
+_ENTERING: dict[str, tuple[int, ...]] = {
+    "cat": (0,), "concat": (0,), "concatenate": (0,), "stack": (0,), "hstack": (0,), "vstack": (0,), "dstack": (0,),
+    "row_stack": (0,), "column_stack": (0,), "where": (0, 1, 2), "masked_fill": (0, 2), "pad": (0, 3),
+    "constant_pad_nd": (0, 2), "index_fill": (0, 3), "index_copy": (0, 3), "scatter": (0, 3), "masked_scatter": (0, 2),
+    "select_scatter": (0, 1), "slice_scatter": (0, 1), "set_item": (0, 2), "copied": (1,), "filled_diagonal": (0, 1),
+    "broadcast_tensors": (0, 1, 2, 3), "block_diag": (0, 1, 2, 3),
+}  # fmt: skip
+"""The arguments whose values enter an output, of what joins and fills; of views it is the first."""
+
+_NAMED = {"input", "tensors", "other", "value", "src", "source", "x", "self"}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The positions of ids in the tensors that a call makes, or what they got lost by."""
+
+    tokens: Tokens
+    places: tuple[Tensor | None, ...]
+    lost_by: str = WRITE
+
+
+def follow(every: Sequence[Tokens], func: Function, name: str, view: bool, args: Args, kwargs: Kwargs) -> list[Moved]:
+    """Return where the ids among the arguments of a call go; to be asked before it writes over its arguments.
+
+    The call is made on the positions too, with zeros in the place of all values that are no ids.
+
+    Args:
+        every: the inputs whose ids may be among the arguments.
+        func, args, kwargs: the call.
+        name: of its operation.
+        view: it moves the values of its first argument.
+    """
+    entering = (0,) if view or name in _COPIES | _LOSES else _ENTERING.get(name)
+    if entering is None:
+        return []
+    found: list[Moved] = []
+    for tokens in every:
+        values = [*(args[at] for at in entering if at < len(args)), *(kwargs.get(key) for key in _NAMED)]
+        holders = [tensor for tensor in tensors_in(values) if tokens.holds(tensor)]
+        if not holders:
+            continue
+        lost = next((holder for holder in holders if tokens.places(holder) is None), None)
+        if name in _LOSES or lost is not None:
+            found.append(Moved(tokens, (), name if lost is None else tokens.moved_by(lost)))
+        elif name in _COPIES:
+            found.append(Moved(tokens, (tokens.places(holders[0]),)))
+        else:
+            moved = func(
+                *(_placed(tokens, value) if at in entering else value for at, value in enumerate(args)),
+                **{key: _placed(tokens, value) if key in _NAMED else value for key, value in kwargs.items()},
+            )
+            found.append(Moved(tokens, tuple(tensors_in(moved))))
+    return found
+
+
+def note(found: Sequence[Moved], made: Any) -> None:
+    """Note on what a call made where the ids in it stood."""
+    for moved in found:
+        for index, tensor in enumerate(tensors_in(made)):
+            if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+                moved.tokens.note(tensor, moved.places[index] if moved.places else None, moved.lost_by)
+
+
+def _placed(tokens: Tokens, value: Any) -> Any:
+    """Return positions in the place of ids, and zeros in that of all other numbers."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_placed(tokens, item) for item in value)
+    if isinstance(value, Tensor):
+        if value.dtype == torch.bool:
+            return value  # a mask
+        places = tokens.places(value) if tokens.holds(value) else None
+        # A view of the positions: the call may change its shape in place.
+        return torch.zeros_like(value, dtype=torch.int64) if places is None else places.view_as(places)
+    return 0 if isinstance(value, (int, float)) else value
+
+
+# At the embedding --------------------------------------------------------------------------------
+
+
+def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
+    """Return the output of an embedding, from which activity starts where the ids that it consumed are explained.
+
+    Raises:
+        InputError: where the positions of the ids got lost.
+    """
+    holding = [tokens for tokens in call.tokens if tokens.holds(ids)]
+    if not holding:
+        return value
+    strange = torch.ones_like(ids, dtype=torch.bool)
+    connected = call.create_graph and value.requires_grad
+    kept = value.clone() if connected else value.detach().clone()  # the model may write into its own
+    start = call.root(value, connected)
+    for tokens in holding:
+        places = tokens.places(ids)
+        if places is None:
+            raise InputError(
+                f"An embedding consumes token ids that were moved by {tokens.moved_by(ids)}, which relprop cannot "
+                "follow to their positions. Move them by indexing (ids[:, order]), or explain the embedded tokens."
+            )
+        tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every else places))
+        strange &= (places == 0).to(ids.device)
+    if call.measuring and bool(strange.any()):
+        _absorb(call, start, kept, strange)
+    return start
+
+
+def _absorb(call: Call, start: Tensor, value: Tensor, strange: Tensor) -> None:
+    """Count what embedded ids keep that are none of an explained input, such as those that a model puts before it."""
+    name, module = call.place
+    record = Record(name, type(module).__name__, "embedding", "view", output=tuple(value.shape))
+    call.records.append(record)
+
+    def measure(c: Tensor) -> None:
+        if call.explaining:
+            share = total(torch.where(strange.unsqueeze(-1), call.relevance(value.double(), c.double()), 0.0))
+            record.receive(share)
+            record.absorb({"bias": share})
+
+    start.register_hook(measure)
