@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -56,14 +56,18 @@ class Batch:
 
 
 class Net(nn.Module):
-    """[N, 2, S, S] to [N, 3]; with hooks of gradients, a closure over an activation and an attribute it assigns."""
+    """[N, 2, S, S] to [N, 3]; with hooks of gradients, a closure over an activation and an attribute it assigns.
+
+    What it made is kept by the class, since what a module holds is put back.
+    """
+
+    made: ClassVar[list[weakref.ref[Any]]] = []
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm, self.body = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
         self.head = nn.Linear(4, 3)
         settle(self)
-        self.made: list[weakref.ref[Any]] = []
         self.fails = ""
 
     def forward(self, x: Tensor | Batch) -> Tensor:
@@ -75,7 +79,7 @@ class Net(nn.Module):
         gate = torch.sigmoid(h.mean((2, 3), keepdim=True))
         out = self.body(h * gate) + h
         for tensor in (z, h, gate, out):
-            self.made += [weakref.ref(tensor), weakref.ref(tensor.untyped_storage())]
+            Net.made.extend([weakref.ref(tensor), weakref.ref(tensor.untyped_storage())])
         if self.fails == "forward":
             raise Trouble
         if self.fails == "backward" and out.grad_fn is not None:
@@ -146,6 +150,7 @@ CALLS: dict[str, Callable[[Net, Tensor], Any]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_of_a_call_survives_it(name: str, states: list[weakref.ref[Any]]) -> None:
     model, x = Net(), random(2, 2, 6, 6)
+    model.made.clear()
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     kept = CALLS[name](model, x)
     assert len(states) >= 3 and len(model.made) >= 6
