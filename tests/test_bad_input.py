@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import (
@@ -144,8 +145,51 @@ def test_integers_without_an_embedding() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 def test_integers_where_the_model_itself_refuses_them(dtype: torch.dtype) -> None:
     model, ids = residual(), torch.ones(2, 3, 6, 6, dtype=dtype)
-    with refuses(model, InputError, ValueError, "integers", "embedding", "floating point"):
+    expected = ("integers", "F.embedding") if dtype == torch.int64 else ("torch.uint8", "pixels", "x.float()")
+    with refuses(model, InputError, ValueError, *expected, "embedding", "floating point"):
         LRP(model).attribute(ids, 0)
+
+
+LOOK_UPS: dict[str, Callable[[nn.Embedding, Tensor], Tensor]] = {
+    "indexing": lambda words, ids: words.weight[ids],
+    "index_select": lambda words, ids: words.weight.index_select(0, ids.flatten()).unflatten(0, ids.shape),
+    "one-hot": lambda words, ids: F.one_hot(ids, 5).to(words.weight) @ words.weight,
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_token_ids_that_are_looked_up_otherwise(name: str) -> None:
+    """The message says what to call, and that is explained."""
+
+    class Reader(nn.Module):
+        def __init__(self, look_up: Callable[[nn.Embedding, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.words, self.out, self.look_up = nn.Embedding(5, 4), nn.Linear(4, 3), look_up
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.out(self.look_up(self.words, ids).mean(1))  # type: ignore[no-any-return]
+
+    model, ids = settle(Reader(LOOK_UPS[name])), torch.tensor([[0, 1, 2], [3, 4, 1]])
+    with refuses(model, InputError, ValueError, "nn.Embedding", "F.embedding(ids, weight)"):
+        LRP(model).attribute(ids, 0)
+    model = settle(Reader(lambda words, ids: F.embedding(ids, words.weight)))
+    assert LRP(model).attribute(ids, 0).shape == ids.shape
+
+
+def test_token_ids_that_are_embedded_without_gradients() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                embedded = self.words(ids)
+            return self.out(embedded.mean(1))  # type: ignore[no-any-return]
+
+    model = settle(Reader())
+    with refuses(model, InputError, ValueError, "A part of the model runs under torch.no_grad"):
+        LRP(model).attribute(torch.tensor([[0, 1, 2]]), 0)
 
 
 class Partly(nn.Module):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, DeepTaylor, GradientXInput, Rules
+from relprop import LRP, ConservationError, ConservationReport, DeepTaylor, GradientXInput, Rules
+from relprop.conservation import Account
 from relprop.rules import Block, Epsilon, Rho
 from tests import network_reference
 from tests.attribution.models import close, images, mlp, residual, settle, vectors
@@ -345,3 +346,33 @@ def test_html_is_escaped() -> None:
     assert page.count("<tr>") == len(report.entries) + 2
     assert "&lt;b&gt;" in page and "<b>" not in page
     assert "&lt;lambda&gt;" in page.replace("&lt;locals&gt;", "") and "<lambda>" not in page
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_tolerance_follows_the_dtype(dtype: torch.dtype) -> None:
+    """Under autocast too: what rounding leaks passes, and a tolerance that is too fine is told apart from a mistake."""
+    model, x = mlp(), vectors()
+    if dtype != torch.float64:
+        model, x = model.float(), x.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        report = LRP(model, "epsilon").report(x, 1)
+    assert {entry.precision for entry in report.entries if entry.operation == "linear"} == {torch.finfo(dtype).eps}
+    report.check()
+    if dtype == torch.float64:
+        report.check(1e-9)
+        return
+    with pytest.raises(ConservationError, match="The tolerance must follow the dtype, under autocast too"):
+        report.check(1e-12)
+
+
+def test_a_leak_is_no_rounding_by_default() -> None:
+    """One percent passes in bfloat16, and in no finer type."""
+    for dtype, passes in ((torch.float64, False), (torch.float32, False), (torch.bfloat16, True)):
+        entry = Account("layer", "linear", "Zero()", 1.0, 0.99, {}, 0.01, precision=torch.finfo(dtype).eps)
+        report = ConservationReport((entry,), 1.0, 0.99, torch.tensor([0.01]), 0.0)
+        if passes:
+            report.check()
+        else:
+            with pytest.raises(ConservationError, match="module 'layer'") as caught:
+                report.check()
+            assert "dtype" not in str(caught.value)

@@ -32,7 +32,7 @@ def adjacency(layout: str) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """[V, 4] to [V, 3]: two graph convolutions by a product with a (sparse) matrix."""
+    """[V, 4] to [V, 3]: two graph convolutions by a product with a (sparse) matrix, which is given or its own."""
 
     def __init__(self, layout: str, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -41,9 +41,10 @@ class Convolution(nn.Module):
         settle(self)
         self.register_buffer("matrix", adjacency(layout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.multiply(self.matrix, self.first(x)))
-        return self.multiply(self.matrix, self.second(h))
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        matrix = self.matrix if given is None else given
+        h = F.relu(self.multiply(matrix, self.first(x)))
+        return self.multiply(matrix, self.second(h))
 
 
 class Isomorphism(nn.Module):
@@ -104,19 +105,24 @@ MULTIPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layout", ["dense", "coo", "csr"])
 @pytest.mark.parametrize("product", MULTIPLY)
-def test_graph_convolution(product: str, layout: str, rule: str) -> None:
+@pytest.mark.parametrize("owned", [True, False], ids=["a buffer", "given"])
+def test_graph_convolution(owned: bool, product: str, layout: str, rule: str) -> None:
+    """The matrix is a weight where the model owns it, and data, of a sum by LRP-0, where it is given."""
     if layout == "dense" and product == "torch.sparse.mm":
         pytest.skip("torch.sparse.mm takes a sparse matrix")
     model, x = Convolution(layout, MULTIPLY[product]), random(NODES, 4)
     matrix = adjacency("dense")
 
     def reference(share: Share, x: Tensor) -> Tensor:
-        return matrix @ dense(share, model.second, (matrix @ dense(share, model.first, x)).relu())
+        def gathered(h: Tensor) -> Tensor:
+            return share(lambda a, weight, _: weight @ a, h, matrix) if owned else matrix @ h
+
+        return gathered(dense(share, model.second, gathered(dense(share, model.first, x)).relu()))
 
     (expected,) = explain(reference, rule, x)
-    lrp = LRP(model, RULES[rule][0], strict=True)
-    assert_close(lrp.attribute(x, lambda out: out[:, 1]), expected)
-    lrp.report(x, lambda out: out[:, 1]).check(1e-9)
+    lrp, given = LRP(model, RULES[rule][0], strict=True), None if owned else (adjacency(layout),)
+    assert_close(lrp.attribute(x, lambda out: out[:, 1], given), expected)
+    lrp.report(x, lambda out: out[:, 1], given).check(1e-9)
 
 
 class Weighted(nn.Module):

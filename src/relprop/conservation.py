@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from relprop.errors import ConservationError
@@ -26,6 +27,7 @@ class Account:
         absorbed: by name ("bias", "stabilizer", "softmax", "rule", ...), the shares that the rule declares as gone.
         covered: False where no rule is known for the operation.
         unexplained: ``relevance_out - relevance_in - sum(absorbed)``, measured at this call alone.
+        precision: the machine epsilon of its tensors, the coarsest: to 1 part in so many can it be told.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Account:
     absorbed: dict[str, float]
     unexplained: float
     covered: bool = True
+    precision: float = 0.0
 
     @property
     def leak(self) -> float:
@@ -78,28 +81,39 @@ class ConservationReport:
         """The sum of what no rule declared, over all calls, and of what leaked unseen."""
         return sum(entry.unexplained for entry in self.entries) + self.unseen
 
-    def check(self, tolerance: float = 1e-6) -> None:
+    def check(self, tolerance: float | None = None) -> None:
         """Raise where relevance leaked without a rule that says why.
 
+        What is computed in a coarse type leaks by rounding alone: under ``autocast(bfloat16)``, or in a model of that
+        type, some thousandths of the relevance at one call. So a tolerance must follow the type of the numbers.
+
         Args:
-            tolerance: the largest leak that passes, in units of the largest relevance that arrived at any call.
+            tolerance: the largest leak that passes, in units of the largest relevance that arrived at any call. By
+                default the square root of the machine epsilon of the call's own tensors, and at least 1e-6: 1e-6 in
+                float64, 3.5e-4 in float32, 0.031 in float16, 0.088 in bfloat16.
 
         Raises:
             ConservationError: names the first call (in order of the forward pass) at fault.
         """
         scale = max([abs(self.output), *(abs(entry.relevance_out) for entry in self.entries)])
+
+        def allowed(precision: float) -> float:
+            return max(1e-6, precision**0.5) if tolerance is None else tolerance
+
         for entry in self.entries:
-            if not abs(entry.unexplained) <= tolerance * scale:
+            limit = allowed(entry.precision)
+            if not abs(entry.unexplained) <= limit * scale:
                 raise ConservationError(
                     f"Relevance leaked at {entry.operation} in module {entry.name!r}: "
                     f"{entry.relevance_out:.6g} arrived, {entry.relevance_in:.6g} left, "
                     f"{sum(entry.absorbed.values()):.6g} is accounted for, "
-                    f"{entry.unexplained:.6g} is not (tolerance {tolerance:g} of {scale:.6g})."
+                    f"{entry.unexplained:.6g} is not (tolerance {limit:g} of {scale:.6g}).{_rounded(entry, limit)}"
                 )
-        if not abs(self.unseen) <= tolerance * scale:
+        limit = allowed(max((entry.precision for entry in self.entries), default=0.0))
+        if not abs(self.unseen) <= limit * scale:
             raise ConservationError(
                 f"{self.unseen:.6g} of the relevance leaked outside every call relprop could see "
-                f"(tolerance {tolerance:g} of {scale:.6g})."
+                f"(tolerance {limit:g} of {scale:.6g})."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,7 +208,19 @@ def _account(record: Record) -> Account:
     into = 0.0 if record.into is None else float(record.into)
     shares = {name: float(share) for name, share in record.absorbed.items()}
     unexplained = out - into - sum(shares.values())
-    return Account(record.name, record.operation, record.rule, out, into, shares, unexplained, record.covered)
+    return Account(
+        record.name, record.operation, record.rule, out, into, shares, unexplained, record.covered, record.precision
+    )
+
+
+def _rounded(entry: Account, tolerance: float) -> str:
+    """Say that rounding may be what leaked, where the tolerance is finer than single or half precision is."""
+    if entry.precision < torch.finfo(torch.float32).eps or tolerance >= entry.precision**0.5:
+        return ""
+    return (
+        f" Its tensors have a machine epsilon of {entry.precision:.2g}, so that rounding alone may leak as much. The "
+        "tolerance must follow the dtype, under autocast too: check() takes one that does. Or explain in float64."
+    )
 
 
 def _number(value: float) -> str:

@@ -36,6 +36,13 @@ class Mark:
     """Something to refer to weakly."""
 
 
+class Trace:
+    """What a model has made; in an object of its own, since lists of a module are put back after a call."""
+
+    def __init__(self) -> None:
+        self.made: list[weakref.ref[Any]] = []
+
+
 class Traced(nn.Module):
     """[N, 2, 6, 6] to [N, 3]; keeps weak references to everything its forward passes made."""
 
@@ -44,7 +51,7 @@ class Traced(nn.Module):
         self.stem, self.norm, self.body = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
         self.relu, self.pool, self.head = nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Linear(12, 3)
         settle(self)
-        self.made: list[weakref.ref[Any]] = []
+        self.trace = Trace()
         self.broken = ""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,12 +66,12 @@ class Traced(nn.Module):
         return self._see(self.head(self._see(self.pool(out)).flatten(1)))
 
     def _see(self, tensor: Tensor) -> Tensor:
-        self.made.append(weakref.ref(tensor))
-        self.made.append(weakref.ref(tensor.untyped_storage()))
+        self.trace.made.append(weakref.ref(tensor))
+        self.trace.made.append(weakref.ref(tensor.untyped_storage()))
         if tensor.grad_fn is not None:
             mark = Mark()  # a node takes no weak references, but keeps what it is given
             tensor.grad_fn.metadata["mark"] = mark  # type: ignore[index]
-            self.made.append(weakref.ref(mark))
+            self.trace.made.append(weakref.ref(mark))
         return tensor
 
     @staticmethod
@@ -73,8 +80,8 @@ class Traced(nn.Module):
 
     def alive(self) -> int:
         """How many of what was made still live."""
-        assert len(self.made) >= 20
-        return sum(made() is not None for made in self.made)
+        assert len(self.trace.made) >= 20
+        return sum(made() is not None for made in self.trace.made)
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def test_repeated_calls_leave_no_tensors() -> None:
             lrp.attribute(x, 1)
         LRP(model, "zplus").report(x, 1)
         LRP(model).attribute_layers(x, ["stem", "body"], 1)
-        model.made.clear()
+        model.trace.made.clear()
         return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
 
     round_()

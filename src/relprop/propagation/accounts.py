@@ -33,10 +33,17 @@ def measured_inputs(
         if tensor.requires_grad and id(tensor) not in taps:
             tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
             here.given[id(tap)] = tensor
+            here.record.precision = max(here.record.precision, _epsilon(tensor))
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
         lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
     )
     return replaced
+
+
+def measured_input(here: Here, tensor: Tensor) -> Tensor:
+    """Return one tensor with a tap: the operation takes it in place of its arguments."""
+    assert here.record is not None
+    return _tap(here, tensor, here.record.send)
 
 
 def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool) -> Any:
@@ -66,6 +73,8 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
 
+    account.precision = max(account.precision, _epsilon(tensor))
+
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = _double(c), _double(value)
         account.receive(total(_relevance(here, value, c)))
@@ -87,6 +96,11 @@ def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
     return _tapped(here, tensor, measure)
 
 
+def _epsilon(x: Tensor) -> float:
+    """Return the relative rounding error of a tensor's entries."""
+    return torch.finfo(x.dtype).eps
+
+
 def _double(x: Tensor) -> Tensor:
     """Return numbers to measure with: in double precision, and with the zeros of a sparse matrix."""
     x = x if x.layout == torch.strided else x.to_dense()
@@ -105,4 +119,5 @@ def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
         out = apply(Tap, call, tensor, measure)
     call.graph.reach(out)
     call.origins.note(out, call.origins.of(tensor))
+    call.formulas.note(out, call.formulas.of(tensor))
     return out

@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.elementary import exponential, nonzero, power, powers
+from relprop.propagation import quotients, softmaxes
+from relprop.propagation.elementary import exp, exponential, nonzero, power, powers
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Spare, apply
-from relprop.propagation.products import inverse
+from relprop.propagation.products import denominator
 from relprop.propagation.quotients import hardsigmoid
+
+Function = Callable[..., Any]
 
 
 def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run an elementwise function, explained by the rule from its quotient."""
+    return applied(here.func, quotient, here, input, *args, **kwargs)
+
+
+def applied(
+    func: Function, quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Run ``func``, which need not be the function that the model called, explained from its quotient."""
     call = here.call
-    out: Tensor = here.func(input, *args, **kwargs)
+    out: Tensor = func(input, *args, **kwargs)
     if call.selector is None:
         return out
     if input.is_complex():
@@ -31,18 +41,29 @@ def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *arg
     with torch.set_grad_enabled(call.create_graph):
         q = quotient(z, *args, **kwargs)
         if call.handles_zeros(input):
-            offset = _at_zero(here, input, args, kwargs) != 0
+            offset = _at_zero(func, input, args, kwargs) != 0
             q = torch.where(offset, q, safe(value) / safe(z))
     found = call.switch(out, here.rule.surrogate(call, input, out, q))
     return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
 
 
-def _at_zero(here: Here, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def exponential_function(here: Here, input: Tensor) -> Tensor:
+    """``exp``, which may come to be part of a softmax that is written by hand."""
+    found = softmaxes.exponential(here, input)
+    if found is not None:
+        return found
+    out = elementwise(exp, here, input)
+    if here.call.selector is not None and not input.is_complex():
+        softmaxes.note_exponential(here, input, out)
+    return out
+
+
+def _at_zero(func: Function, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return ``f(0)``, as it broadcasts to the output."""
     parameters = any(isinstance(x, Tensor) and x.dim() for x in (*args, *kwargs.values()))
     with torch.no_grad():
         zeros = torch.zeros_like(input) if parameters else torch.zeros_like(input[(0,) * input.dim()])
-        found: Tensor = here.func(zeros, *args, **kwargs)
+        found: Tensor = func(zeros, *args, **kwargs)
         return found
 
 
@@ -68,7 +89,7 @@ def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A function linear on each side of zero: plain autograd is the Pass rule, but at units of zero."""
     call = here.call
     if here.rule is not None and not here.rule.exact_by_autograd:
-        return elementwise(_by_division(here), here, input, *args, **kwargs)
+        return divided(here.func, here, input, *args, **kwargs)
     here.by_autograd()
     out: Tensor = here.func(input, *args, **kwargs)
     if call.handles_zeros(input):
@@ -84,19 +105,24 @@ def prelu(here: Here, input: Tensor, weight: Tensor) -> Tensor:
     return piecewise(here, input, weight)
 
 
-def _by_division(here: Here) -> Callable[..., Tensor]:
+def _by_division(func: Function) -> Callable[..., Tensor]:
     """Return the quotient ``(f(z) - f(0)) / z`` of any function; 0 at 0."""
 
     def quotient(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         zero, base = nonzero(z)
-        return torch.where(zero, 0.0, (here.func(z, *args, **kwargs) - _at_zero(here, z, args, kwargs)) / base)
+        return torch.where(zero, 0.0, (func(z, *args, **kwargs) - _at_zero(func, z, args, kwargs)) / base)
 
     return quotient
 
 
-def divided(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def stepwise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """An elementwise function of which only its values are known (``sign``, ``round``, ``floor``)."""
-    return elementwise(_by_division(here), here, input, *args, **kwargs)
+    return divided(here.func, here, input, *args, **kwargs)
+
+
+def divided(func: Function, here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Run ``func``, of which only its values are known."""
+    return applied(func, _by_division(func), here, input, *args, **kwargs)
 
 
 def clamp(quotient: Callable[..., Tensor], here: Here, input: Any, min: Any = None, max: Any = None) -> Tensor:
@@ -124,11 +150,14 @@ def relu(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     return piecewise(here, input, inplace) if inplace else piecewise(here, input)
 
 
+def sigmoid(here: Here, input: Tensor) -> Tensor:
+    """``sigmoid``."""
+    return elementwise(quotients.sigmoid, here, input)
+
+
 def hard_sigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
-    if here.call.create_graph:
-        here.func = _hardsigmoid
-    return elementwise(hardsigmoid, here, input)
+    return applied(_hardsigmoid if here.call.create_graph else here.func, hardsigmoid, here, input)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
@@ -137,49 +166,53 @@ def _hardsigmoid(z: Tensor) -> Tensor:
 
 def raise_to(here: Here, input: Any, exponent: Any) -> Tensor:
     """``x^p``: by its quotient for positive ``p``; a negative power divides; ``b^x`` is an exponential function."""
-    if here.active(exponent):
-        if here.active(input):
-            here.uncovered("raises an active tensor to an active exponent")
-            return here.func(input, exponent)  # type: ignore[no-any-return]
-        return _exponential(here, input, exponent)
-    if isinstance(exponent, Tensor):
-        if exponent.numel() > 1:
-            return _powers(here, input, exponent)
-        exponent = exponent.item()
-    if exponent <= 0:
-        return inverse(here, input, exponent)
-    return elementwise(power, here, input, exponent)
+    return _power(here.func, here, input, exponent)
 
 
 def reversed_power(here: Here, exponent: Tensor, base: Any) -> Tensor:
     """``base ** exponent`` where only the exponent is a tensor (``Tensor.__rpow__``)."""
-    func = here.func
-    here.func = lambda x, p: func(p, x)
-    return raise_to(here, base, exponent)
+    return _power(lambda x, p: here.func(p, x), here, base, exponent)
 
 
 def float_power(here: Here, input: Any, exponent: Any) -> Tensor:
     """``float_power``, which computes in double precision."""
-    here.func = torch.pow
     double = [x.double() if isinstance(x, Tensor) else float(x) for x in (input, exponent)]
-    return raise_to(here, *double)
+    return _power(torch.pow, here, *double)
 
 
-def _exponential(here: Here, base: Any, exponent: Tensor) -> Tensor:
-    func = here.func
+def _power(func: Function, here: Here, input: Any, exponent: Any) -> Tensor:
+    if here.active(exponent):
+        if here.active(input):
+            here.uncovered("raises an active tensor to an active exponent")
+            return func(input, exponent)  # type: ignore[no-any-return]
+        return _exponential(func, here, input, exponent)
+    if isinstance(exponent, Tensor):
+        if exponent.numel() > 1:
+            return _powers(func, here, input, exponent)
+        exponent = exponent.item()
+    if exponent <= 0:
+        return denominator(here, func(input, exponent))
+    return applied(func, power, here, input, exponent)
+
+
+def _exponential(func: Function, here: Here, base: Any, exponent: Tensor) -> Tensor:
     base = torch.as_tensor(base, dtype=exponent.dtype, device=exponent.device)
     if bool((base <= 0).any()):
         here.uncovered("raises a base that is not positive to an active exponent")
         return func(base, exponent)  # type: ignore[no-any-return]
-    here.func = lambda x, b: func(b, x)
     here.absorbs(torch.ones_like(exponent * base))
-    return elementwise(lambda x, b: exponential(x, torch.log(b)), here, exponent, base)
+    return applied(lambda x, b: func(b, x), _of_base, here, exponent, base)
 
 
-def _powers(here: Here, input: Tensor, exponent: Tensor) -> Tensor:
+def _of_base(x: Tensor, base: Tensor) -> Tensor:
+    """``(base^x - 1) / x``."""
+    return exponential(x, torch.log(base))
+
+
+def _powers(func: Function, here: Here, input: Tensor, exponent: Tensor) -> Tensor:
     """A power for every entry: those that are not positive are constants, as what divides is."""
     call = here.call
-    out: Tensor = here.func(input, exponent)
+    out: Tensor = func(input, exponent)
     if call.selector is None:
         return out
     with torch.set_grad_enabled(call.create_graph):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.propagation import softmaxes
+from relprop.propagation.formulas import Kind
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.products import joined, product
@@ -53,7 +55,9 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     divisor = here.rule.denominator(call, logarithm)
     offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": -c * offset.detach()}
-    return call.switch(out, input.to(out.dtype) - divisor)
+    found = call.switch(out, input.to(out.dtype) - divisor)
+    softmaxes.note_logarithm(here, Kind.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
+    return found
 
 
 def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
@@ -62,6 +66,8 @@ def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Ten
     out: Tensor = here.func(input, dim, keepdim)
     tangent = _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
+    if here.call.selector is not None:
+        softmaxes.note_logarithm(here, Kind.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
     return out
 
 
@@ -107,7 +113,7 @@ def scaled_dot_product_attention(
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
     q, k = product(factors, (query, key))
-    scores = joined(here, q @ k.mT, torch.matmul, (q, k.mT))
+    scores = joined(factors, q @ k.mT, torch.matmul, (q, k.mT))
     scores = raw = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -120,7 +126,7 @@ def scaled_dot_product_attention(
         p = _tell_softmax(here, p, raw.detach())
     p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
     here.factors = factors.factors
-    out = joined(here, p @ v, torch.matmul, (p, v))
+    out = joined(factors, p @ v, torch.matmul, (p, v))
     return out if dropout_p > 0 else call.switch(native, out)
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
+from relprop.propagation.formulas import Formulas
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
-from relprop.propagation.storage import CopyOnWrite, Protected
+from relprop.propagation.storage import CopyOnWrite, Protected, tensors_in
 from relprop.propagation.tokens import Tokens
 
 
@@ -131,6 +132,7 @@ class Call:
         self.graph = Graph(partial(_is_input, self.protected) if self.open_ended else None)
         self.origins = Origins()
         self.saving = CopyOnWrite()
+        self.formulas = Formulas(self.saving)
         self.tokens: list[Tokens] = []
         self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
@@ -207,6 +209,13 @@ class Call:
         self.starts.append(start)
         return start
 
+    def give(self, given: Any) -> None:
+        """Note what the model is given beside what is explained: it is data."""
+        for tensor in tensors_in(given):
+            if not self.graph.reach(tensor):
+                self.origins.note_data(tensor)
+                self.protected.give(tensor)
+
     def view(self, x: Tensor) -> Tensor:
         """Return the same values with a node of their own."""
         out = x.view_as(x)
@@ -216,16 +225,18 @@ class Call:
 
     # Names of what is not covered ---------------------------------------------------------------
 
-    def name_uncovered(self, operation: str, why: str) -> None:
-        """Warn, once an operation and place, that no rule covers it; with ``strict`` raise."""
-        name, module = self.place
+    def name_uncovered(self, operation: str, why: str, place: tuple[str, nn.Module | None] | None = None) -> bool:
+        """Warn, once an operation and place, that no rule covers it; with ``strict`` raise. Say whether it was new."""
+        name, module = place or self.place
         where = f"module {name!r} ({type(module).__name__})" if name else f"{type(module).__name__}"
         message = f"{operation} in {where} {why}"
         if self.strict:
             raise UncoveredOperationError(message)
-        if message not in self.warned:
+        new = message not in self.warned
+        if new:
             self.warned.add(message)
             warn(message, UncoveredOperationWarning)
+        return new
 
     def name_backward_hooks(self, where: str) -> None:
         """Warn, once a place, that backward hooks are called with coefficients."""
@@ -279,6 +290,7 @@ class Call:
         """Let go of what only the forward needed."""
         self.graph.clear()
         self.origins.clear()
+        self.formulas.clear()
         self.stack.clear()
         self.starts.clear()
         for site in self.sites:
@@ -298,4 +310,4 @@ class Call:
 
 def _is_input(protected: Protected, leaf: Tensor) -> bool:
     """Say whether a leaf of an open-ended call is an input: whatever asks for a gradient and is no parameter."""
-    return leaf.requires_grad and not protected.owns(leaf)
+    return leaf.requires_grad and not protected.registers(leaf)

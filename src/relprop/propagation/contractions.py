@@ -12,9 +12,9 @@ from torch import Tensor
 
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Contraction, Dense
-from relprop.propagation.linear_calls import apply_linear, is_parameter
+from relprop.propagation.linear_calls import apply_linear, is_weight
 from relprop.propagation.products import joined, product
-from relprop.propagation.sums import combined, mixed
+from relprop.propagation.sums import combined
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,14 +26,20 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
         factors = product(here, (input, other))
         return joined(here, compute(*factors), compute, factors)
     constant, a = (other, input) if left else (input, other)
-    if not is_parameter(here, constant):
-        return mixed(here, a, compute(input, other))
+    if not is_weight(here, constant):
+        return _mixed(here, compute, input, other)
     if constant.layout != torch.strided:
         constant = constant.to_dense()
     if left and other.dim() == 2 and compute is torch.matmul:
         return apply_linear(here, Dense(), a, constant.mT, None, lambda: compute(input, other))
     forward = compute if left else lambda x, weight: compute(weight, x)
     return apply_linear(here, Contraction(forward), a, constant, None, lambda: compute(input, other))
+
+
+def _mixed(here: Here, compute: Callable[..., Tensor], *factors: Tensor) -> Tensor:
+    """Return a product of one active tensor with constants that are no weights."""
+    here.by_autograd()
+    return joined(here, compute(*factors), compute, factors)
 
 
 _NAMES = (
@@ -70,7 +76,7 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
 
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
         (start, first, second), _ = _operands(3, args, kwargs)
-        layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_parameter(here, second)
+        layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_weight(here, second)
         if layer and beta == 1 and alpha == 1 and not here.active(start) and compute is torch.matmul:
             return apply_linear(here, Dense(), first, second.mT, start, lambda: here.func(start, first, second))
         if not (here.active(first) or here.active(second)):
@@ -110,15 +116,31 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     if sum(active) > 1:
         factors = product(here, tuple(tensors))
         return joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
-    position = active.index(True)
-    if len(tensors) == 2 and is_parameter(here, tensors[1 - position]):
+    a = tensors[active.index(True)]
+    constants = [tensor for tensor in tensors if tensor is not a]
+    if not all(is_weight(here, tensor) for tensor in constants):
+        return _mixed(here, partial(torch.einsum, equation), *tensors)
+    whole, weight = _one_weight(equation, tensors, active.index(True))
 
-        def contracting(a: Tensor, weight: Tensor) -> Tensor:
-            return torch.einsum(equation, *((a, weight) if position == 0 else (weight, a)))
+    def contracting(x: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum(whole, x, w)
 
-        a, weight = tensors[position], tensors[1 - position]
-        return apply_linear(here, Contraction(contracting), a, weight, None, lambda: contracting(a, weight))
-    return mixed(here, tensors[position], torch.einsum(equation, *tensors))
+    return apply_linear(here, Contraction(contracting), a, weight, None, lambda: torch.einsum(equation, *tensors))
+
+
+def _one_weight(equation: str, tensors: Sequence[Tensor], position: int) -> tuple[str, Tensor]:
+    """Return the product of all operands but one, and the equation of that one with it."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    letters = left.replace(",", "").replace(".", "")
+    if "->" not in equation:  # every letter that occurs once, after what the dots stand for
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    own = inputs.pop(position)
+    wanted = {x for x in own + right if x.isalpha()}
+    kept = "..." * any("..." in names for names in inputs)
+    kept += "".join(x for x in dict.fromkeys("".join(inputs)) if x in wanted)
+    constants = [tensor for index, tensor in enumerate(tensors) if index != position]
+    return f"{own},{kept}->{right}", torch.einsum(f"{','.join(inputs)}->{kept}", *constants)
 
 
 def _equation(*given: Any) -> tuple[str, tuple[Tensor, ...]]:

@@ -68,6 +68,10 @@ class Here:
         """Say whether an argument depends on the explained input."""
         return isinstance(x, Tensor) and self.call.graph.reach(x) > 0
 
+    def original(self, x: Any) -> Any:
+        """Return what the model gave for an argument, which a report taps."""
+        return self.given.get(id(x), x)
+
     def note(self, text: str) -> None:
         """Add a remark to the row of this call."""
         if self.record is not None:

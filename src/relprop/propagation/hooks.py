@@ -76,11 +76,14 @@ class ModuleHooks:
                     pair.remove()
                     del self._shared[module]
 
-    def entering(self, module: nn.Module) -> None:
+    def entering(self, module: nn.Module, given: Any) -> None:
         """Note that a module begins to run."""
         name = self._names.get(module)
         if name is not None:
             call = self.call
+            if not call.stack:
+                with torch._C.DisableTorchFunction():
+                    call.give(given)
             if not call.ended:
                 call.called.add(name)
             call.stack.append((name, module))
@@ -126,7 +129,7 @@ class _Pair:
         self.calls = 0
         # First before, last after: what the user's own hooks compute belongs to the module.
         self._handles = (
-            module.register_forward_pre_hook(_enter, prepend=True),
+            module.register_forward_pre_hook(_enter, prepend=True, with_kwargs=True),
             module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
         )
 
@@ -147,10 +150,10 @@ def _running() -> list[ModuleHooks]:
     return found
 
 
-def _enter(module: nn.Module, args: Any) -> None:
+def _enter(module: nn.Module, args: Any, kwargs: Any) -> None:
     running = _running()
     if running:
-        running[-1].entering(module)
+        running[-1].entering(module, (args, kwargs))
 
 
 def _leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:

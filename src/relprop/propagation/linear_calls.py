@@ -158,16 +158,18 @@ def _layer(
     return z if bias is None else z + geometry.shift(bias, z)
 
 
-def is_parameter(here: Here, tensor: Tensor) -> bool:
-    """Say whether a factor is a parameter, a view of one, or a constant made from one, trained or not.
+def is_weight(here: Here, tensor: Tensor) -> bool:
+    """Say whether a factor of a matrix product is a weight: what the model owns, trained or not, or was made of that.
 
-    A plain tensor that asks for a gradient is a parameter too.
+    It owns its parameters, its buffers and the tensors that its modules hold as attributes. What is given to it is
+    data, and so is what was made from that; whether a tensor asks for a gradient decides nothing.
     """
     call = here.call
-    if isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor):
-        return True
-    made = tensor.requires_grad or call.origins.is_weight(tensor)
-    return made and not call.graph.touches_input(tensor)
+    return (
+        call.protected.holds(tensor)
+        or call.origins.is_weight(tensor)
+        or (isinstance(tensor, nn.Parameter) and not call.origins.is_data(tensor))
+    )
 
 
 # Batch norm ------------------------------------------------------------------------------------
@@ -184,13 +186,48 @@ def batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``: folded into the linear map before it where the two are one linear map."""
-    call = here.call
+    """``F.batch_norm``."""
 
     def compute(x: Tensor) -> Tensor:
-        out: Tensor = here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        return out
+        return here.func(x, running_mean, running_var, weight, bias, training, momentum, eps)  # type: ignore[no-any-return]
 
+    return _batch_norm(here, compute, input, running_mean, running_var, weight, bias, training, eps)
+
+
+def torch_batch_norm(
+    here: Here,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """``torch.batch_norm``, which takes the same tensors in another order."""
+
+    def compute(x: Tensor) -> Tensor:
+        statistics = (running_mean, running_var, training, momentum, eps, cudnn_enabled)
+        return here.func(x, weight, bias, *statistics)  # type: ignore[no-any-return]
+
+    return _batch_norm(here, compute, input, running_mean, running_var, weight, bias, training, eps)
+
+
+def _batch_norm(
+    here: Here,
+    compute: Callable[[Tensor], Tensor],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """Run a batch norm: folded into the linear map before it where the two are one linear map."""
+    call = here.call
     if call.selector is None:
         return compute(input)
     if training or running_mean is None or running_var is None:
@@ -242,32 +279,6 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     return call.switch(out, surrogate.to(out.dtype))
 
 
-def torch_batch_norm(
-    here: Here,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    """``torch.batch_norm``, which takes the same tensors in another order."""
-
-    def reordered(
-        x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, train: bool, rate: float, epsilon: float
-    ) -> Tensor:
-        return torch.batch_norm(x, gamma, beta, mean, var, train, rate, epsilon, cudnn_enabled)
-
-    func, here.func = here.func, reordered
-    try:
-        return batch_norm(here, input, running_mean, running_var, weight, bias, training, momentum, eps)
-    finally:
-        here.func = func
-
-
 def _foldable(here: Here, site: Site, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
     return (
         site.affine.epsilon is None
@@ -286,19 +297,19 @@ def consumed(here: Here, z: Tensor) -> None:
 
 
 def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``F.embedding``: where token ids are explained, activity starts at its output."""
-    value: Tensor = here.func(input, weight, *args, **kwargs)
-    here.by_autograd()
-    return embedded(here.call, input, value)
+    """``F.embedding``."""
+    return _embedded(here, input, here.func(input, weight, *args, **kwargs))
 
 
 def torch_embedding(here: Here, weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``torch.embedding``, which takes the same tensors in another order."""
-    func, here.func = here.func, lambda ids, table: func(table, ids, *args, **kwargs)
-    try:
-        return embedding(here, indices, weight)
-    finally:
-        here.func = func
+    return _embedded(here, indices, here.func(weight, indices, *args, **kwargs))
+
+
+def _embedded(here: Here, ids: Tensor, value: Tensor) -> Tensor:
+    """Return the embedding of ids; where these are explained, activity starts there."""
+    here.by_autograd()
+    return embedded(here.call, ids, value)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

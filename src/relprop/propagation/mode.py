@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
+from relprop.propagation.cuts import Cuts
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
 from relprop.propagation.operations import Operation, makes_constants, operation_of
@@ -50,6 +51,7 @@ class RelevanceMode(TorchFunctionMode):
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.call = call
+        self.cuts = Cuts(call)
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if _foremost.calls[-1] is not self.call:
@@ -78,23 +80,42 @@ class RelevanceMode(TorchFunctionMode):
             out = func(*args, **kwargs)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
-                note(found, out)
+                note(call.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
-            self._note_weights((args, kwargs), out)
+            self._note_constants(func, (args, kwargs), out)
             return out
         if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
-        return self._explain(func, args, kwargs, active)
+        cuts = self.cuts.among(_taken(func, (args, kwargs))) if self.cuts.exist else []
+        out = self._explain(func, args, kwargs, active)
+        if cuts:
+            self.cuts.name(cuts, out)
+        return out
+
+    def _note_constants(self, func: Function, given: Any, made: Any) -> None:
+        """Remember what a call without relevance was made of."""
+        if not self.call.ended:
+            self._note_weights(given, made)
+            recording = torch.is_grad_enabled()
+            if (self.cuts.exist or not recording) and not makes_constants(func):
+                self.cuts.note(_name(func), _taken(func, given), made, recording)
 
     def _note_weights(self, given: Any, made: Any) -> None:
-        """Remember the constants that a call makes from parameters: as factors they are weights."""
-        call = self.call
-        if any(
-            isinstance(tensor, nn.Parameter) or call.protected.owns_parameter(tensor) or call.origins.is_weight(tensor)
-            for tensor in tensors_in(given)
+        """Remember of the constants that a call makes whether they come from the model alone or from data.
+
+        In a product of matrices the ones are weights, the others are not.
+        """
+        call, tensors = self.call, tensors_in(given)
+        origins = call.origins
+        if any(map(origins.is_data, tensors)):
+            for tensor in tensors_in(made):
+                origins.note_data(tensor)
+        elif any(
+            call.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
+            for tensor in tensors
         ):
             for tensor in tensors_in(made):
-                call.origins.note_weight(tensor)
+                origins.note_weight(tensor)
 
     def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
@@ -169,6 +190,8 @@ class RelevanceMode(TorchFunctionMode):
         out = operation.handler(here, *args, **kwargs)
         if kept is not NOTHING or here.factors is not None:
             note_inherited(call.origins, out, kept, active, here.factors)
+        if call.formulas.exist and isinstance(out, Tensor):
+            call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
@@ -202,6 +225,7 @@ class RelevanceMode(TorchFunctionMode):
         made, name = tensors_in(out), _name(func)
         carries = any(call.graph.reach(tensor) for tensor in made)
         if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
+            self._reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         if call.selector is not None:
             why = "has no rule in relprop; plain autograd carries its relevance."
@@ -218,9 +242,10 @@ class RelevanceMode(TorchFunctionMode):
         return out
 
     def _reached(self, out: Any) -> None:
-        """Walk the nodes that a seen call made, so that an unseen one will be noticed."""
+        """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
         for tensor in tensors_in(out):
-            self.call.graph.reach(tensor)
+            if not self.call.graph.reach(tensor):
+                self.call.origins.note_data(tensor)
 
     # Writes ------------------------------------------------------------------------------------
 
@@ -239,9 +264,10 @@ class RelevanceMode(TorchFunctionMode):
             return written[0] if len(written) == 1 else tuple(written)
         for tensor in written:
             call.saving.before_write(tensor)
+            call.formulas.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
-            self._note_weights((args, kwargs), written)
+            self._note_constants(func, (args, kwargs), written)
             return self._write_ids(func, args, kwargs, written)
         twin = twin_of(func, args, kwargs)
         if twin is None:
@@ -259,10 +285,7 @@ class RelevanceMode(TorchFunctionMode):
         twin = twin_of(func, args, kwargs) if self.call.tokens else None
         found = self._follow(*((func, args, kwargs) if twin is None else (twin.func, twin.args, twin.kwargs)))
         out = func(*args, **kwargs)
-        for tokens in self.call.tokens:
-            for tensor in written:
-                tokens.forget(tensor)
-        note(found, written)
+        note(self.call.tokens, found, written)
         return out
 
     def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
@@ -301,9 +324,12 @@ class RelevanceMode(TorchFunctionMode):
         if target.shape != value.shape:
             with torch.no_grad():  # an empty ``out=`` takes the shape of the result
                 target.resize_(value.shape)
+        formula = call.formulas.of(value)
         call.saving.before_write(target)
+        call.formulas.before_write(target)
         target.copy_(value)
         call.origins.note(target, origin)
+        call.formulas.note(target, formula)
         call.graph.overwrite(target, value)
         call.graph.reach(target)
 
@@ -324,6 +350,12 @@ class RelevanceMode(TorchFunctionMode):
 def _holds_numbers(tensor: Tensor) -> bool:
     """Say whether the entries of a tensor can change gradually."""
     return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+
+
+def _taken(func: Function, given: Any) -> list[Tensor]:
+    """Return the arguments of which a call takes more than the shape or the type."""
+    tensors, operation = tensors_in(given), operation_of(func)
+    return tensors[:1] if operation is not None and operation.kind == "view" else tensors
 
 
 def _name(func: Function) -> str:

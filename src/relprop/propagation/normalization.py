@@ -6,7 +6,6 @@ The mean is linear and needs nothing; the standard deviation is what the Norm ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,15 +125,9 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.instance_norm``; by running statistics it is affine."""
+    """``F.instance_norm``."""
     native: Tensor = here.func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    if here.call.selector is None:
-        return native
-    if not use_input_stats:
-        here.by_autograd()
-        return native
-    x = standardized(here, input, range(2, input.dim()), eps)
-    return with_channels(here, native, x, weight, bias)
+    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
 
 
 def torch_instance_norm(
@@ -150,16 +143,28 @@ def torch_instance_norm(
     cudnn_enabled: bool,
 ) -> Tensor:
     """``torch.instance_norm``, which takes the same tensors in another order."""
-    func = here.func
+    statistics = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+    native: Tensor = here.func(input, weight, bias, *statistics)
+    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
 
-    def reordered(x: Tensor, mean: Any, var: Any, gamma: Any, beta: Any, own: bool, rate: float, by: float) -> Tensor:
-        return func(x, gamma, beta, mean, var, own, rate, by, cudnn_enabled)  # type: ignore[no-any-return]
 
-    here.func = reordered
-    try:
-        return instance_norm(here, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    finally:
-        here.func = func
+def _instance_norm(
+    here: Here,
+    native: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    eps: float,
+) -> Tensor:
+    """Return the native value of instance norm, as it is explained; by running statistics it is affine."""
+    if here.call.selector is None:
+        return native
+    if not use_input_stats:
+        here.by_autograd()
+        return native
+    x = standardized(here, input, range(2, input.dim()), eps)
+    return with_channels(here, native, x, weight, bias)
 
 
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:

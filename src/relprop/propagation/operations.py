@@ -119,19 +119,20 @@ def _enter_activations() -> None:
         "tanh": ele.tanh, "sinh": ele.sinh, "cosh": ele.cosh, "sin": ele.sin, "cos": ele.cos, "tan": ele.tan,
         "asin": ele.asin, "arcsin": ele.asin, "acos": ele.acos, "arccos": ele.acos, "atan": ele.atan,
         "arctan": ele.atan, "asinh": ele.asinh, "arcsinh": ele.asinh, "atanh": ele.atanh, "arctanh": ele.atanh,
-        "sinc": ele.sinc, "exp": ele.exp, "exp2": ele.exp2, "expm1": ele.expm1, "log1p": ele.log1p,
+        "sinc": ele.sinc, "exp2": ele.exp2, "expm1": ele.expm1, "log1p": ele.log1p,
         "erf": ele.erf, "erfc": ele.erfc, "erfcx": ele.erfcx, "erfinv": ele.erfinv, "ndtr": ele.ndtr,
         "log_ndtr": ele.log_ndtr, "entr": ele.entr, "i0": ele.i0, "i0e": ele.i0e, "i1": ele.i1, "i1e": ele.i1e,
         "square": ele.square, "sqrt": ele.sqrt,
     }  # fmt: skip
     for name, quotient in quotients.items():
         _enter("activation", partial(act.elementwise, quotient), name)
+    _enter("activation", act.exponential_function, "exp")
     for name, quotient in {"log": ele.log, "log2": ele.log2, "log10": ele.log10, "acosh": ele.acosh}.items():
         _enter("activation", partial(act.about, 1.0, quotient), name)
     _enter("activation", partial(act.about, 1.0, ele.acosh), "arccosh")
     _enter("activation", partial(act.about, 0.5, ele.logit), "logit")
     _enter("activation", partial(act.about, 0.5, ele.ndtri), "ndtri")
-    _enter("activation", partial(act.elementwise, quo.sigmoid), "sigmoid", "expit", label="sigmoid")
+    _enter("activation", act.sigmoid, "sigmoid", "expit", label="sigmoid")
     _enter("activation", act.hard_sigmoid, "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("activation", act.piecewise, "leaky_relu", "rrelu", "abs", "absolute")
@@ -144,7 +145,7 @@ def _enter_activations() -> None:
     _enter("activation", act.reversed_power, "__rpow__", label="pow")
     _enter("activation", act.float_power, "float_power")
     _enter(
-        "activation", act.divided, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac",
+        "activation", act.stepwise, "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac",
         "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine",
     )  # fmt: skip
     _enter("activation", rounding.heaviside, "heaviside")
@@ -252,9 +253,8 @@ def _enter_views() -> None:
         "gather", "take", "take_along_dim", "masked_select", "unfold", "diagonal", "diag", "diagflat",
         "diag_embed", "tril", "triu", "topk", "sort", "msort", "__getitem__", "__reversed__",
         "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "fftshift", "ifftshift",
-        "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "real", "conj", "conj_physical", "resolve_conj",
-        "resolve_neg", "view_as_real", "view_as_complex", "imag", "positive", "requires_grad_", "detach", "as_tensor",
-
+        "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "conj", "conj_physical", "resolve_conj",
+        "resolve_neg", "view_as_real", "view_as_complex", "positive", "requires_grad_", "detach",
         "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "split_with_sizes", "to_dense", "pin_memory",
         "alias_copy", "as_strided_copy", "diagonal_copy", "expand_copy", "narrow_copy", "permute_copy",
         "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "t_copy",
@@ -354,7 +354,7 @@ def makes_constants(func: Callable[..., Any]) -> bool:
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
     return (
-        name in ("data", "grad", "tensor", "detach_", "__deepcopy__")
+        name in ("data", "grad", "tensor", "detach", "detach_", "__deepcopy__")
         or name.startswith("new_")
         or name.endswith("_like")
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.propagation import softmaxes
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.provenance import Origin
@@ -38,8 +39,8 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
 
     In ``z q(z)``, an activation spelled as a product, ``q(z)`` is one.
     """
-    known, given = here.call.origins, here.given
-    origins = [known.rooted(given.get(id(x), x)) if here.active(x) else Origin(factors=0) for x in factors]
+    known = here.call.origins
+    origins = [known.rooted(here.original(x)) if here.active(x) else Origin(factors=0) for x in factors]
     powers = {origin.root for origin in origins if origin.factors and origin.degree}
     gates = (origin.gate or (origin.degree == 0 and origin.root in powers) for origin in origins)
     return tuple(origin.factors for origin in origins), tuple(gates)
@@ -47,20 +48,27 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
     """``*``: by a constant it is linear, by another active tensor a product."""
+    found = softmaxes.product(here, input, other)
+    if found is not None:
+        return found
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
         return scaled(here, x, factor, here.func(input, other))
     factors = product(here, (input, other))
-    return joined(here, here.func(*factors), torch.mul, factors)
+    return joined(here, here.func(*factors), torch.mul, factors, masked=False)
 
 
 def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
-    here.declared = declares_nothing
     if here.active(other):
+        found = softmaxes.quotient(here, input, other)
+        if found is not None:
+            return found
+        here.declared = declares_nothing
         divisor = denominator(here, other)
         out: Tensor = here.func(input, divisor)
         return out if here.active(divisor) or not here.active(input) else passed_on(here, input, out)
+    here.declared = declares_nothing
     return scaled(here, input, 1.0, here.func(input, other))
 
 
@@ -108,11 +116,14 @@ def passed_on(here: Here, x: Tensor, out: Tensor, masked: Tensor | None = None) 
     return call.switch(out, x * passed)
 
 
-def joined(here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any]) -> Tensor:
+def joined(
+    here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any], masked: bool = True
+) -> Tensor:
     """Return ``out``, linear in each of its factors, explained so that sums of zero conserve their relevance too.
 
     There the terms that were summed receive equal parts, and so do the active factors of a term, whatever they are
-    worth. Each factor already carries its share (see :func:`product`).
+    worth. Each factor already carries its share (see :func:`product`). What a constant zero multiplies is no term,
+    unless it is not ``masked`` by it: a gate that the rule made constant hands on what it shut.
     """
     call = here.call
     active = [factor for factor in factors if here.active(factor)]
@@ -123,11 +134,16 @@ def joined(here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Seq
         """Return the product with ones for all factors but one, and tau for that."""
         return compute(
             *(
-                x * call.constant(TAU / safe(x)) if index == position else torch.ones_like(x)
+                x * call.constant(TAU / safe(x))
+                if index == position
+                else (x.detach() != 0).to(x.dtype)
+                if masked and not here.active(x)
+                else torch.ones_like(x)
                 for index, x in enumerate(factors)
             )
         )
 
-    terms = with_one(None).clamp(min=1)
+    terms = with_one(None)
     even = sum((with_one(i) for i, x in enumerate(factors) if here.active(x)), torch.zeros_like(out))
-    return call.switch(out, torch.where(out.detach() == 0, even / terms, out))
+    here.declared = lambda c, value: {"mask": torch.where((value == 0) & (terms == 0), safe(value) * c, 0.0)}
+    return call.switch(out, torch.where(out.detach() == 0, even / terms.clamp(min=1), out))

@@ -68,12 +68,20 @@ class Origins:
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def note_weight(self, tensor: Tensor) -> None:
-        """Remember a constant that was made from parameters."""
+        """Remember a constant that was made from what the model owns."""
         self._weights[tensor] = True
 
+    def note_data(self, tensor: Tensor) -> None:
+        """Remember a constant that was given to the model, or made from what was."""
+        self._weights[tensor] = False
+
     def is_weight(self, tensor: Tensor) -> bool:
-        """Say whether a constant was made from parameters."""
-        return tensor in self._weights
+        """Say whether a constant was made from what the model owns, and from nothing that was given to it."""
+        return bool(self._weights.get(tensor, False))
+
+    def is_data(self, tensor: Tensor) -> bool:
+        """Say whether a constant was given to the model, or made from what was."""
+        return self._weights.get(tensor, True) is False
 
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
@@ -136,19 +144,6 @@ class Graph:
         """Note that the whole tensor now holds a value: it depends on what the value does, and on nothing else."""
         if tensor.grad_fn is not None and not tensor._is_view():
             self._state[tensor.grad_fn] = self.reach(value)
-
-    def touches_input(self, tensor: Tensor) -> bool:
-        """Say whether a tensor was made from the input at all, were it by way of constants."""
-        stack, visited = [tensor.grad_fn], set()
-        while stack:
-            node = stack.pop()
-            if node is None or node in visited:
-                continue
-            if node in self._roots or self._leaf(node):
-                return True
-            visited.add(node)
-            stack.extend(parent for parent, _ in node.next_functions)
-        return False
 
     def knows(self, tensor: Tensor) -> bool:
         """Say whether a seen call made this tensor (or no node did)."""

@@ -42,6 +42,7 @@ class Record:
         notes: what else is worth knowing ("folded", "not folded", "a >= 0", ...).
         out, into: relevance that arrived at the output and was sent to the inputs, summed over the batch.
         absorbed: by name, the shares that rules declare as gone.
+        precision: the coarsest machine epsilon of the tensors whose relevance was measured.
         loop: the loop of which this call is part of one step.
     """
 
@@ -58,6 +59,7 @@ class Record:
     out: Tensor | None = None
     into: Tensor | None = None
     absorbed: dict[str, Tensor] = field(default_factory=dict)
+    precision: float = 0.0
     loop: object = None
 
     def receive(self, relevance: Tensor) -> None:
@@ -91,6 +93,7 @@ def merged(records: Sequence[Record]) -> list[tuple[int, Record]]:
         if record.into is not None:
             row.send(record.into)
         row.absorb(record.absorbed)
+        row.precision = max(row.precision, record.precision)
     for key, (_, row) in found.items():
         if times[key] > 1:
             row.notes.append(f"{times[key]} times")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from relprop.propagation import products
-from relprop.propagation.activations import divided
+from relprop.propagation.activations import Function, divided
 from relprop.propagation.handler import Here
 
 
@@ -19,55 +19,56 @@ def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = No
     """``/``, rounded or not."""
     if rounding_mode is None:
         return products.divide(here, input, other)
-    func = here.func
-    here.func = lambda x, y: func(x, y, rounding_mode=rounding_mode)
-    return floor_divide(here, input, other)
+    return _floor_divide(lambda x, y: here.func(x, y, rounding_mode=rounding_mode), here, input, other)
 
 
 def floor_divide(here: Here, input: Any, other: Any) -> Tensor:
     """``input // other``: what divides is a constant, and what is divided hands its relevance on."""
-    if here.active(other):
-        other = products.denominator(here, other)
-    if not here.active(input):
-        here.absorbs_nothing()
-        return here.func(input, other)  # type: ignore[no-any-return]
-    here.kind = "activation"
-    here.choose()
-    func = here.func
-    here.func = lambda x: func(x.detach(), other)  # which PyTorch does not differentiate: its derivative is zero
-    here.absorbs_nothing()
-    return divided(here, input)
+    return _floor_divide(here.func, here, input, other)
 
 
 def reversed_floor_divide(here: Here, other: Tensor, input: Any) -> Tensor:
     """``input // other`` where only ``other`` is a tensor (``Tensor.__rfloordiv__``)."""
-    func = here.func
-    here.func = lambda x, y: func(y, x)
-    return floor_divide(here, input, other)
+    return _floor_divide(lambda x, y: here.func(y, x), here, input, other)
+
+
+def _floor_divide(func: Function, here: Here, input: Any, other: Any) -> Tensor:
+    if here.active(other):
+        other = products.denominator(here, other)
+    if not here.active(input):
+        here.absorbs_nothing()
+        return func(input, other)  # type: ignore[no-any-return]
+    here.kind = "activation"
+    here.choose()
+    here.absorbs_nothing()
+    # Detached, since PyTorch does not differentiate it: its derivative is zero.
+    return divided(lambda x: func(x.detach(), other), here, input)
 
 
 def remainder(here: Here, input: Any, other: Any) -> Tensor:
     """``fmod`` and ``remainder``: Pass for a constant divisor; else ``x - n y`` with a constant integer ``n``."""
+    return _remainder(here.func, here, input, other)
+
+
+def reversed_remainder(here: Here, other: Tensor, input: Any) -> Tensor:
+    """``input % other`` where only ``other`` is a tensor (``Tensor.__rmod__``)."""
+    return _remainder(torch.remainder, here, torch.as_tensor(input, dtype=other.dtype, device=other.device), other)
+
+
+def _remainder(func: Function, here: Here, input: Any, other: Any) -> Tensor:
     if not here.active(other):
-        return divided(here, input, other)
+        return divided(func, here, input, other)
     here.by_autograd()
-    out: Tensor = here.func(input, other)
+    out: Tensor = func(input, other)
     if not here.active(input):
         here.absorbs(input * out.new_ones(()))
     return out
 
 
-def reversed_remainder(here: Here, other: Tensor, input: Any) -> Tensor:
-    """``input % other`` where only ``other`` is a tensor (``Tensor.__rmod__``)."""
-    here.func = torch.remainder
-    return remainder(here, torch.as_tensor(input, dtype=other.dtype, device=other.device), other)
-
-
 def heaviside(here: Here, input: Any, values: Any) -> Tensor:
     """``heaviside``."""
+    func = here.func
     if here.active(values):
         here.uncovered("depends on the input by its value at zero")
-        return here.func(input, values)  # type: ignore[no-any-return]
-    func = here.func
-    here.func = lambda x, at_zero: func(x.detach(), at_zero)
-    return divided(here, input, values)
+        return func(input, values)  # type: ignore[no-any-return]
+    return divided(lambda x, at_zero: func(x.detach(), at_zero), here, input, values)

@@ -175,10 +175,23 @@ def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> No
     for position, start in enumerate(passed.starts):
         if isinstance(start, Tokens) and not start.roots:
             name = f"Input {position}" if len(passed.starts) > 1 else "The input"
-            raise InputError(
-                f"{name} holds integers, and no embedding of the model consumed them as they are. "
-                "Give floating point numbers, or the embedded tokens."
-            ) from error
+            raise InputError(_not_embedded(passed.call, name, inputs.tensors[position].dtype)) from error
+
+
+def _not_embedded(call: Call, name: str, dtype: torch.dtype) -> str:
+    """Say what is wrong with integers that no embedding took, and what to give instead."""
+    if dtype in (torch.uint8, torch.int8):
+        return (
+            f"{name} has dtype {dtype}, and no embedding of the model looked its entries up. If they are the pixels of "
+            "an image and no token ids, convert it to floating point numbers first: x.float()."
+        )
+    hint = " A part of the model runs under torch.no_grad or inference_mode." if call.without_gradient else ""
+    return (
+        f"{name} holds integers ({dtype}), and no embedding of the model consumed them as they are. Token ids are "
+        "explained where nn.Embedding or F.embedding looks them up; weight[ids], index_select and products with "
+        "one-hot vectors are not followed: call F.embedding(ids, weight) there. Or give floating point numbers, such "
+        f"as the embedded tokens.{hint}"
+    )
 
 
 def _check_device(model: nn.Module, error: Exception) -> None:

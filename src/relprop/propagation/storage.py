@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-Contents: TypeAlias = "list[tuple[dict[str, Any], dict[str, Tensor]]]"
+Contents: TypeAlias = "tuple[dict[str, Any], list[tuple[Any, Any]]]"
 
 
 class Saved:
@@ -44,7 +45,7 @@ class CopyOnWrite:
 
     def before_write(self, tensor: Tensor) -> None:
         """Clone everything saved from the tensor's storage."""
-        for saved in self._by_storage.pop(_storage(tensor), ()):
+        for saved in self._by_storage.pop(storage_key(tensor), ()):
             saved.tensor = saved.tensor.clone()
 
     def clear(self) -> None:
@@ -53,7 +54,7 @@ class CopyOnWrite:
 
 def _save(by_storage: dict[int, weakref.WeakSet[Saved]], tensor: Tensor) -> Saved:
     saved = Saved(tensor)
-    key = _storage(tensor)
+    key = storage_key(tensor)
     slots = by_storage.get(key)
     if slots is None:
         slots = by_storage[key] = weakref.WeakSet()
@@ -70,11 +71,20 @@ def _unpack(saved: Saved) -> Tensor:
     return saved.tensor
 
 
-class Attributes:
-    """What tensors the modules of a model hold, put back as it was when the last call on a module ends.
+_REGISTRIES = frozenset(nn.Module().__dict__)
+"""What every module has: its registries of parameters, buffers, modules and hooks."""
 
-    Some models assign to themselves in their forward: weights made by a hook, statistics, a memory. While several
-    threads explain one model, the state from before the first of them is kept.
+_HOOKS = frozenset(name for name in _REGISTRIES if "hook" in name)
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict, Counter})
+
+
+class Attributes:
+    """What the modules of a model hold, put back as it was when the last call on a module ends.
+
+    Some models assign to themselves in their forward: weights made by a hook, statistics, counters, a memory. Their
+    attributes are put back, and the contents of those that are lists, dicts, sets and deques, but not what these
+    contain in turn, nor what objects of other classes hold. Hooks are left alone. While several threads explain one
+    model, the state from before the first of them is kept.
     """
 
     _lock = threading.Lock()
@@ -99,32 +109,61 @@ class Attributes:
                 if calls > 1:
                     self._open[module] = (calls - 1, contents)
                 else:
-                    _put_back(contents)
+                    _put_back(module, contents)
 
 
 def _contents(module: nn.Module) -> Contents:
-    """Return every mapping from names to tensors in a module, and the tensors in it."""
-    return [
-        (mapping, {name: value for name, value in mapping.items() if isinstance(value, Tensor)})
-        for mapping in (module.__dict__, module._parameters, module._buffers)
+    """Return the attributes of a module but its hooks, and the containers among them with what they hold."""
+    attributes = {name: value for name, value in module.__dict__.items() if name not in _HOOKS}
+    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
+    return attributes, [
+        (container, dict(container) if isinstance(container, dict) else list(container)) for container in containers
     ]
 
 
-def _put_back(contents: Contents) -> None:
-    for mapping, before in contents:
-        for name in [name for name, value in mapping.items() if isinstance(value, Tensor) and name not in before]:
-            del mapping[name]
-        for name, value in before.items():
-            if mapping.get(name) is not value:
-                mapping[name] = value
+def _put_back(module: nn.Module, contents: Contents) -> None:
+    attributes, containers = contents
+    now = module.__dict__
+    for name in [name for name in now if name not in attributes and name not in _HOOKS]:
+        del now[name]
+    for name, value in attributes.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
+    for container, held in containers:
+        if not _same(container, held):
+            container.clear()
+            if isinstance(container, (dict, set)):
+                container.update(held)
+            else:
+                container.extend(held)
+
+
+def _same(container: Any, held: Any) -> bool:
+    """Say whether a container holds the very objects that it held."""
+    if len(container) != len(held):
+        return False
+    if isinstance(container, dict):
+        return all(key in container and container[key] is value for key, value in held.items())
+    if isinstance(container, set):
+        return {id(item) for item in container} == {id(item) for item in held}
+    return all(item is before for item, before in zip(container, held, strict=True))
 
 
 class Protected:
-    """The parameters and buffers of a model; whoever writes to one writes to a copy for this call."""
+    """What a model owns: parameters, buffers, and tensors that its modules hold as attributes.
+
+    Whoever writes to one writes to a copy for this call.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = {_storage(tensor) for tensor in model.parameters()} - {0}
-        self._owned = self._parameters | ({_storage(tensor) for tensor in model.buffers()} - {0})
+        self._registered = {storage_key(tensor) for tensor in (*model.parameters(), *model.buffers())} - {0}
+        self._attributes = {
+            storage_key(tensor)
+            for module in model.modules()
+            for name, value in module.__dict__.items()
+            if name not in _REGISTRIES
+            for tensor in tensors_in(value)
+        } - {0}
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -132,17 +171,27 @@ class Protected:
         """Say whether nothing has been written so far."""
         return not self._copies
 
-    def owns(self, tensor: Tensor) -> bool:
-        """Say whether the tensor lies in a parameter's or buffer's storage."""
-        return bool(self._owned) and _storage(tensor) in self._owned
+    def give(self, tensor: Tensor) -> None:
+        """Note that a tensor was given to the model: even where a module kept it, it is the user's."""
+        self._attributes.discard(storage_key(tensor))
 
-    def owns_parameter(self, tensor: Tensor) -> bool:
-        """Say whether the tensor lies in a parameter's storage."""
-        return bool(self._parameters) and _storage(tensor) in self._parameters
+    def registers(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in a parameter's or buffer's storage."""
+        return bool(self._registered) and storage_key(tensor) in self._registered
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in the storage of something that the model owns."""
+        return self.registers(tensor) or (bool(self._attributes) and storage_key(tensor) in self._attributes)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether the tensor lies in the storage of something that the model owns, or of this call's copy."""
+        return self.owns(tensor) or any(
+            storage_key(copied) == storage_key(tensor) for _, copied in self._copies.values()
+        )
 
     def copy_for_writing(self, tensor: Tensor) -> Tensor:
         """Return the same view of this call's copy of the storage, which it makes at the first write."""
-        key = _storage(tensor)
+        key = storage_key(tensor)
         if key not in self._copies:
             whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
             self._copies[key] = (tensor, whole.clone())
@@ -152,7 +201,7 @@ class Protected:
         """Return what stands for the tensor in this call: its copy where it has been written."""
         if not _has_storage(tensor):
             return tensor
-        entry = self._copies.get(_storage(tensor))
+        entry = self._copies.get(storage_key(tensor))
         if entry is None:
             return tensor
         return entry[1].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -214,5 +263,6 @@ def _has_storage(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that tensors have in common where they share their memory."""
     return tensor.untyped_storage().data_ptr() if _has_storage(tensor) else id(tensor)

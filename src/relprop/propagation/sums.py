@@ -53,7 +53,11 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         here.absorbs(x.detach() * factor)
     (first, _), (second, _) = terms
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    return combined(here, plain, terms)
+    out = combined(here, plain, terms)
+    if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
+        # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
+        here.call.formulas.shift(out, here.original(first), here.original(second))
+    return out
 
 
 def _held(here: Here, first: Any, second: Any) -> int | None:
@@ -69,6 +73,11 @@ def _held(here: Here, first: Any, second: Any) -> int | None:
         return None
     rule = call.selector.select("gate", "mul", *call.place).rule
     return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
+
+
+def _shifts(x: Tensor, other: Any) -> bool:
+    """Say whether ``other`` is the same for many entries of ``x``."""
+    return not isinstance(other, Tensor) or other.numel() < x.numel()
 
 
 def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
@@ -130,15 +139,6 @@ def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwar
     number = mean(*ones, **others)
     empty = number == 0
     return torch.where(empty, torch.inf, mean(*small, **more) / torch.where(empty, 1.0, number))
-
-
-def mixed(here: Here, x: Tensor, out: Tensor) -> Tensor:
-    """Return ``out``, a product of ``x`` with constants: where all that it mixes is zero, nothing can be shared."""
-    call = here.call
-    here.by_autograd()
-    if call.handles_zeros(out) and not out.is_complex():
-        out = call.scale(out, (out.detach() != 0).to(out.dtype))
-    return out
 
 
 def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
