@@ -150,6 +150,11 @@ def relu(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     return piecewise(here, input, inplace) if inplace else piecewise(here, input)
 
 
+def sigmoid(here: Here, input: Tensor) -> Tensor:
+    """``sigmoid``."""
+    return elementwise(quotients.sigmoid, here, input)
+
+
 def hard_sigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
     return applied(_hardsigmoid if here.call.create_graph else here.func, hardsigmoid, here, input)

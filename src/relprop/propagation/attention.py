@@ -112,8 +112,8 @@ def scaled_dot_product_attention(
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
-    q, k = product(factors, (query, key.mT))
-    scores = joined(factors, q @ k, torch.matmul, (q, k))
+    q, k = product(factors, (query, key))
+    scores = joined(factors, q @ k.mT, torch.matmul, (q, k.mT))
     scores = raw = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, reduce, wraps
 from typing import Any
 
@@ -72,7 +71,7 @@ def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
         )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
-    call.origins.note(out, replace(call.origins.of(surrogate), site=None))
+    call.origins.note(out, call.origins.of(surrogate)._replace(site=None))
     call.graph.reach(out)
     return out
 

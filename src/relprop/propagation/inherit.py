@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class Terms:
         return counts.pop() if len(counts) == 1 else 1
 
     @property
-    def root(self) -> object | None:
+    def root(self) -> tuple[object, int] | None:
         """Return the root that all of them have."""
         roots = {origin.root for origin in self.known}
         return roots.pop() if len(roots) == 1 else None
@@ -99,13 +99,13 @@ def note_inherited(origins: Origins, out: Any, origin: Origin, active: Sequence[
             continue  # complex numbers have no sign
         found = origin
         if factors is not None:
-            found = replace(found, factors=factors)
+            found = found._replace(factors=factors)
         if found.root is not None and any(tensor.shape != x.shape for x in active):
-            found = replace(found, root=None)
+            found = found._replace(root=None)
         if found.root is None and found.degree != 1:
-            found = replace(found, degree=1)  # it is its own root
-        site = origins.of(tensor).site
-        origins.note(tensor, found if site is None else replace(found, site=site))
+            found = found._replace(degree=1)  # it is its own root
+        site = origins.site_of(tensor)
+        origins.note(tensor, found if site is None else found._replace(site=site))
 
 
 # Policies --------------------------------------------------------------------------------------
@@ -147,12 +147,12 @@ def summed(terms: Terms) -> Origin:
 
 def linear(terms: Terms) -> Origin:
     """Values are mapped by what is linear in them."""
-    return Origin(factors=terms.factors)
+    return NOTHING if terms.factors == 1 else Origin(factors=terms.factors)
 
 
 def elementwise(policy: Policy) -> Policy:
     """Return the policy of an operation that takes tensors entry by entry."""
-    return lambda terms: replace(policy(terms), root=terms.root, degree=terms.degree)
+    return lambda terms: policy(terms)._replace(root=terms.root, degree=terms.degree)
 
 
 # How operations are asked ----------------------------------------------------------------------
@@ -202,7 +202,7 @@ def of_active(policy: Policy) -> Keeps:
 
 def copied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
     """Of the same shape, the output is the same tensor once more."""
-    return replace(origins.rooted(active[0]), site=None)
+    return origins.rooted(active[0])._replace(site=None)
 
 
 # Functions of one tensor -----------------------------------------------------------------------
@@ -270,7 +270,7 @@ def multiplied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: K
             return summed(_terms(origins.rooted, active, [(x, factor)]))
     terms = _terms(origins.rooted, active, [(first, 1.0), (second, 1.0)])
     held = terms.gates and len(terms.known) == 1 and first.shape == second.shape
-    return replace(_of_factors(terms), factors=terms.factors, held=held)
+    return _of_factors(terms)._replace(factors=terms.factors, held=held)
 
 
 def divided(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
@@ -280,5 +280,5 @@ def divided(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwar
         return summed(_terms(origins.rooted, active, [(above, 1 / below)]))
     found = _of_factors(_terms(origins.rooted, active, [(above, 1.0), (below, 1.0)]))
     if any(below is x for x in active):
-        found = replace(found, degree=0)
-    return replace(found, factors=origins.of(above).factors) if any(above is x for x in active) else found
+        found = found._replace(degree=0)
+    return found._replace(factors=origins.of(above).factors) if any(above is x for x in active) else found

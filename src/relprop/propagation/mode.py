@@ -78,11 +78,11 @@ class RelevanceMode(TorchFunctionMode):
         if not active and not self._looks_up_tokens(func, args, kwargs):
             found = self._follow(func, args, kwargs)
             out = func(*args, **kwargs)
-            self._note_constants(func, (args, kwargs), out)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
-                note(found, out)
+                note(call.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
+            self._note_constants(func, (args, kwargs), out)
             return out
         if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
@@ -188,10 +188,10 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
-        if call.formulas.exist and isinstance(out, Tensor):
-            call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
         if kept is not NOTHING or here.factors is not None:
             note_inherited(call.origins, out, kept, active, here.factors)
+        if call.formulas.exist and isinstance(out, Tensor):
+            call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
@@ -289,10 +289,7 @@ class RelevanceMode(TorchFunctionMode):
         twin = twin_of(func, args, kwargs) if self.call.tokens else None
         found = self._follow(*((func, args, kwargs) if twin is None else (twin.func, twin.args, twin.kwargs)))
         out = func(*args, **kwargs)
-        for tokens in self.call.tokens:
-            for tensor in written:
-                tokens.forget(tensor)
-        note(found, written)
+        note(self.call.tokens, found, written)
         return out
 
     def _plain_relu(self, operation: Operation, x: Tensor) -> bool:

@@ -132,7 +132,7 @@ def _enter_activations() -> None:
     _enter("activation", partial(act.about, 1.0, ele.acosh), "arccosh")
     _enter("activation", partial(act.about, 0.5, ele.logit), "logit")
     _enter("activation", partial(act.about, 0.5, ele.ndtri), "ndtri")
-    _enter("activation", partial(act.elementwise, quo.sigmoid), "sigmoid", "expit", label="sigmoid")
+    _enter("activation", act.sigmoid, "sigmoid", "expit", label="sigmoid")
     _enter("activation", act.hard_sigmoid, "hardsigmoid")
     _enter("activation", act.relu, "relu")
     _enter("activation", act.piecewise, "leaky_relu", "rrelu", "abs", "absolute")
@@ -245,7 +245,7 @@ def _enter_views() -> None:
     """Enter what moves values, or drops some."""
     _enter(
         "view", native, "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten",
-        "ravel", "unflatten",
+        "ravel", "unflatten", "real", "imag",
         "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t",
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
         "cuda", "xpu", "ipu", "mtia", "cfloat", "cdouble", "chalf", "expand", "expand_as", "broadcast_to", "repeat",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 INACTIVE, ACTIVE, BEYOND_LINEAR = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """What is known of one tensor; true as long as the tensor's version is ``version``.
 
     What an operation keeps of it says :mod:`relprop.propagation.inherit`.
@@ -30,7 +28,7 @@ class Origin:
         held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
         shifted: a number was added to it.
         factors: how many active factors its terms are products of.
-        root: stands for the tensor of which it is a function, entry by entry; None for its own root.
+        root: the autograd node of the tensor of which it is a function, entry by entry; None for its own.
         degree: it is a constant multiple of that power of its root; 0 for any other function of it.
         spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
@@ -43,7 +41,7 @@ class Origin:
     held: bool = False
     shifted: bool = False
     factors: int = 1
-    root: object | None = None
+    root: tuple[object, int] | None = None
     degree: int = 1
     spread: Tensor | None = None
 
@@ -55,7 +53,7 @@ class Origin:
     @property
     def elsewhere(self) -> Origin:
         """Return what stays true of a part of it."""
-        return replace(self, site=None, shifted=False, root=None, degree=1)
+        return self._replace(site=None, held=False, shifted=False, root=None, degree=1)
 
 
 NOTHING = Origin()
@@ -92,13 +90,18 @@ class Origins:
             origin = self._known.get(_before_hook(tensor))
         return origin if origin is not None and origin.version == tensor._version else NOTHING
 
+    def site_of(self, tensor: Tensor) -> Site | None:
+        """Return the linear call that has just made the tensor."""
+        origin: Origin | None = self._known.get(tensor)
+        return origin.site if origin is not None and origin.version == tensor._version else None
+
     def rooted(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor, which is its own root where it has no other."""
         origin = self.of(tensor)
-        if origin.root is None:
-            origin = replace(origin, root=object())
-            self.note(tensor, origin)
-        return origin
+        if origin.root is not None:
+            return origin
+        node = tensor.grad_fn
+        return origin._replace(root=(id(tensor), tensor._version) if node is None else (node, tensor.output_nr))
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
         """Remember the origin of the tensor as it is now."""
@@ -106,7 +109,7 @@ class Origins:
             self._known.pop(tensor, None)
         else:
             version = tensor._version
-            self._known[tensor] = origin if origin.version == version else replace(origin, version=version)
+            self._known[tensor] = origin if origin.version == version else origin._replace(version=version)
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()

@@ -8,7 +8,7 @@ differ in what they depend on: a gate stays a gate where the state that it multi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -43,7 +43,7 @@ def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Seque
         split = spread is not None and spread.shape == x.shape  # a pass on baselines knows of it alone
         spreads = spread.split(sizes, dim) if spread is not None and split else [spread] * len(parts)
     for part, own in zip(parts, spreads, strict=True):
-        origins.note(part, replace(origin, spread=own))
+        origins.note(part, origin._replace(spread=own))
     return parts
 
 

@@ -165,10 +165,12 @@ def follow(every: Sequence[Tokens], func: Function, name: str, view: bool, args:
     return found
 
 
-def note(found: Sequence[Moved], made: Any) -> None:
-    """Note on what a call made where the ids in it stood."""
-    for moved in found:
-        for index, tensor in enumerate(tensors_in(made)):
+def note(every: Sequence[Tokens], found: Sequence[Moved], made: Any) -> None:
+    """Note on what a call made, or wrote, where the ids in it stood; it holds no others."""
+    for index, tensor in enumerate(tensors_in(made)):
+        for tokens in every:
+            tokens.forget(tensor)
+        for moved in found:
             if not tensor.is_floating_point() and tensor.dtype != torch.bool:
                 moved.tokens.note(tensor, moved.places[index] if moved.places else None, moved.lost_by)
 
