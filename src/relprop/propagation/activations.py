@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import softmaxes
+from relprop.propagation import quotients, softmaxes
 from relprop.propagation.elementary import exp, exponential, nonzero, power, powers
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
