@@ -245,7 +245,7 @@ def _enter_views() -> None:
     """Enter what moves values, or drops some."""
     _enter(
         "view", native, "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten",
-        "ravel", "unflatten",
+        "ravel", "unflatten", "real", "imag",
         "squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t",
         "adjoint", "contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
         "cuda", "xpu", "ipu", "mtia", "cfloat", "cdouble", "chalf", "expand", "expand_as", "broadcast_to", "repeat",
