@@ -223,7 +223,7 @@ class Call:
         """Return the same values with a node of their own."""
         out = x.view_as(x)
         self.graph.reach(out)
-        self.origins.note(out, self.origins.rooted(x))
+        self.origins.note(out, self.origins.with_itself(x))
         return out
 
     # Names of what is not covered ---------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.provenance import NOTHING, Origin, Origins
+from relprop.propagation.provenance import NOTHING, Origin, Origins, Powers
 from relprop.propagation.storage import tensors_in
 
 Args = tuple[Any, ...]
@@ -51,16 +51,15 @@ class Terms:
         return counts.pop() if len(counts) == 1 else 1
 
     @property
-    def root(self) -> tuple[object, int] | None:
-        """Return the root that all of them have."""
-        roots = {origin.root for origin in self.known}
-        return roots.pop() if len(roots) == 1 else None
-
-    @property
-    def degree(self) -> int:
-        """Return the power of the root that their sum is a multiple of."""
-        degrees = {origin.degree for origin in self.known}
-        return degrees.pop() if len(degrees) == 1 and not any(number != 0 for number in self.numbers) else 0
+    def powers(self) -> Powers:
+        """Return the tensors of which all of them are functions, with the powers that their sum is a multiple of."""
+        first, *more = (dict(origin.powers) for origin in self.known)
+        shifted = any(number != 0 for number in self.numbers)
+        return tuple(
+            (root, 0 if shifted or any(other[root] != degree for other in more) else degree)
+            for root, degree in first.items()
+            if all(root in other for other in more)
+        )
 
     @property
     def intervals(self) -> list[Interval]:
@@ -95,15 +94,13 @@ def keeps_nothing(origins: Origins, active: Sequence[Tensor], args: Args, kwargs
 def note_inherited(origins: Origins, out: Any, origin: Origin, active: Sequence[Tensor], factors: int | None) -> None:
     """Note on the outputs what they keep; ``factors`` where the operation multiplied active ones, and so many."""
     for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-        if not tensor.is_floating_point():
-            continue  # complex numbers have no sign
-        found = origin
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        found = origin if tensor.is_floating_point() else Origin(factors=origin.factors)
         if factors is not None:
             found = found._replace(factors=factors)
-        if found.root is not None and any(tensor.shape != x.shape for x in active):
-            found = found._replace(root=None)
-        if found.root is None and found.degree != 1:
-            found = found._replace(degree=1)  # it is its own root
+        if found.powers and any(tensor.shape != x.shape for x in active):
+            found = found._replace(powers=())
         site = origins.site_of(tensor)
         origins.note(tensor, found if site is None else found._replace(site=site))
 
@@ -140,8 +137,7 @@ def summed(terms: Terms) -> Origin:
         held=terms.gates and any(origin.held for origin in terms.known),
         shifted=not more and None not in terms.numbers and (before.shifted or any(terms.numbers)),
         factors=terms.factors,
-        root=terms.root,
-        degree=terms.degree,
+        powers=terms.powers,
     )
 
 
@@ -152,7 +148,7 @@ def linear(terms: Terms) -> Origin:
 
 def elementwise(policy: Policy) -> Policy:
     """Return the policy of an operation that takes tensors entry by entry."""
-    return lambda terms: policy(terms)._replace(root=terms.root, degree=terms.degree)
+    return lambda terms: policy(terms)._replace(powers=terms.powers)
 
 
 # How operations are asked ----------------------------------------------------------------------
@@ -174,7 +170,7 @@ def of(policy: Policy, values: Callable[..., Values]) -> Keeps:
     """Ask with the values that a function picks from the arguments."""
 
     def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
-        terms = _terms(origins.rooted, active, values(*args, **kwargs))
+        terms = _terms(origins.with_itself, active, values(*args, **kwargs))
         return policy(terms) if terms.known else NOTHING
 
     return keeps
@@ -202,7 +198,7 @@ def of_active(policy: Policy) -> Keeps:
 
 def copied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
     """Of the same shape, the output is the same tensor once more."""
-    return origins.rooted(active[0])._replace(site=None)
+    return origins.with_itself(active[0])._replace(site=None)
 
 
 # Functions of one tensor -----------------------------------------------------------------------
@@ -222,28 +218,32 @@ def function(name: str) -> Keeps:
     gate, homogeneous = name in GATES, name in _HOMOGENEOUS
 
     def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
-        x = origins.rooted(active[0])
-        root = x.root if all(origins.of(other).root is x.root for other in active[1:]) else None
+        x = origins.with_itself(active[0])
         factors = x.factors if homogeneous else 1
-        return Origin(low=low, high=high, gate=gate or x.gate, factors=factors, root=root, degree=0)
+        return Origin(low=low, high=high, gate=gate or x.gate, factors=factors, powers=_functions(x, active))
 
     return keeps
+
+
+def _functions(x: Origin, active: Sequence[Tensor]) -> Powers:
+    """Return that a function of a tensor is no power of what that is made of."""
+    return tuple((root, 0) for root, _ in x.powers) if len(active) == 1 else ()
 
 
 def clipped(between: Callable[..., tuple[Any, Any]], homogeneous: bool = False) -> Keeps:
     """Return what clipping keeps: between two numbers of one sign it makes a gate of what a number was added to."""
 
     def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
-        x = origins.rooted(active[0])
+        x = origins.with_itself(active[0])
         bounds = between(*args, **kwargs)
         if any(isinstance(bound, Tensor) for bound in bounds):
-            return Origin(gate=x.gate, root=x.root if len(active) == 1 else None, degree=0)
+            return Origin(gate=x.gate, powers=_functions(x, active))
         least, most = (end if bound is None else bound for bound, end in zip(bounds, ANYWHERE, strict=True))
         low, high = (min(max(end, least), most) for end in (x.low, x.high))
         shut = x.shifted and math.isfinite(low) and math.isfinite(high) and (low >= 0 or high <= 0)
         factors = x.factors if homogeneous else 1
         return Origin(
-            low=low, high=high, gate=x.gate or shut, shifted=x.shifted, factors=factors, root=x.root, degree=0
+            low=low, high=high, gate=x.gate or shut, shifted=x.shifted, factors=factors, powers=_functions(x, active)
         )
 
     return keeps
@@ -253,9 +253,15 @@ def clipped(between: Callable[..., tuple[Any, Any]], homogeneous: bool = False) 
 
 
 def _of_factors(terms: Terms) -> Origin:
-    """A product; what is known of those of two tensors that have one root."""
-    degrees = [origin.degree for origin in terms.known]
-    return Origin(low=terms.sign, gate=terms.gates, root=terms.root, degree=sum(degrees) if all(degrees) else 0)
+    """A product: powers of one tensor are multiplied, and times another function of it they are none."""
+    first, *more = (dict(origin.powers) for origin in terms.known)
+    degrees = {
+        root: [degree, *(other[root] for other in more)]
+        for root, degree in first.items()
+        if all(root in other for other in more)
+    }
+    powers = tuple((root, sum(each) if all(each) else 0) for root, each in degrees.items())
+    return Origin(low=terms.sign, gate=terms.gates, powers=powers)
 
 
 def _pair(input: Any, other: Any) -> tuple[Any, Any]:
@@ -267,8 +273,8 @@ def multiplied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: K
     first, second = _pair(*args, **kwargs)
     for x, factor in ((first, second), (second, first)):
         if isinstance(factor, (int, float)):
-            return summed(_terms(origins.rooted, active, [(x, factor)]))
-    terms = _terms(origins.rooted, active, [(first, 1.0), (second, 1.0)])
+            return summed(_terms(origins.with_itself, active, [(x, factor)]))
+    terms = _terms(origins.with_itself, active, [(first, 1.0), (second, 1.0)])
     held = terms.gates and len(terms.known) == 1 and first.shape == second.shape
     return _of_factors(terms)._replace(factors=terms.factors, held=held)
 
@@ -277,8 +283,8 @@ def divided(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwar
     """What divides is a constant."""
     above, below = _pair(*args, **kwargs)
     if isinstance(below, (int, float)) and below:
-        return summed(_terms(origins.rooted, active, [(above, 1 / below)]))
-    found = _of_factors(_terms(origins.rooted, active, [(above, 1.0), (below, 1.0)]))
+        return summed(_terms(origins.with_itself, active, [(above, 1 / below)]))
+    found = _of_factors(_terms(origins.with_itself, active, [(above, 1.0), (below, 1.0)]))
     if any(below is x for x in active):
-        found = found._replace(degree=0)
+        found = found._replace(powers=tuple((root, 0) for root, _ in found.powers))
     return found._replace(factors=origins.of(above).factors) if any(above is x for x in active) else found

@@ -72,6 +72,10 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Val
     return (input, 1), (value if mode == "constant" else None, 1)
 
 
+def _constant_pad(input: Any, pad: Any, value: Any = 0) -> Values:
+    return (input, 1), (value, 1)
+
+
 def _scatter(input: Any, dim: Any, index: Any, src: Any = None, *, value: Any = None, reduce: Any = None) -> Values:
     return (input, 1), (src, 1), (value, 1)
 
@@ -115,6 +119,10 @@ def _interpolate(
     input: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **more: Any
 ) -> Values:
     return ((input, math.nan if mode == "bicubic" else 1),)  # some weights are negative
+
+
+def _sampled(input: Any, *rest: Any, **more: Any) -> Values:
+    return ((input, math.nan),)
 
 
 def _chosen(*args: Any, **kwargs: Any) -> Values:
@@ -197,8 +205,8 @@ _FUNCTIONS = (
     "hardshrink", "log_sigmoid", "threshold", "sinh", "cosh", "sin", "cos", "tan", "asin", "arcsin", "acos",
     "arccos", "atan", "arctan", "asinh", "arcsinh", "atanh", "arctanh", "sinc", "expm1", "log1p", "erfcx", "erfinv",
     "log_ndtr", "entr", "i0", "i0e", "i1", "i1e", "log", "log2", "log10", "acosh", "arccosh", "logit", "ndtri",
-    "leaky_relu", "rrelu", "prelu", "pow", "float_power", "sign", "sgn", "round", "floor", "ceil", "trunc", "fix",
-    "frac", "nan_to_num",
+    "leaky_relu", "rrelu", "prelu", "pow", "__pow__", "__rpow__", "float_power", "sign", "sgn", "round", "floor",
+    "ceil", "trunc", "fix", "frac", "nan_to_num",
 )  # fmt: skip
 _PRODUCTS = ("mul", "multiply", "__mul__", "__rmul__")
 _QUOTIENTS = ("div", "divide", "true_divide", "__truediv__", "__div__")
@@ -214,7 +222,8 @@ _TABLE: dict[str, Keeps] = {
     "where": of(elementwise(moved), _chosen),
     "masked_fill": of(elementwise(moved), _masked_fill),
     **_each(("maximum", "minimum", "fmax", "fmin"), of(elementwise(moved), _add)),
-    **_each(("pad", "constant_pad_nd"), of(moved, _pad)),
+    "pad": of(moved, _pad),
+    "constant_pad_nd": of(moved, _constant_pad),
     "index_fill": of(moved, _index_fill),
     "set_item": of(moved, _set_item),
     "copied": of(moved, _second),
@@ -224,6 +233,7 @@ _TABLE: dict[str, Keeps] = {
     **_each(_SUMS, of_all(averaged)),
     **_each(("avg_pool1d", "avg_pool2d", "avg_pool3d"), of(averaged, _pool)),
     **_each(("interpolate", "upsample"), of(averaged, _interpolate)),
+    **_each(("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), of(averaged, _sampled)),
     "index_add": of(averaged, _index_add),
     "scatter": of(averaged, _scatter),
     "segment_reduce": of(averaged, _segments),

@@ -40,9 +40,9 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
     In ``z q(z)``, an activation spelled as a product, ``q(z)`` is one.
     """
     known = here.call.origins
-    origins = [known.rooted(here.original(x)) if here.active(x) else Origin(factors=0) for x in factors]
-    powers = {origin.root for origin in origins if origin.factors and origin.degree}
-    gates = (origin.gate or (origin.degree == 0 and origin.root in powers) for origin in origins)
+    origins = [known.with_itself(here.original(x)) if here.active(x) else Origin(factors=0) for x in factors]
+    powers = {root for origin in origins for root, degree in origin.powers if degree}
+    gates = (origin.gate or any(degree == 0 and root in powers for root, degree in origin.powers) for origin in origins)
     return tuple(origin.factors for origin in origins), tuple(gates)
 
 

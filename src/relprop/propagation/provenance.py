@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from relprop.propagation.site import Site
 
 INACTIVE, ACTIVE, BEYOND_LINEAR = 0, 1, 2
+
+
+Powers: TypeAlias = "tuple[tuple[tuple[object, int], int], ...]"
+_ANCESTORS = 32
+"""Of how many tensors before it a tensor is remembered to be a function."""
 
 
 class Origin(NamedTuple):
@@ -28,8 +33,8 @@ class Origin(NamedTuple):
         held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
         shifted: a number was added to it.
         factors: how many active factors its terms are products of.
-        root: the autograd node of the tensor of which it is a function, entry by entry; None for its own.
-        degree: it is a constant multiple of that power of its root; 0 for any other function of it.
+        powers: the tensors of which it is a function, entry by entry, by their autograd nodes; each with the power
+            of it that it is a constant multiple of, 0 for any other function.
         spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
 
@@ -41,8 +46,7 @@ class Origin(NamedTuple):
     held: bool = False
     shifted: bool = False
     factors: int = 1
-    root: tuple[object, int] | None = None
-    degree: int = 1
+    powers: Powers = ()
     spread: Tensor | None = None
 
     @property
@@ -53,7 +57,7 @@ class Origin(NamedTuple):
     @property
     def elsewhere(self) -> Origin:
         """Return what stays true of a part of it."""
-        return self._replace(site=None, held=False, shifted=False, root=None, degree=1)
+        return self._replace(site=None, held=False, shifted=False, powers=())
 
 
 NOTHING = Origin()
@@ -95,13 +99,11 @@ class Origins:
         origin: Origin | None = self._known.get(tensor)
         return origin.site if origin is not None and origin.version == tensor._version else None
 
-    def rooted(self, tensor: Tensor) -> Origin:
-        """Return what is known of the tensor, which is its own root where it has no other."""
-        origin = self.of(tensor)
-        if origin.root is not None:
-            return origin
-        node = tensor.grad_fn
-        return origin._replace(root=(id(tensor), tensor._version) if node is None else (node, tensor.output_nr))
+    def with_itself(self, tensor: Tensor) -> Origin:
+        """Return what is known of the tensor, among whose powers is its own first."""
+        origin, node = self.of(tensor), tensor.grad_fn
+        itself = (id(tensor), tensor._version) if node is None else (node, tensor.output_nr)
+        return origin._replace(powers=(*origin.powers[-_ANCESTORS:], (itself, 1)))
 
     def note(self, tensor: Tensor, origin: Origin) -> None:
         """Remember the origin of the tensor as it is now."""

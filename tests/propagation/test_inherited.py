@@ -1,0 +1,404 @@
+"""What a tensor keeps of what was known of those that it was made from: its sign, being a gate, its factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relprop import LRP, Rules
+from relprop.rules import CPLRP, AlphaBeta, Gamma, Uniform, ZPlus
+from tests.propagation.unrolled import assert_close, random
+
+Between = Callable[[Tensor], Tensor]
+Gated = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# The sign ----------------------------------------------------------------------------------------
+
+
+class Signed(nn.Module):
+    """A linear map of what was made from non-negative numbers [N, 4]."""
+
+    def __init__(self, between: Between, inputs: int) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.between, self.last = between, nn.Linear(inputs, 3, bias=False).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(torch.relu(x)))  # type: ignore[no-any-return]
+
+
+def by_definition(rule: str, model: Signed, x: Tensor) -> Tensor:
+    """What ZPlus and AlphaBeta give to the inputs of the last map, whatever their signs."""
+    a = model.between(torch.relu(x)).detach()
+    weight = model.last.weight.detach()
+    terms, z = a * weight[0], model(x).detach()[:, :1]
+    up, down = terms.clamp(min=0), terms.clamp(max=0)
+
+    def parts(share: Tensor) -> Tensor:
+        whole = share.sum(1, keepdim=True)
+        return share / torch.where(whole == 0, 1.0, whole + 1e-6 * whole.sign())
+
+    return parts(up) * z if rule == "zplus" else (2 * parts(up) - parts(down)) * z
+
+
+MASK = torch.tensor([True, False, False, False])
+FIRST = torch.tensor([0])
+FILLED: dict[str, Between] = {
+    "masked_fill": lambda h: h.masked_fill(MASK, -1.0),
+    "masked_fill of a tensor": lambda h: h.masked_fill(MASK, torch.tensor(-1, dtype=h.dtype)),
+    "masked_fill_": lambda h: h.masked_fill_(MASK, -1.0),
+    "where": lambda h: torch.where(MASK, -1.0, h),
+    "where as a method": lambda h: h.where(~MASK, -1.0),
+    "item": lambda h: set_item(h, -1.0),
+    "pad": lambda h: F.pad(h[:, 1:], (1, 0), value=-1.0),
+    "pad by name": lambda h: F.pad(input=h[:, 1:], pad=(1, 0), mode="constant", value=-1.0),
+    "constant_pad_nd": lambda h: torch.constant_pad_nd(h[:, 1:], (1, 0), -1.0),
+    "ConstantPad1d": lambda h: nn.ConstantPad1d((1, 0), -1.0)(h[:, 1:]),
+    "scatter": lambda h: h.scatter(1, torch.zeros(len(h), 1, dtype=torch.int64), -1.0),
+    "scatter by name": lambda h: h.scatter(1, torch.zeros(len(h), 1, dtype=torch.int64), value=-1.0),
+    "index_fill": lambda h: h.index_fill(1, FIRST, -1.0),
+    "index_add": lambda h: h.index_add(1, FIRST, h[:, 1:2], alpha=-3),
+    "cat": lambda h: torch.cat([h[:, 1:], h.new_full((len(h), 1), -1.0)], 1),
+    "cat of integers": lambda h: torch.cat([h[:, 1:], torch.full((len(h), 1), -1)], 1),
+    "fill_diagonal": lambda h: h.clone().fill_diagonal_(-1.0),
+    "copy": lambda h: copied(h, torch.full((len(h), 1), -1.0, dtype=h.dtype)),
+    "divisor_override": lambda h: F.avg_pool2d(h[:, None, None], 1, divisor_override=-2)[:, 0, 0],
+    "bicubic": lambda h: F.interpolate(h[:, None, :, None].expand(-1, 1, -1, 4), (9, 4), mode="bicubic")[:, 0, :, 0],
+    "segment_reduce": lambda h: torch.segment_reduce(h.T, "sum", lengths=torch.ones(4).long(), initial=-1).T,
+    "plus a number": lambda h: h - 0.5,
+    "less": lambda h: h - h.flip(1),
+    "subtracted": lambda h: torch.sub(h, h.flip(1), alpha=2),
+    "from a number": lambda h: 0.5 - h,
+    "negated": lambda h: -h,
+    "times a number": lambda h: h * -2,
+    "over a number": lambda h: h / -2,
+    "times a tensor": lambda h: h * random(4, seed=5),
+    "diff": lambda h: torch.diff(h, dim=1, prepend=h[:, :1] * 2),
+    "hardtanh": lambda h: F.hardtanh(h - 1, -2.0, 2.0),
+    "clamp": lambda h: torch.clamp(h - 1, -2.0, 2.0),
+    "minimum": lambda h: torch.minimum(h, h.new_full((4,), -1.0)),
+    "product": lambda h: h * (h - 1),
+}  # fmt: skip
+KEPT: dict[str, Between] = {
+    "masked_fill": lambda h: h.masked_fill(MASK, 1.0),
+    "where": lambda h: torch.where(MASK, 0.0, h),
+    "item": lambda h: set_item(h, 2.0),
+    "pad": lambda h: F.pad(h[:, 1:], (1, 0), value=1.0),
+    "index_add": lambda h: h.index_add(1, FIRST, h[:, 1:2], alpha=3),
+    "times a number": lambda h: h * 2,
+    "twice negated": lambda h: (-h).neg(),
+    "plus a number": lambda h: 1 + h / 2,
+    "less a negative number": lambda h: h - -1,
+    "product": lambda h: h * torch.sigmoid(h.flip(1)),
+    "quotient": lambda h: h / (1 + h.sum(1, keepdim=True)),
+    "square": lambda h: (h - 1).square(),
+    "abs": lambda h: (h - 1).abs(),
+    "clamp": lambda h: torch.clamp(h - 1, 0.0, 2.0),
+    "hardtanh": lambda h: F.hardtanh(h, 0.1, 2.0),
+    "softmax": lambda h: torch.softmax(h, 1),
+    "pooling": lambda h: F.max_pool1d(F.avg_pool1d(h[:, None], 3, 1, 1), 1)[:, 0],
+    "upsampling": lambda h: F.interpolate(h[:, None], 8, mode="linear")[:, 0],
+    "cat": lambda h: torch.cat([h.flip(1), h.exp()], 1),
+    "dropout": lambda h: F.dropout(h, 0.5, training=False),
+    "part by part": lambda h: torch.stack([part * 2 for part in h.unbind(1)], 1),
+    "in place": lambda h: h.clone().mul_(3).add_(1),
+}  # fmt: skip
+
+
+def set_item(h: Tensor, value: float) -> Tensor:
+    h = h.clone()
+    h[:, 0] = value
+    return h
+
+
+def copied(h: Tensor, value: Tensor) -> Tensor:
+    h = h * 1
+    h[:, :1].copy_(value)
+    return h
+
+
+def given() -> Tensor:
+    return random(3, 4, seed=1) + 0.7
+
+
+def inputs_of(between: Between) -> int:
+    return int(between(torch.relu(given())).shape[1])
+
+
+def is_known(between: Between) -> bool:
+    model = Signed(between, inputs_of(between))
+    plan = Rules().set(nn.Linear, ZPlus()).plan(model, given())
+    (row,) = [row for row in plan.rows if row.operation == "linear"]
+    return row.nonnegative
+
+
+@pytest.mark.parametrize("case", FILLED)
+@pytest.mark.filterwarnings("ignore:The default behavior:UserWarning")
+def test_what_may_be_negative_is_explained_as_such(case: str) -> None:
+    between, x = FILLED[case], given()
+    model = Signed(between, inputs_of(between))
+    assert bool((between(torch.relu(x)) < 0).any())
+    assert not is_known(between)
+    for name, rule in {"zplus": ZPlus(), "alpha_beta": AlphaBeta(2.0, 1.0)}.items():
+        # What the linear map receives; below it both maps are alike.
+        inner = nn.Sequential(_Given(between), nn.Identity(), model.last)
+        found = LRP(inner, rule).attribute_layers(x, "1", target=0)["1"]
+        assert_close(found, by_definition(name, model, x), name)
+
+
+class _Given(nn.Module):
+    def __init__(self, between: Between) -> None:
+        super().__init__()
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.between(torch.relu(x))
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_cannot_be_negative_is_known(case: str) -> None:
+    between, x = KEPT[case], given()
+    assert bool((between(torch.relu(x)) >= 0).all())
+    assert is_known(between)
+    # The fast path is the slow one: a sum with a constant tensor loses the knowledge.
+    lost = Signed(lambda h: between(h) + torch.zeros(1, dtype=h.dtype), inputs_of(between))
+    assert not is_known(lost.between)
+    for rule in (ZPlus(), AlphaBeta(2.0, 1.0), Gamma(0.5)):
+        known = LRP(Signed(between, inputs_of(between)), rule).attribute(x, target=0)
+        assert_close(known, LRP(lost, rule).attribute(x, target=0), repr(rule))
+
+
+# Gates -------------------------------------------------------------------------------------------
+
+σ = torch.sigmoid
+ONE = torch.ones((), dtype=torch.float64)
+GATES: dict[str, Gated] = {
+    "product, then signal": lambda a, b, z: (σ(a) * σ(b)) * z,
+    "signal first": lambda a, b, z: σ(a) * (σ(b) * z),
+    "1 + g": lambda a, b, z: (1 + σ(a)) * z,
+    "z + g z": lambda a, b, z: z + σ(a) * z,
+    "1 - g": lambda a, b, z: (1 - σ(a)) * z,
+    "ones - g": lambda a, b, z: (torch.ones_like(a) - σ(a)) * z,
+    "tensor - g": lambda a, b, z: (ONE - σ(a)) * z,
+    "-g + 1": lambda a, b, z: (-σ(a) + 1) * z,
+    "rsub": lambda a, b, z: torch.rsub(σ(a), 1) * z,
+    "alpha": lambda a, b, z: torch.add(ONE, σ(a), alpha=-1) * z,
+    "g - 1": lambda a, b, z: (σ(a) - 1) * z,
+    "scaled": lambda a, b, z: (3 * σ(a) / 2) * z,
+    "by a parameter": lambda a, b, z: (SCALE * σ(a)) * z,
+    "sum of gates": lambda a, b, z: (σ(a) + σ(b)) * z,
+    "difference of gates": lambda a, b, z: (σ(a) - σ(b)) * z,
+    "quotient of gates": lambda a, b, z: (σ(a) / (σ(a) + σ(b))) * z,
+    "function of a gate": lambda a, b, z: σ(a).sqrt() * z,
+    "power of a gate": lambda a, b, z: σ(a) ** 2 * z,
+    "where": lambda a, b, z: torch.where(HALF, σ(a), 0) * z,
+    "where between gates": lambda a, b, z: torch.where(HALF, σ(a), σ(b)) * z,
+    "masked": lambda a, b, z: σ(a).masked_fill(HALF, 1.0) * z,
+    "item": lambda a, b, z: set_item(σ(a), 0.5) * z,
+    "cat": lambda a, b, z: torch.cat([σ(a), σ(b)], 1)[:, ::2] * z,
+    "stack": lambda a, b, z: torch.stack([σ(a), σ(b)]).mean(0) * z,
+    "upsampled": lambda a, b, z: F.interpolate(σ(a)[:, None, :2], 4)[:, 0] * z,
+    "pooled": lambda a, b, z: F.max_pool1d(σ(a)[:, None], 3, 1, 1)[:, 0] * z,
+    "averaged": lambda a, b, z: σ(a).mean(1, keepdim=True) * z,
+    "expanded": lambda a, b, z: σ(a)[:, :1].expand_as(z) * z,
+    "chunked": lambda a, b, z: torch.cat(σ(a).chunk(2, 1)[::-1], 1) * z,
+    "cumulated": lambda a, b, z: σ(a).cumprod(1) * z,
+    "prod": lambda a, b, z: σ(a).prod(1, keepdim=True) * z,
+    "dropped": lambda a, b, z: F.dropout(σ(a), 0.5, False) * z,
+    "hardsigmoid": lambda a, b, z: F.hardsigmoid(a) * z,
+    "tanh": lambda a, b, z: 0.5 * (1 + torch.tanh(a / 2)) * z,
+    "tanh, not halved": lambda a, b, z: (1 + torch.tanh(a)) * z,
+    "less tanh": lambda a, b, z: (1 - torch.tanh(a)) * z,
+    "erf": lambda a, b, z: 0.5 * (1 + torch.erf(a)) * z,
+    "relu6": lambda a, b, z: F.relu6(a + 3) / 6 * z,
+    "hardtanh": lambda a, b, z: F.hardtanh(0.2 * a + 0.5, 0.0, 1.0) * z,
+    "clamp": lambda a, b, z: (a / 6 + 0.5).clamp(0, 1) * z,
+    "clamped from both sides": lambda a, b, z: (a + 3).clamp(min=0).clamp(max=6) * z,
+    "einsum": lambda a, b, z: torch.einsum("nc,nc->nc", σ(a) * 2, z),
+    "addcmul": lambda a, b, z: torch.addcmul(z, 1 - σ(a), z),
+    "in place": lambda a, b, z: z.clone().mul_(σ(a).clone().neg_().add_(1)),
+}  # fmt: skip
+SIGNALS: dict[str, Gated] = {
+    "tanh": lambda a, b, z: torch.tanh(a) * z,
+    "scaled tanh": lambda a, b, z: (2 * torch.tanh(a)) * z,
+    "tanh, hardly shifted": lambda a, b, z: (0.5 + torch.tanh(a)) * z,
+    "a signal plus a gate": lambda a, b, z: (a + σ(b)) * z,
+    "a gate times a signal": lambda a, b, z: (σ(b) * a) * z,
+    "where": lambda a, b, z: torch.where(HALF, σ(a), b) * z,
+    "clipped": lambda a, b, z: a.clamp(0, 1) * z,
+    "relu6": lambda a, b, z: F.relu6(a) * z,
+    "relu6 plus a number": lambda a, b, z: (F.relu6(a) + 1) * z,
+    "clipped behind a bias": lambda a, b, z: (a + SCALE).clamp(0, 1) * z,
+    "softmax": lambda a, b, z: torch.softmax(a, 1) * z,
+    "softmax plus a number": lambda a, b, z: (1 + torch.softmax(a, 1)) * z,
+    "a linear map of gates": lambda a, b, z: F.linear(σ(a), WEIGHT) * z,
+}  # fmt: skip
+SCALE = nn.Parameter(random(4, seed=6))
+WEIGHT = nn.Parameter(random(4, 4, seed=7))
+HALF = torch.tensor([True, False, True, False])
+
+
+class Three(nn.Module):
+    def __init__(self, function: Gated) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(*x.unbind(1)).sum(1, keepdim=True)
+
+
+def explained(function: Gated, rules: Rules | str = "epsilon_gamma") -> tuple[Tensor, ...]:
+    """The relevance of a, b and z."""
+    model, x = Three(function), torch.stack(three(), 1)
+    LRP(model, rules).report(x, target=0).check(1e-12)
+    return LRP(model, rules).attribute(x, target=0).unbind(1)
+
+
+def three() -> tuple[Tensor, Tensor, Tensor]:
+    return random(3, 4, seed=1), random(3, 4, seed=2), random(3, 4, seed=3)
+
+
+@pytest.mark.parametrize("case", GATES)
+def test_a_gate_stays_a_gate(case: str) -> None:
+    a, b, z = three()
+    found = explained(GATES[case])
+    assert found[0].abs().max() == found[1].abs().max() == 0
+    assert_close(found[2], GATES[case](a, b, z).detach())
+
+
+@pytest.mark.parametrize("case", SIGNALS)
+def test_what_is_no_gate_receives_its_share(case: str) -> None:
+    a, b, z = three()
+    found = explained(SIGNALS[case])
+    value = SIGNALS[case](a, b, z).detach()
+    assert_close(found[2], value / 2)
+    assert float(found[0].abs().max()) > 1e-3
+
+
+def test_another_rule_for_gates_sees_the_same_gates() -> None:
+    rules = Rules().set(torch.mul, Uniform())
+    a, b, z = three()
+    for case in ("product, then signal", "signal first"):
+        found = explained(GATES[case], rules)
+        assert_close(found[2], GATES[case](a, b, z) / 3)
+
+
+# A constant that a gate lets through ---------------------------------------------------------------
+
+
+def test_a_gate_receives_nothing_from_a_constant_signal() -> None:
+    constant = random(3, 4, seed=8)
+    for function in (
+        lambda a, b, z: z + σ(a) * constant,
+        lambda a, b, z: σ(a) * constant + z,
+        lambda a, b, z: z - constant * σ(a),
+        lambda a, b, z: torch.addcmul(z, σ(a), constant),
+        lambda a, b, z: z.clone().add_(σ(a) * constant),
+    ):
+        x = three()
+        found = explained(function)
+        assert found[0].abs().max() == 0
+        assert_close(found[2], x[2])
+
+
+def test_a_multiple_of_a_gate_passes_relevance_on() -> None:
+    a, *_ = three()
+    scaled = explained(lambda a, b, z: z + SCALE * σ(a))
+    assert_close(scaled[0], (SCALE * (σ(a) - 0.5)).detach())
+    alone = explained(lambda a, b, z: (b * 0 + z * 0) + 0 * z + 2 * σ(a))
+    assert_close(alone[0], 2 * (σ(a) - 0.5))
+
+
+# Factors -----------------------------------------------------------------------------------------
+
+KEEP = torch.ones(5, 5, dtype=torch.bool).tril()
+
+
+def item(scores: Tensor) -> Tensor:
+    scores = scores.clone()
+    scores[:, ~KEEP] = 0
+    return scores
+
+
+MASKED: dict[str, Between] = {
+    "where": lambda s: torch.where(KEEP, s, 0.0),
+    "where as a method": lambda s: s.where(KEEP, 0.0),
+    "item": item,
+    "times": lambda s: s * KEEP,
+    "masked_fill": lambda s: s.masked_fill(~KEEP, 0.0),
+    "masked_fill_": lambda s: s.masked_fill_(~KEEP, 0.0),
+    "einsum": lambda s: torch.einsum("nij,ij->nij", s, KEEP.double()),
+    "diff of the running sum": lambda s: torch.diff(s.cumsum(-1), dim=-1, prepend=torch.zeros_like(s[..., :1])).tril(),
+    "less nothing": lambda s: (s - torch.zeros(1, dtype=s.dtype)).tril(),
+    "over a norm": lambda s: (s / s.norm(dim=-1, keepdim=True) * s.norm(dim=-1, keepdim=True).detach()).tril(),
+    "index_copy": lambda s: s.index_copy(1, torch.arange(5), s).tril(),
+    "cat": lambda s: torch.cat([s[:, :2], s[:, 2:]], 1).tril(),
+    "roundtrip": lambda s: torch.fft.ifft(torch.fft.fft(s)).real.tril(),
+    "leaky": lambda s: (F.leaky_relu(s, 0.5) - F.leaky_relu(-s, 0.5)).tril() / 1.5,
+}  # fmt: skip
+
+
+class Scores(nn.Module):
+    """``mask(q k^T) v`` for [N, 5, 6]."""
+
+    def __init__(self, mask: Between, baddbmm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(6, 4, bias=False).double() for _ in range(3))
+        self.mask, self.baddbmm = mask, baddbmm
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.q(x), self.k(x).mT
+        scores = torch.baddbmm(q.new_zeros(len(x), 5, 5), q, k) if self.baddbmm else q @ k
+        return (self.mask(scores) @ self.v(x)).mean(1)
+
+
+def thirds(x: Tensor) -> Tensor:
+    """A third of the relevance to each of q, k and v."""
+    model = Scores(torch.tril)
+    q, k, v = (layer(x).detach() for layer in (model.q, model.k, model.v))
+    terms = torch.einsum("nid,njd,njc,ij->nijdc", q, k, v, KEEP.double())[..., 0] / 5  # of the first output
+    whole = torch.zeros_like(x)
+    for layer, part, at in ((model.q, q, terms.sum(2)), (model.k, k, terms.sum(1))):
+        whole += x * ((at / part) @ layer.weight.detach()) / 3
+    whole += x * ((terms.sum((1, 3)) / v[..., 0]).unsqueeze(-1) * model.v.weight.detach()[0]) / 3
+    return whole
+
+
+@pytest.mark.parametrize("case", MASKED)
+def test_the_count_of_factors_does_not_depend_on_the_spelling_of_a_mask(case: str) -> None:
+    x = random(3, 5, 6, seed=4)
+    assert_close(LRP(Scores(MASKED[case]), "lrp0").attribute(x, target=0), thirds(x), tolerance=1e-9)
+
+
+def test_a_batched_product_added_to_zeros_has_two_factors() -> None:
+    x = random(3, 5, 6, seed=4)
+    assert_close(LRP(Scores(torch.tril, baddbmm=True), "lrp0").attribute(x, target=0), thirds(x), tolerance=1e-9)
+
+
+def test_a_sum_of_terms_of_unlike_counts_counts_once() -> None:
+    a, b, z = three()
+    found = explained(lambda a, b, z: (a * b + a) * z)
+    assert_close(found[2], (a * b + a) * z / 2)
+
+
+PROBABILITIES = Rules().set(torch.softmax, CPLRP())
+
+
+def test_fused_attention_has_as_many_factors_as_eager_attention() -> None:
+    def fused(a: Tensor, b: Tensor, z: Tensor) -> Tensor:
+        q, k, v = (part[:, :, None] for part in (a, b, z))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., 0] * a
+
+    def eager(a: Tensor, b: Tensor, z: Tensor) -> Tensor:
+        q, k, v = (part[:, :, None] for part in (a, b, z))
+        return (torch.softmax(q @ k.mT, -1) @ v)[..., 0] * a
+
+    for preset in ("attnlrp", "cp_lrp"):
+        found, expected = explained(fused, preset), explained(eager, "lrp0" if preset == "attnlrp" else PROBABILITIES)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
