@@ -207,6 +207,12 @@ def test_words_of_the_models_own_receive_nothing(case: str) -> None:
     assert abs(report.absorbed["bias"] - other.absorbed["bias"]) < 1e-10
 
 
+def test_ids_that_are_no_contiguous_tensor() -> None:
+    moved = Sentence(lambda x: x.t().view(2, 8).view(4, 4).contiguous().t().contiguous().view(4, 4))
+    found = LRP(moved, "lrp0").attribute(IDS.t().contiguous().t(), target=1)
+    assert_close(found, LRP(Sentence(), "lrp0").attribute(IDS, target=1))
+
+
 def test_two_inputs_joined_before_the_embedding() -> None:
     class Two(Sentence):
         def forward(self, ids: Tensor, more: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from relprop.propagation.provenance import Origin
 def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the factors of a product, each carrying the share of the relevance that the rule gives it.
 
-    Factors that do not depend on the input are constants. Where a gate (a sigmoid) multiplies something
+    Factors that do not depend on the input are constants. Where a gate multiplies something
     that is none, the rule for gates is chosen.
     """
     call = here.call

@@ -71,12 +71,15 @@ class Tokens:
     def __init__(self, given: Tensor) -> None:
         self.given = given
         self.roots: list[Root] = []
-        self.every = torch.arange(1, given.numel() + 1, device=given.device).reshape(given.shape)
+        order = torch.arange(1, given.numel() + 1, device=given.device).reshape(given.shape)
+        self.every = torch.empty_like(given, dtype=torch.int64).copy_(order)  # with the strides of the ids
         self._holders: dict[int, _Holder] = {}
         self.note(given, self.every)
 
     def note(self, tensor: Tensor, places: Tensor | None, moved_by: str = WRITE) -> None:
         """Remember a tensor that holds ids, and at which positions these stood."""
+        if places is not None and tensor.is_contiguous():
+            places = places.contiguous()  # so that whatever is a view of the one is a view of the other
         self._holders[id(tensor)] = _Holder(tensor, tensor._version, places, moved_by)
 
     def forget(self, tensor: Tensor) -> None:
@@ -107,8 +110,8 @@ class Tokens:
 _COPIES = {"to", "type", "type_as", "long", "int", "short", "clone", "contiguous", "detach", "cpu", "cuda", "data"}
 """What may change the type or the device: the positions stay as they are."""
 
-_LOSES = {"sort", "msort", "topk", "unique", "unique_consecutive"}
-"""What moves values by their size."""
+_LOSES = {"sort", "msort", "topk", "unique", "unique_consecutive", "as_strided", "as_strided_", "as_strided_copy"}
+"""What moves values by their size, or by their place in memory."""
 
 _ENTERING: dict[str, tuple[int, ...]] = {
     "cat": (0,), "concat": (0,), "concatenate": (0,), "stack": (0,), "hstack": (0,), "vstack": (0,), "dstack": (0,),

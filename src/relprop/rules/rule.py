@@ -109,7 +109,7 @@ class ProductRule(Rule, ABC):
 
         Args:
             counts: of how many active factors each is itself a product; 0 for a constant.
-            gates: whether it is a sigmoid.
+            gates: whether it is a gate: a sigmoid, or what is made of such.
         """
 
 
