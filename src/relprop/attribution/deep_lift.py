@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relprop.attribution.base import Attribution, Condition
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.references import as_baselines, as_distribution
-from relprop.errors import InputError
+from relprop.errors import InputError, NumericalError
 from relprop.inputs import Given, as_inputs
 from relprop.propagation.call import Call
 from relprop.propagation.difference_table import DIFFERENCES
@@ -94,6 +94,7 @@ class DeepLift(Method, name="deep_lift"):
         Raises:
             InputError: for baselines of another shape.
             ModelError: where the model goes another way for the baselines than for the inputs.
+            NumericalError: where a multiplier is NaN or infinite.
             UncoveredOperationError: with ``strict``, for a function that has no rule.
             RelpropError: what every method raises.
 
@@ -178,7 +179,13 @@ class _Against(Attribution):
         return passed
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
-        return (x - cast(PairedCall, call).counterpart(x)) * c
+        found = (x - cast(PairedCall, call).counterpart(x)) * c
+        if not bool(torch.isfinite(found.detach()).all()):
+            raise NumericalError(
+                "The multipliers are NaN or infinite: for the inputs or for the baselines the model divides by zero, or "
+                "its numbers overflow. Choose other baselines, or a wider dtype."
+            )
+        return found
 
 
 class DeepLiftShap(Method, name="deep_lift_shap"):

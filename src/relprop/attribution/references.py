@@ -12,7 +12,7 @@ from torch import Tensor
 from relprop.attribution.contract import Method
 from relprop.attribution.passes import Passes
 from relprop.errors import InputError, InputTypeError, NumericalError
-from relprop.inputs import Given, as_inputs
+from relprop.inputs import Given, as_inputs, outside_inference
 
 
 def as_baselines(given: Given, baselines: Any) -> list[Tensor]:
@@ -34,10 +34,11 @@ def as_baselines(given: Given, baselines: Any) -> list[Tensor]:
     else:
         entries = given.aligned(_unpacked(given, baselines), "baselines")
     several = len(entries) > 1
-    return [
-        _baseline(x, entry, f"The baseline of input {position}" if several else "The baseline")
-        for position, (x, entry) in enumerate(zip(given.tensors, entries, strict=True))
-    ]
+    with torch.inference_mode(False):  # autograd is to save what is made of them
+        return [
+            _baseline(x, entry, f"The baseline of input {position}" if several else "The baseline")
+            for position, (x, entry) in enumerate(zip(given.tensors, entries, strict=True))
+        ]
 
 
 def _baseline(x: Tensor, entry: Any, name: str) -> Tensor:
@@ -57,7 +58,7 @@ def _baseline(x: Tensor, entry: Any, name: str) -> Tensor:
             f"{name} has shape {tuple(value.shape)}, the input {tuple(x.shape)}: give a number, a tensor of that "
             f"shape, or one that all samples share, {(1, *x.shape[1:])}."
         )
-    return value.detach().to(device=x.device, dtype=x.dtype).expand(x.shape)
+    return outside_inference(value).detach().to(device=x.device, dtype=x.dtype).expand(x.shape)
 
 
 def _unpacked(given: Given, baselines: Any) -> Any:

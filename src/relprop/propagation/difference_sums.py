@@ -73,8 +73,8 @@ def matmul(here: Here, input: Tensor, *factor: Tensor, **named: Tensor) -> Tenso
         return halfway(here, input, other)  # type: ignore[no-any-return]
     out: Tensor = here.func(input, other)
     if first:
-        return note_spread(here, out, [input], lambda size: here.func(size, other.abs()), restart=True)
-    return note_spread(here, out, [other], lambda size: here.func(input.abs(), size), restart=True)
+        return note_spread(here, out, [input], lambda size: here.func(size, _size(other)), restart=True)
+    return note_spread(here, out, [other], lambda size: here.func(_size(input), size), restart=True)
 
 
 def addmm(here: Here, input: Tensor, *factors: Tensor, beta: Any = 1, alpha: Any = 1, **named: Tensor) -> Tensor:
@@ -169,7 +169,12 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return halfway(here, input, other)  # type: ignore[no-any-return]
     x, factor = (input, other) if here.active(input) else (other, input)
     out: Tensor = steered(here, input, other)
-    return note_spread(here, out, [x], lambda size: size * abs(factor))
+    return note_spread(here, out, [x], lambda size: size * _size(factor))
+
+
+def _size(factor: Any) -> Any:
+    """Return the absolute value of a constant; a mask of bools is its own."""
+    return factor if isinstance(factor, Tensor) and factor.dtype == torch.bool else abs(factor)
 
 
 def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -177,7 +182,7 @@ def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = No
     out = quotient(here, input, other, rounding_mode=rounding_mode)
     if rounding_mode is not None or here.active(other):
         return out
-    return note_spread(here, out, [input], lambda size: size / abs(other))
+    return note_spread(here, out, [input], lambda size: size / _size(other))
 
 
 def nonnegative(here: Here, *args: Any, **kwargs: Any) -> Any:

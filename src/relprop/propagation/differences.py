@@ -167,7 +167,7 @@ def deviation(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def quotient(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
-    """``a / b``: the product of ``a`` and ``1 / b``."""
+    """``a / b``, by the product ``(a / b) b = a``; where ``a`` is a constant, by the secant of ``1 / b``."""
     call = call_of(here)
     if rounding_mode is not None:
         return elementwise(KINKED, here, input, other, rounding_mode=rounding_mode)
@@ -176,10 +176,9 @@ def quotient(here: Here, input: Any, other: Any, *, rounding_mode: str | None = 
     found = pairs(here, *(x for x in (input, other) if here.active(x)))
     if found is None:
         return here.func(input, other)  # type: ignore[no-any-return]
-    inverse = secants.reciprocal(call, found[-1])
     if not here.active(input):
-        return secants.linear(call, lambda x: x * input, inverse).value
-    return secants.quadratic(call, torch.mul, found[0], inverse).value
+        return secants.linear(call, lambda x: x * input, secants.reciprocal(call, found[-1])).value
+    return secants.quotient(call, *found).value
 
 
 def reversed_quotient(here: Here, other: Tensor, input: Any) -> Tensor:

@@ -67,16 +67,33 @@ def at(call: Call, x: Tensor, point: Tensor) -> Tensor:
 # Slopes of secants -------------------------------------------------------------------------------
 
 
-def divided(near: Callable[[Tensor, Tensor], Tensor]) -> Slope:
-    """Return the slope ``(f(x) - f(x')) / (x - x')``; nearer than ``near``, the derivative halfway."""
+def divided(
+    near: Callable[[Tensor, Tensor], Tensor], limit: Callable[[Function, Tensor, Tensor], Tensor] | None = None
+) -> Slope:
+    """Return the slope ``(f(x) - f(x')) / (x - x')``; nearer than ``near``, ``limit``: the derivative halfway."""
 
     def slope(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Tensor) -> Tensor:
         difference = torch.where(x == other, 0.0, x - other)  # infinities may be equal too
         close = difference.abs() <= near(x, other)
-        limit = derivative(function, torch.where(x == other, x, (x + other) / 2))
-        return torch.where(close, limit, torch.where(close, 0.0, y - y_other) / torch.where(close, 1.0, difference))
+        there = (limit or halfway)(function, x, other)
+        return torch.where(close, there, torch.where(close, 0.0, y - y_other) / torch.where(close, 1.0, difference))
 
     return slope
+
+
+def halfway(function: Function, x: Tensor, other: Tensor) -> Tensor:
+    """Return the derivative halfway between two points."""
+    return derivative(function, torch.where(x == other, x, (x + other) / 2))
+
+
+_NODES = ((-(0.6**0.5), 5 / 18), (0.0, 8 / 18), (0.6**0.5, 5 / 18))
+
+
+def mean_derivative(function: Function, x: Tensor, other: Tensor) -> Tensor:
+    """Return the mean of the derivative between two points, by the three nodes of Gauss and Legendre."""
+    middle = torch.where(x == other, x, (x + other) / 2)
+    half = torch.where(x == other, 0.0, (x - other) / 2)
+    return torch.stack([weight * derivative(function, middle + node * half) for node, weight in _NODES]).sum(0)
 
 
 def derivative(function: Function, point: Tensor) -> Tensor:
@@ -94,12 +111,16 @@ def rounding(x: Tensor, other: Tensor) -> Tensor:
 
 
 def curvature(x: Tensor, other: Tensor) -> Tensor:
-    """Return the distance at which the derivative halfway is the better quotient, for functions smooth everywhere."""
-    return (1 + torch.maximum(x.abs(), other.abs())) * float(torch.finfo(x.dtype).eps ** (1 / 3))
+    """Return the distance up to which the mean derivative is exact, for functions smooth everywhere.
+
+    On a distance d three nodes miss the mean by ``f^(7) d^6 / 2e6``, 5e-13 here; beyond, rounding of the quotient is
+    ten times that of ``f``.
+    """
+    return torch.full_like(x, 0.1)
 
 
 def relative(x: Tensor, other: Tensor) -> Tensor:
-    """Return the same distance for functions that are smooth but at zero."""
+    """Return the distance at which the derivative halfway is the better quotient, for functions smooth but at zero."""
     return torch.minimum(x.abs(), other.abs()) * float(torch.finfo(x.dtype).eps ** (1 / 3))
 
 
@@ -110,7 +131,7 @@ def stepped(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Te
     return torch.where(still, 0.0, torch.where(still, 0.0, y - y_other) / torch.where(still, 1.0, difference))
 
 
-KINKED, SMOOTH = divided(rounding), divided(curvature)  # defined everywhere
+KINKED, SMOOTH = divided(rounding), divided(curvature, mean_derivative)  # defined everywhere
 POLES, SCALED = divided(rounding), divided(relative)  # not defined everywhere
 
 
@@ -152,29 +173,70 @@ def _raised(x: Tensor, exponent: float) -> Tensor:
     return x**exponent
 
 
+def quotient(call: Call, a: Pair, b: Pair) -> Pair:
+    """Return ``y = a / b``, explained as the product ``y b = a``: ``dy = (da - (y + y')/2 db) / ((b + b')/2)``.
+
+    What divides is then no smaller than half the larger of ``b`` and ``b'``. Where their signs differ it may vanish;
+    there ``y`` is the product of ``a`` and ``1 / b``.
+    """
+    with torch.set_grad_enabled(call.create_graph):
+        value, other = a.value / b.value, a.other / b.other
+        apart = b.value * b.other < 0
+        middle = torch.where(apart, 1.0, (b.value + b.other) / 2)
+        factor = torch.where(apart, (1 / b.value + 1 / b.other) / 2, 1 / middle)
+        share = torch.where(apart, (a.value + a.other) / (2 * b.value * b.other), (value + other) / (2 * middle))
+    return Pair(call.switch(value, a.value * call.constant(factor) - b.value * call.constant(share)), other)
+
+
 def softmax(call: Call, x: Pair, dim: int) -> Pair:
-    """Return ``exp(x) / sum exp(x)``: an exponential, a sum, a quotient."""
-    terms, _ = _exponentials(call, x, (dim,))
-    total = linear(call, lambda e: e.sum(dim, keepdim=True), terms)
-    return quadratic(call, torch.mul, terms, reciprocal(call, total))
+    """Return ``p = exp(x - L)`` with ``L = log sum exp(x)``: of both the secants, in logarithms.
+
+    ``dp_i = w_i (dx_i - sum_j m_j dx_j)``, with the logarithmic mean ``w_i`` of ``p_i`` and ``p_i'`` and the ``m_j`` of
+    :func:`logsumexp`: all of them between 0 and 1.
+    """
+    with torch.set_grad_enabled(call.create_graph):
+        value, other = x.value.softmax(dim), x.other.softmax(dim)
+        mean = _log_mean(x.value.log_softmax(dim), x.other.log_softmax(dim))
+        shares, _ = _shares(x, (dim,))
+    scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
+    centered = scores - (scores * call.constant(shares)).sum(dim, keepdim=True)
+    return Pair(call.switch(value, centered * call.constant(mean)), other)
 
 
 def logsumexp(call: Call, x: Pair, dims: Sequence[int]) -> Pair:
-    """Return ``log sum exp(x)``, with the dimensions it is taken over."""
-    terms, shift = _exponentials(call, x, tuple(dims))
-    total = linear(call, lambda e: e.sum(tuple(dims), keepdim=True), terms)
-    found = elementwise(call, torch.log, total, SCALED)
-    return Pair(found.value + shift, found.other + shift)
+    """Return ``log sum exp(x)``, with the dimensions it is taken over: ``dL = sum_j m_j dx_j``.
+
+    ``m_j`` is the logarithmic mean of ``exp(x_j)`` and ``exp(x_j')`` over that of the two sums: between 0 and 1, and
+    together at most 1.
+    """
+    over = tuple(dims)
+    with torch.set_grad_enabled(call.create_graph):
+        shares, (value, other) = _shares(x, over)
+    scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
+    return Pair(call.switch(value, (scores * call.constant(shares)).sum(over, keepdim=True)), other)
 
 
-def _exponentials(call: Call, x: Pair, dims: tuple[int, ...]) -> tuple[Pair, Tensor]:
-    """Return ``exp(x - s)`` and the constant ``s``, the same for both, that keeps it finite."""
-    with torch.no_grad():
-        both = torch.maximum(x.value, x.other)
-        shift = both.amax(dims, keepdim=True)
-        shift = torch.where(torch.isfinite(shift), shift, 0.0)
-    moved = linear(call, lambda value: value - shift, x)
-    return elementwise(call, torch.exp, moved, SMOOTH), shift
+def _shares(x: Pair, dims: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return the multipliers of ``log sum exp``, and its values, with the dimensions it is taken over."""
+    value, other = x.value.logsumexp(dims, keepdim=True), x.other.logsumexp(dims, keepdim=True)
+    gone = torch.maximum(x.value, x.other).isneginf()
+    most = torch.where(gone, 0.0, torch.maximum(x.value, x.other)) - torch.maximum(value, other)
+    shares = most.exp() * _mean_exponential(x.value - x.other) / _mean_exponential(value - other)
+    return torch.where(gone, 0.0, shares), (value, other)
+
+
+def _log_mean(u: Tensor, other: Tensor) -> Tensor:
+    """Return ``(exp(u) - exp(u')) / (u - u')``, 0 where both are minus infinity."""
+    most = torch.maximum(u, other)
+    gone = most.isneginf()
+    return torch.where(gone, 0.0, torch.where(gone, 0.0, most).exp() * _mean_exponential(u - other))
+
+
+def _mean_exponential(difference: Tensor) -> Tensor:
+    """Return ``(1 - exp(-t)) / t`` for the size ``t`` of a difference, 1 at zero (and where infinities are equal)."""
+    size = difference.abs()
+    small = ~(size > 0)
+    return torch.where(small, 1.0, -torch.expm1(-size) / torch.where(small, 1.0, size))
 
 
 def standardized(call: Call, x: Pair, dims: Sequence[int], eps: float, centered: bool = True) -> Pair:
@@ -184,7 +246,7 @@ def standardized(call: Call, x: Pair, dims: Sequence[int], eps: float, centered:
         x = linear(call, lambda value: value - value.mean(over, keepdim=True), x)
     variance = quadratic(call, lambda value: value.square().mean(over, keepdim=True), x)
     shifted = linear(call, lambda value: value + eps, variance)
-    return quadratic(call, torch.mul, x, elementwise(call, torch.rsqrt, shifted, of_inverse_root))
+    return quotient(call, x, elementwise(call, torch.sqrt, shifted, of_root))
 
 
 def norm(call: Call, x: Pair, p: float, dims: Sequence[int]) -> Pair:
