@@ -23,7 +23,7 @@ class Contract:
 
     Attributes:
         seed: what its backward begins with at the explained output: ``"1"``, or ``"f_t"``, the output itself; empty
-            where there is no backward.
+            where the map does not come from a backward (some run one to find what the output depends on).
         output: ``"coefficient"``, like a gradient, which says how the output changes; or ``"relevance"``, shares of
             the output.
         sums_to: what the relevance is meant to sum to, ``"f"``, ``"f - f'"`` or ``"1"``; empty where no sum is claimed,
@@ -54,10 +54,12 @@ class Method(ABC):
         named: the methods that have a name.
         per_sample: the options of ``attribute`` that hold one entry for every sample, as baselines may: what runs the
             method on a part of the batch hands over that part of them.
+        takes_seed: ``attribute`` draws numbers from a ``seed``: what averages the method gives every run of it another.
     """
 
     contract: Contract
     per_sample: tuple[str, ...] = ()
+    takes_seed: bool = False
     named: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:

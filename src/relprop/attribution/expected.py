@@ -40,6 +40,7 @@ class GradientShap(Method, name="gradient_shap"):
     """
 
     contract = Contract("1", "relevance", "f - f'", "in the mean over many draws, without noise")
+    takes_seed = True
 
     def attribute(
         self,
