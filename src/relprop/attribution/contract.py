@@ -15,6 +15,7 @@ from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
 from relprop.propagation.call import Call
 from relprop.propagation.run import forward
 from relprop.targets import Target, reading
+from relprop.training import attribution_of, one_attribution
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "attribute" in cls.__dict__:
+            cls.attribute = one_attribution(cls.attribute)  # type: ignore[method-assign]
         if name is None:
             return
         if not name:
@@ -96,7 +99,7 @@ class Method(ABC):
         given = as_inputs(inputs)
         read = reading(self.model, target, given.samples)
         call = Call(self.model, None)
-        with torch.inference_mode(False), torch.no_grad():
+        with attribution_of(self.model), torch.inference_mode(False), torch.no_grad():
             try:
                 first, named = given.arguments([tensor.clone() for tensor in given.tensors])
                 args = (*first, *as_args(additional_forward_args))

@@ -19,6 +19,7 @@ from relprop.attribution.randomness import as_seed
 from relprop.attribution.references import as_baselines, batched, change
 from relprop.errors import InputError, MissingExtraError
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 
 class ShapleyValueSampling(Method, name="shapley_value_sampling"):
@@ -95,6 +96,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
             additional_forward_args,
             {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
+            draws=SameDraws(self.model, given.tensors),
         )
         options = {"n_samples": count, "show_progress": progress}
         with _seeded(as_seed(seed)):
@@ -190,6 +192,7 @@ class KernelShap(ShapleyValueSampling, name="kernel_shap"):
                 arguments.get("additional_forward_args"),
                 {"forward_kwargs": arguments["forward_kwargs"]},
                 internal_batch_size=passes.internal_batch_size,
+                draws=passes.draws,
             )
             return super(KernelShap, self)._sampled(explainer, single, ends, labels, features, options)
 
