@@ -21,7 +21,6 @@ from relprop.errors import (
     InputTypeError,
     ModelError,
     NumericalError,
-    TrainingModeWarning,
     near,
     warn,
 )
@@ -341,20 +340,6 @@ def _units(name: str, units: Any) -> tuple[int, ...]:
         raise InputTypeError(
             f"condition at {name!r} must be a channel or a list of channels, integers; got {units!r}."
         ) from None
-
-
-def warn_of_training(model: nn.Module) -> None:
-    """Warn where dropout or batch norm in training mode would change the answer; change nothing."""
-    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase)
-    for name, module in model.named_modules():
-        rate = getattr(module, "p", getattr(module, "dropout", 1))
-        if isinstance(module, changing) and module.training and rate != 0:
-            warn(
-                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
-                "random or batch-dependent network. Call model.eval() first if that is not meant.",
-                TrainingModeWarning,
-            )
-            return
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_bad_input(method: Any) -> None:
         ({"baselines": torch.zeros(3, 5)}, InputError, ("The baseline has shape (3, 5)",)),
         ({"feature_mask": torch.zeros(1, 3).long()}, InputError, ("feature_mask has shape (1, 3)",)),
         ({"feature_mask": torch.zeros(1, 4)}, InputTypeError, ("tensor of integers",)),
-        ({"seed": None}, InputTypeError, ("seed must be an int",)),
+        ({"seed": 1.5}, InputTypeError, ("seed must be an int",)),
     ):
         with refuses(model, error, ValueError if error is InputError else TypeError, *words):
             method(model).attribute(x, target=1, **options)

@@ -14,7 +14,7 @@ from torch import Tensor
 from relprop.attribution.contract import Method
 from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
-from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, warn_of_training
+from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.reading import Reading
@@ -22,6 +22,7 @@ from relprop.propagation.run import ChannelMask, Forward, Parts, forward
 from relprop.propagation.tokens import Tokens
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
+from relprop.training import attribution_of
 
 Inputs: TypeAlias = Any
 """A tensor ``[N, ...]``, a tuple of them, or a structure of them; see :func:`relprop.inputs.as_inputs`."""
@@ -226,10 +227,9 @@ class Attribution(Method):
             name: partial(channel_mask, indices=units, where=f"condition at {name!r}")
             for name, units in as_condition(self.model, condition).items()
         }
-        warn_of_training(self.model)
         chosen = [reading(self.model, target, inputs.samples) for target in targets]
         call = self.make_call(**options)
-        with grad_mode(), foremost(call):
+        with attribution_of(self.model), grad_mode(), foremost(call):
             try:
                 passed = self.forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
                 for output in passed.selected:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.errors import InputError
+from relprop.attribution.randomness import draws
 from relprop.propagation.call import Call
 
 
@@ -15,7 +15,8 @@ class Input(Attribution, name="input"):
     """The input itself: an explanation must show more than that.
 
     Definition: ``R = x``. For token ids it is the sum over the features of their embedding, and for layers
-    (``attribute_layers``) the activation. The output must depend on the input, as for every method.
+    (``attribute_layers``) the activation. The forward and the backward run all the same, to find these, and what the
+    output does not depend on, which is the error that it is for every method.
     Conserves: nothing; there is no delta.
 
     Args:
@@ -36,16 +37,20 @@ class Input(Attribution, name="input"):
 class Random(Attribution, name="random"):
     """Gaussian noise, whatever the model and the input: what chance would show.
 
-    Definition: ``R ~ N(0, 1)``, of mean 0 and standard deviation 1, drawn anew at every call.
+    Definition: ``R ~ N(0, 1)``, of mean 0 and standard deviation 1, drawn anew at every call, in single precision. The
+    forward and the backward run all the same: what the output does not depend on is the error that it is for every
+    method.
     Conserves: nothing; there is no delta.
 
     Args:
         model: any ``nn.Module``.
-        seed: what the numbers are drawn from: the same seed gives the same maps in the same order, on every device.
-        generator: a CPU generator of your own in the place of ``seed``.
+        seed: what the numbers are drawn from, on the CPU: the same seed gives the same maps in the same order, on every
+            device and in every dtype. None is 0.
+        generator: a generator of your own in the place of ``seed``, which moves on.
 
     Raises:
-        InputError: where both are given, or the generator is not on the CPU.
+        InputError: where both are given, or the seed is out of range.
+        InputTypeError: for a seed that is no integer, and a generator that is none.
     Source: Alber et al. 2019, iNNvestigate (arXiv:1808.04260), whose ``random`` adds the input.
 
     >>> import torch
@@ -59,13 +64,7 @@ class Random(Attribution, name="random"):
 
     def __init__(self, model: nn.Module, seed: int | None = None, *, generator: torch.Generator | None = None) -> None:
         super().__init__(model)
-        if generator is not None and seed is not None:
-            raise InputError("Random takes a seed or a generator, not both.")
-        if generator is not None and generator.device.type != "cpu":
-            raise InputError(f"Random draws on the CPU; got a generator on {generator.device}.")
-        self.generator = torch.Generator() if generator is None else generator
-        if generator is None:
-            self.generator.manual_seed(0 if seed is None else seed)
+        self._draws = draws(seed, generator)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+        return self._draws.normal(x)

@@ -7,7 +7,7 @@ from typing import Any
 
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.passes import weighted_sum
-from relprop.attribution.wrapper import as_method
+from relprop.attribution.wrapper import as_method, check_options
 from relprop.errors import InputError, MethodError
 from relprop.targets import Target
 
@@ -49,6 +49,7 @@ class Combined(Method, name="combined"):
         if any(method.model is not self.model for method in self.methods):
             raise MethodError("Combined takes methods of one model; these explain different ones.")
         self.contract = _contract(self.methods, self.weights)
+        self.takes_seed = all(method.takes_seed for method in self.methods)
         self.per_sample = tuple({name: None for method in self.methods for name in method.per_sample})
 
     def attribute(
@@ -66,15 +67,17 @@ class Combined(Method, name="combined"):
             inputs, target, additional_forward_args: as those of the methods.
             return_convergence_delta: also return the weighted sum of the deltas, which is ``f - sum R``, or
                 ``f - f' - sum R``.
-            options: further arguments of every method's ``attribute``.
+            options: further arguments of every method's ``attribute``, a seed among them.
 
         Returns:
             what the methods return, of the same structure and shapes.
 
         Raises:
             InputError: where a delta is asked for and no sum is claimed.
+            InputTypeError: for an option that not all the methods take.
             RelpropError: what the methods raise.
         """
+        check_options(self.methods, options, "Combined")
         if return_convergence_delta:
             self.require_completeness()
             options["return_convergence_delta"] = True

@@ -15,6 +15,7 @@ from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
 from relprop.propagation.call import Call
 from relprop.propagation.run import forward
 from relprop.targets import Target, reading
+from relprop.training import attribution_of, one_attribution
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Contract:
 
     Attributes:
         seed: what its backward begins with at the explained output: ``"1"``, or ``"f_t"``, the output itself; empty
-            where there is no backward.
+            where the map does not come from a backward (some run one to find what the output depends on).
         output: ``"coefficient"``, like a gradient, which says how the output changes; or ``"relevance"``, shares of
             the output.
         sums_to: what the relevance is meant to sum to, ``"f"``, ``"f - f'"`` or ``"1"``; empty where no sum is claimed,
@@ -54,14 +55,18 @@ class Method(ABC):
         named: the methods that have a name.
         per_sample: the options of ``attribute`` that hold one entry for every sample, as baselines may: what runs the
             method on a part of the batch hands over that part of them.
+        takes_seed: ``attribute`` draws numbers from a ``seed``: what averages the method gives every run of it another.
     """
 
     contract: Contract
     per_sample: tuple[str, ...] = ()
+    takes_seed: bool = False
     named: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "attribute" in cls.__dict__:
+            cls.attribute = one_attribution(cls.attribute)  # type: ignore[method-assign]
         if name is None:
             return
         if not name:
@@ -94,7 +99,7 @@ class Method(ABC):
         given = as_inputs(inputs)
         read = reading(self.model, target, given.samples)
         call = Call(self.model, None)
-        with torch.inference_mode(False), torch.no_grad():
+        with attribution_of(self.model), torch.inference_mode(False), torch.no_grad():
             try:
                 first, named = given.arguments([tensor.clone() for tensor in given.tensors])
                 args = (*first, *as_args(additional_forward_args))

@@ -18,6 +18,7 @@ from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_numb
 from relprop.attribution.randomness import draws
 from relprop.attribution.references import as_distribution, batched, check_movable
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 
 class GradientShap(Method, name="gradient_shap"):
@@ -40,6 +41,7 @@ class GradientShap(Method, name="gradient_shap"):
     """
 
     contract = Contract("1", "relevance", "f - f'", "in the mean over many draws, without noise")
+    takes_seed = True
 
     def attribute(
         self,
@@ -101,6 +103,7 @@ class GradientShap(Method, name="gradient_shap"):
             options,
             internal_batch_size=internal_batch_size,
             progress=progress,
+            draws=SameDraws(self.model, given.tensors),
         )
         sources = given.tensors if create_graph else tuple(x.detach() for x in given.tensors)
         drawn: list[Tensor] = []  # which baselines

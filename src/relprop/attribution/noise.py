@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relprop.attribution.passes import Passes, weighted_sum, whole_number, wide, zipped
 from relprop.attribution.randomness import Draws, draws
-from relprop.attribution.wrapper import Wrapper
+from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError, InputTypeError, near
 from relprop.inputs import Given, as_inputs
 from relprop.propagation.storage import map_tensors
@@ -42,6 +42,7 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
     """
 
     nt_type: ClassVar[NoiseType] = "smoothgrad"
+    takes_seed = True
 
     def attribute(
         self,
@@ -69,9 +70,11 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
             nt_type: ``"smoothgrad"``, ``"smoothgrad_sq"`` or ``"vargrad"``; None is that of the class.
             nt_samples: n, how many noisy copies each sample has.
             noise_level: sigma relative to the range of a sample, ``max(x) - min(x)``; for several inputs, one for all
-                or a tuple.
+                or a tuple. Inputs in a structure have samples where all its tensors have as many rows; else the range
+                is that of the whole tensor.
             stdevs: sigma itself, in the place of ``noise_level``; for several inputs, one for all or a tuple.
-            seed: what the noise is drawn from, on the CPU: the same seed gives the same map. None is 0.
+            seed: what the noise is drawn from, on the CPU: the same seed gives the same map. None is 0. A method that
+                draws numbers itself gets a seed that follows from it, another one for every pass.
             generator: a generator of your own in the place of ``seed``, which moves on.
             internal_batch_size: the most samples in one pass; None: one noisy copy of the batch a pass. Noise does not
                 depend on it.
@@ -84,7 +87,8 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
 
         Raises:
             InputError: for no copies, negative noise, another ``nt_type``, or a delta asked for.
-            InputTypeError: where no input is a tensor of floating point numbers.
+            InputTypeError: where no input is a tensor of floating point numbers, or for an option that the method does
+                not take.
             MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: what the method raises.
         """
@@ -93,6 +97,7 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
         chosen = self.nt_type if nt_type is None else nt_type
         if chosen not in _STATISTICS:
             raise InputError(f"nt_type must be one of {tuple(_STATISTICS)}, got {chosen!r}.{near(str(chosen), _NAMES)}")
+        check_options([self.method], options, type(self).__name__)
         count = whole_number("nt_samples", nt_samples)
         given = as_inputs(inputs)
         passes = Passes(
@@ -101,7 +106,7 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
         spread = _relative(given, noise_level) if stdevs is None else deviations(given, stdevs)
         source = draws(seed, generator)
         variants = (noisy(given.tensors, spread, source) for _ in range(count))
-        return _STATISTICS[chosen](passes.over(self.method.attribute, variants, count), count)
+        return _STATISTICS[chosen](passes.over(self.runs(source), variants, count), count)
 
 
 class SmoothGrad(NoiseTunnel, name="smoothgrad"):
@@ -184,10 +189,11 @@ def _scaled(given: Given, name: str, levels: Levels, unit: Callable[[Tensor], Te
 
 
 def _range(x: Tensor, given: Given) -> Tensor:
-    """Return max - min of every sample, or of all where there is no batch."""
-    rows = x.detach().reshape(x.shape[0] if given.samples is not None else 1, -1)
+    """Return max - min of every sample, or of all where the inputs have no batch in common."""
+    batch = given.rows is not None
+    rows = x.detach().reshape(x.shape[0] if batch else 1, -1)
     spread = rows.amax(1) - rows.amin(1)
-    return spread.reshape(-1, *(1,) * (x.dim() - 1)) if given.samples is not None else spread.reshape(())
+    return spread.reshape(-1, *(1,) * (x.dim() - 1)) if batch else spread.reshape(())
 
 
 def _levels(name: str, levels: Any, given: Given) -> list[float]:

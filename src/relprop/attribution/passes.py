@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from relprop.errors import InputError, MissingExtraError, TargetError
 from relprop.inputs import Given
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.targets import Target, Unit
+from relprop.training import SameDraws
 
 Variant: TypeAlias = Sequence[Tensor]
 """Other tensors in the place of those that are explained."""
@@ -37,6 +39,7 @@ class Passes:
             further arguments of the model and the options in ``per_sample`` follow: of a list, and of tensors whose
             dimension 0 is the batch, each sample gets its entry; all else is given to every pass as it is.
         progress: show a progress bar, by tqdm.
+        draws: where passes are compared with each other, what makes the model draw the same numbers in all of them.
     """
 
     given: Given
@@ -46,6 +49,7 @@ class Passes:
     per_sample: Sequence[str] = ()
     internal_batch_size: int | None = None
     progress: bool = False
+    draws: SameDraws | None = None
 
     def __post_init__(self) -> None:
         if self.internal_batch_size is None:
@@ -96,7 +100,8 @@ class Passes:
                     keywords[name] = _entries(keywords[name], rows, self.given.samples)
         if arguments is not None:  # a method of the user's own need not know of them
             keywords["additional_forward_args"] = arguments
-        found = function(self.given.replaced(variant), target=target, **keywords)
+        with nullcontext() if self.draws is None else self.draws.again():
+            found = function(self.given.replaced(variant), target=target, **keywords)
         if rows is not None:
             _check_rows(found, len(rows))
         return found

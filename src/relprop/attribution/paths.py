@@ -16,6 +16,7 @@ from relprop.attribution.references import as_baselines, change, check_movable
 from relprop.errors import ConvergenceWarning, InputError, InputTypeError, warn
 from relprop.inputs import as_inputs
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 
 class IntegratedGradients(Method, name="integrated_gradients"):
@@ -119,6 +120,7 @@ class IntegratedGradients(Method, name="integrated_gradients"):
             options,
             internal_batch_size=internal_batch_size,
             progress=progress,
+            draws=SameDraws(self.model, given.tensors),
         )
         maps = self._integral(passes, ends, *quadrature(method, steps), differentiable=create_graph)
         if not return_convergence_delta and tolerance is None:

@@ -17,6 +17,7 @@ from relprop.attribution.references import as_baselines, batched
 from relprop.errors import InputError, InputTypeError
 from relprop.inputs import Given
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 Masks = list["Tensor | None"]
 """For every input, which of its entries are replaced, as a bool tensor that broadcasts to it; None for none."""
@@ -91,6 +92,7 @@ class FeatureAblation(Method, name="feature_ablation"):
             {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
             progress=progress,
+            draws=SameDraws(self.model, given.tensors),
         )
 
         def masks(index: int) -> Masks:
@@ -172,6 +174,7 @@ class Occlusion(Method, name="occlusion"):
             {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
             progress=progress,
+            draws=SameDraws(self.model, given.tensors),
         )
 
         def masks(index: int) -> Masks:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relprop.errors import InputError, InputTypeError
+
+LOWEST, HIGHEST = -(2**63), 2**64 - 1  # the seeds a generator of PyTorch takes
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Draws:
         """Return integers from 0 up to ``below - 1``."""
         return torch.randint(below, (count,), generator=self.generator, device=self.generator.device)
 
+    def seed(self) -> int:
+        """Return a seed for what draws by itself."""
+        return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+
+    def branch(self) -> Draws:
+        """Return a source that is drawn from without moving this one on."""
+        found = torch.Generator(self.generator.device)
+        found.set_state(self.generator.get_state())
+        return Draws(found)
+
     def _drawn(self, draw: Any, shape: tuple[int, ...], like: Tensor) -> Tensor:
         # In single precision for every dtype, which would each have numbers of its own.
         found: Tensor = draw(shape, generator=self.generator, dtype=torch.float32, device=self.generator.device)
@@ -43,7 +56,7 @@ def draws(seed: int | None, generator: torch.Generator | None) -> Draws:
     """Return what is drawn from a seed, 0 where none is given, or from a generator.
 
     Raises:
-        InputError: where both are given.
+        InputError: where both are given, or the seed is out of range.
         InputTypeError: for a seed that is no integer, and a generator that is none.
     """
     if seed is not None and generator is not None:
@@ -52,6 +65,20 @@ def draws(seed: int | None, generator: torch.Generator | None) -> Draws:
         if not isinstance(generator, torch.Generator):
             raise InputTypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
         return Draws(generator)
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise InputTypeError(f"seed must be an int, got {seed!r}.")
-    return Draws(torch.Generator().manual_seed(0 if seed is None else seed))
+    return Draws(torch.Generator().manual_seed(as_seed(seed)))
+
+
+def as_seed(seed: Any) -> int:
+    """Return a seed as every method takes it: an integer, of NumPy too; None is 0.
+
+    Raises:
+        InputTypeError: for anything else.
+        InputError: where it is out of the range of a generator's seeds.
+    """
+    if seed is None:
+        return 0
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
+        raise InputTypeError(f"seed must be an int (or None, which is 0), got {seed!r}.")
+    if not LOWEST <= seed <= HIGHEST:
+        raise InputError(f"seed must lie between -2^63 and 2^64 - 1, got {seed!r}.")
+    return int(seed)

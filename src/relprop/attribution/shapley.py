@@ -15,9 +15,11 @@ from relprop.attribution.base import convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.passes import Passes, whole_number
 from relprop.attribution.perturbation import feature_labels
+from relprop.attribution.randomness import as_seed
 from relprop.attribution.references import as_baselines, batched, change
-from relprop.errors import InputError, InputTypeError, MissingExtraError
+from relprop.errors import InputError, MissingExtraError
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 
 class ShapleyValueSampling(Method, name="shapley_value_sampling"):
@@ -39,6 +41,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
     """
 
     contract = Contract("", "relevance", "f - f'", "where every entry is a feature of its own")
+    takes_seed = True
     per_sample = ("baselines", "feature_mask")
     needs: ClassVar[tuple[str, ...]] = ("captum.attr",)
 
@@ -51,7 +54,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
         feature_mask: Any = None,
         n_samples: int = 25,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         forward_kwargs: Mapping[str, Any] | None = None,
         internal_batch_size: int | None = None,
         progress: bool = False,
@@ -64,7 +67,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
             baselines, feature_mask: see :meth:`FeatureAblation.attribute`.
             target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
             n_samples: how many orders (for :class:`KernelShap`: sets) of features are drawn.
-            seed: what they are drawn from: the same seed gives the same map.
+            seed: what they are drawn from: the same seed gives the same map. None is 0.
             internal_batch_size: the most samples in one pass; None: one change for the whole batch a pass. (Captum's
                 ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
             progress: show Captum's progress bar.
@@ -76,15 +79,13 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
 
         Raises:
             InputError: for no samples, baselines or masks of another shape, or inputs in a structure.
-            InputTypeError: for a mask that holds no integers.
+            InputTypeError: for a mask that holds no integers, or a seed that is none.
             MissingExtraError: what it needs is not installed.
             RelpropError: what every method raises.
         """
         explainer = self._explainer()
         given = batched(inputs, type(self).__name__)
         count = whole_number("n_samples", n_samples)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InputTypeError(f"seed must be an int, got {seed!r}.")
         ends = as_baselines(given, baselines)
         labels, numbers = feature_labels(given, feature_mask)
         # Captum counts features from 0 on, and leaves out none.
@@ -95,9 +96,10 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
             additional_forward_args,
             {"forward_kwargs": forward_kwargs},
             internal_batch_size=internal_batch_size,
+            draws=SameDraws(self.model, given.tensors),
         )
         options = {"n_samples": count, "show_progress": progress}
-        with _seeded(seed):
+        with _seeded(as_seed(seed)):
             maps = self._sampled(explainer, passes, ends, numbered, len(numbers), options)
         packed = given.packed(maps)
         if not return_convergence_delta:
@@ -190,6 +192,7 @@ class KernelShap(ShapleyValueSampling, name="kernel_shap"):
                 arguments.get("additional_forward_args"),
                 {"forward_kwargs": arguments["forward_kwargs"]},
                 internal_batch_size=passes.internal_batch_size,
+                draws=passes.draws,
             )
             return super(KernelShap, self)._sampled(explainer, single, ends, labels, features, options)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from relprop.attribution.contract import Method
 from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
+from relprop.attribution.randomness import draws
 from relprop.attribution.references import batched
-from relprop.attribution.wrapper import Wrapper
+from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError
 from relprop.inputs import Given
 from relprop.targets import Target
@@ -82,7 +83,8 @@ class Translated(Wrapper, name="translated"):
             internal_batch_size: the most samples in one pass; None: one shift of the batch a pass.
             progress: show a progress bar, by tqdm.
             return_convergence_delta: refused, for there is none.
-            options: further arguments of the method's ``attribute``.
+            options: further arguments of the method's ``attribute``. Of a method that draws numbers, every shift gets
+                another seed, that follows from ``seed`` (None is 0).
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``; with ``return_lost`` a pair of that
@@ -91,19 +93,23 @@ class Translated(Wrapper, name="translated"):
         Raises:
             InputError: where a shift is as large as the input or larger, an input has too few dimensions, or the map of
                 the method has another shape than the input.
+            InputTypeError: for an option that the method does not take.
             MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: what the method raises.
         """
         if return_convergence_delta:
             self.require_completeness()
+        check_options([self.method], options, "Translated")
         given = batched(inputs, "Translated")
         self._check(given)
+        count, run = len(self.shifts), self.method.attribute
+        if self.takes_seed and options.get("generator") is None:
+            run = self.runs(draws(options.pop("seed", None), None))
         passes = Passes(
             given, target, additional_forward_args, options, self.method.per_sample, internal_batch_size, progress
         )
-        count = len(self.shifts)
         variants: Iterator[Variant] = ([shifted(x, s, self.border) for x in given.tensors] for s in self.shifts)
-        found = passes.over(self.method.attribute, variants, count)
+        found = passes.over(run, variants, count)
         back = (self._back(given, maps, s) for maps, s in zip(found, self.shifts, strict=True))
         maps, lost = weighted_sum(back, [1 / count] * count)
         packed = given.packed(maps)

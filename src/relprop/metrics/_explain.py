@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from relprop.attribution.randomness import as_seed
 from relprop.errors import (
     InputError,
     InputTypeError,
@@ -224,10 +225,9 @@ def generator(seed: int) -> torch.Generator:
 
     Raises:
         InputTypeError: a seed that is no integer.
+        InputError: a seed out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputTypeError(f"seed is {seed!r}; expected an int")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(as_seed(seed))
 
 
 def permutations(count: int, length: int, seed: int | torch.Generator) -> Tensor:

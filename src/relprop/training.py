@@ -1,0 +1,85 @@
+"""Models that draw numbers or look across the batch: a warning, and draws that are the same for several passes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from relprop.errors import TrainingModeWarning, warn
+
+F = TypeVar("F", bound=Callable[..., Any])
+_explained = threading.local()
+
+
+@contextmanager
+def attribution_of(model: nn.Module) -> Iterator[None]:
+    """Warn of training mode, once for all the passes of one attribution: those inside are silent."""
+    models: list[nn.Module] = _explained.__dict__.setdefault("models", [])
+    if any(model is other for other in models):
+        yield
+        return
+    warn_of_training(model)
+    models.append(model)
+    try:
+        yield
+    finally:
+        models.pop()
+
+
+def one_attribution(method: F) -> F:
+    """Return a method of an explainer that warns of training mode once, however many passes it makes."""
+
+    @functools.wraps(method)
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with attribution_of(self.model):
+            return method(self, *args, **kwargs)
+
+    return cast("F", once)
+
+
+def warn_of_training(model: nn.Module) -> None:
+    """Warn where dropout or batch norm in training mode would change the answer; change nothing."""
+    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase)
+    for name, module in model.named_modules():
+        rate = getattr(module, "p", getattr(module, "dropout", 1))
+        if isinstance(module, changing) and module.training and rate != 0:
+            warn(
+                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
+                "random or batch-dependent network. Call model.eval() first if that is not meant.",
+                TrainingModeWarning,
+            )
+            return
+
+
+class SameDraws:
+    """Passes that draw the same numbers from the global generators, so that they are passes of one network.
+
+    The first pass draws as it would, and so moves the generators on; the others draw what it drew, and move nothing.
+
+    Args:
+        model, tensors: on whose devices numbers are drawn.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Iterable[Tensor]) -> None:
+        held = (*tensors, *model.parameters(), *model.buffers())
+        self._devices = sorted({tensor.get_device() for tensor in held if tensor.is_cuda})
+        self._states: tuple[Tensor, list[Tensor]] | None = None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Run one of the passes."""
+        if self._states is None:
+            self._states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
+            yield
+            return
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self._states[0])
+            for device, state in zip(self._devices, self._states[1], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
