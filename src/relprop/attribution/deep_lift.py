@@ -182,8 +182,8 @@ class _Against(Attribution):
         found = (x - cast(PairedCall, call).counterpart(x)) * c
         if not bool(torch.isfinite(found.detach()).all()):
             raise NumericalError(
-                "The multipliers are NaN or infinite: for the inputs or for the baselines the model divides by zero, or "
-                "its numbers overflow. Choose other baselines, or a wider dtype."
+                "The multipliers are NaN or infinite: for the inputs or for the baselines the model divides by zero, "
+                "or its numbers overflow. Choose other baselines, or a wider dtype."
             )
         return found
 
