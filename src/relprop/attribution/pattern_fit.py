@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from relprop.attribution.pattern_store import Patterns, make_pattern
 from relprop.attribution.pattern_sums import REGIONS, Estimator, Sums
 from relprop.errors import InputError, InputTypeError, PatternError, PatternWarning, UncoveredOperationWarning, warn
-from relprop.inputs import as_inputs, grad_mode, warn_of_training
+from relprop.inputs import as_inputs, grad_mode
 from relprop.propagation.call import Call
 from relprop.propagation.mode import foremost
 from relprop.propagation.pattern_calls import Names, UnitSite, Visit
 from relprop.propagation.run import forward
 from relprop.propagation.storage import Unsaved, map_tensors
+from relprop.training import warn_of_training
 
 Look = Callable[[UnitSite, Tensor, Tensor], None]
 """Is shown a linear call, its input and its output."""
