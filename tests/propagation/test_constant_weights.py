@@ -40,6 +40,8 @@ OWNED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "frozen parameter": lambda m, x: x @ m.free.T,
     "buffer": lambda m, x: x @ m.buffer.T,
     "attribute": lambda m, x: x @ m.plain.T,
+    "attribute, as it is": lambda m, x: (m.plain @ x.T).T,
+    "a buffer that was written, as it is": lambda m, x: (m.buffer.mul_(1.0) @ x.T).T,
     "in a container": lambda m, x: x @ m.held["of"][0].T,
     "made of a buffer": lambda m, x: x @ (2 * m.buffer / 2).T,
     "made of a buffer without gradients": lambda m, x: x @ _without_gradient(m.buffer).T,

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -24,7 +23,7 @@ from relprop.propagation.provenance import NOTHING
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.tokens import Moved, follow, note
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
-from relprop.propagation.writes import fills, reshapes, twin_of, written_by
+from relprop.propagation.writes import UPDATES_WITHIN, fills, reshapes, twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -67,7 +66,7 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         func, args, kwargs = by_python_name(func, args, kwargs)
         refuse_gradient(call, func, args, kwargs)
-        if func in _UPDATES_STATISTICS:
+        if func in UPDATES_WITHIN:
             args, kwargs = self._own_statistics(func, args, kwargs)
         if not call.protected.untouched:
             args, kwargs = map_tensors(call.protected.current, (args, kwargs))
@@ -340,7 +339,7 @@ class RelevanceMode(TorchFunctionMode):
     def _own_statistics(self, func: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give a call that updates statistics or weights inside itself this call's copies of them."""
         protected = self.call.protected
-        updates = _UPDATES_STATISTICS[func](*args, **kwargs)
+        updates = UPDATES_WITHIN[func](*args, **kwargs)
         owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
         if not owned:
             return args, kwargs
@@ -366,37 +365,3 @@ def _name(func: Function) -> str:
     """Return the name of a function, or of the property that it gets."""
     name: str = getattr(func, "__name__", str(func))
     return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
-
-
-def _batch_norm_updates(
-    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: Any = 0.1, eps: float = 1e-5,
-) -> list[Tensor | None]:  # fmt: skip
-    return [running_mean, running_var] if training else []
-
-
-def _torch_batch_norm_updates(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any, **more: Any
-) -> list[Tensor | None]:
-    return [running_mean, running_var] if training else []
-
-
-def _instance_norm_updates(
-    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
-    use_input_stats: bool = True, momentum: Any = 0.1, eps: float = 1e-5,
-) -> list[Tensor | None]:  # fmt: skip
-    return [running_mean, running_var] if use_input_stats else []
-
-
-def _embedding_updates(
-    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *rest: Any, **more: Any
-) -> list[Tensor | None]:
-    return [] if max_norm is None else [weight]
-
-
-_UPDATES_STATISTICS: dict[Function, Callable[..., list[Tensor | None]]] = {
-    F.batch_norm: _batch_norm_updates,
-    torch.batch_norm: _torch_batch_norm_updates,
-    F.instance_norm: _instance_norm_updates,
-    F.embedding: _embedding_updates,
-}

@@ -147,3 +147,41 @@ def _inplace(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         return bool(kwargs["inplace"])
     position = _inplace_position(func)
     return position is not None and len(args) > position and bool(args[position])
+
+
+# Calls that update statistics or weights inside themselves ----------------------------------------
+
+
+def _batch_norm_updates(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor | None]:  # fmt: skip
+    return [running_mean, running_var] if training else []
+
+
+def _torch_batch_norm_updates(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any, **more: Any
+) -> list[Tensor | None]:
+    return [running_mean, running_var] if training else []
+
+
+def _instance_norm_updates(
+    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor | None]:  # fmt: skip
+    return [running_mean, running_var] if use_input_stats else []
+
+
+def _embedding_updates(
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *rest: Any, **more: Any
+) -> list[Tensor | None]:
+    return [] if max_norm is None else [weight]
+
+
+UPDATES_WITHIN: dict[Callable[..., Any], Callable[..., list[Tensor | None]]] = {
+    F.batch_norm: _batch_norm_updates,
+    torch.batch_norm: _torch_batch_norm_updates,
+    F.instance_norm: _instance_norm_updates,
+    F.embedding: _embedding_updates,
+}
+"""By function: which of its arguments it writes to."""
