@@ -196,15 +196,15 @@ MASKED: dict[str, Between] = {
 class Scores(nn.Module):
     """``mask(q k^T) v`` for [N, 5, 6]."""
 
-    def __init__(self, mask: Between, baddbmm: bool = False) -> None:
+    def __init__(self, mask: Between) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.q, self.k, self.v = (nn.Linear(6, 4, bias=False).double() for _ in range(3))
-        self.mask, self.baddbmm = mask, baddbmm
+        self.mask = mask
+        self.scores: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, q, k: q @ k
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k = self.q(x), self.k(x).mT
-        scores = torch.baddbmm(q.new_zeros(len(x), 5, 5), q, k) if self.baddbmm else q @ k
+        scores = self.scores(x, self.q(x), self.k(x).mT)
         return (self.mask(scores) @ self.v(x)).mean(1)
 
 
@@ -228,7 +228,18 @@ def test_the_count_of_factors_does_not_depend_on_the_spelling_of_a_mask(case: st
 
 def test_a_batched_product_added_to_zeros_has_two_factors() -> None:
     x = random(3, 5, 6, seed=4)
-    assert_close(LRP(Scores(torch.tril, baddbmm=True), "lrp0").attribute(x, target=0), thirds(x), tolerance=1e-9)
+    model = Scores(torch.tril)
+    model.scores = lambda x, q, k: torch.baddbmm(q.new_zeros(len(x), 5, 5), q, k)
+    assert_close(LRP(model, "lrp0").attribute(x, target=0), thirds(x), tolerance=1e-9)
+
+
+def test_a_batched_product_added_to_something_else_counts_once() -> None:
+    x, start = random(3, 5, 6, seed=4), nn.Linear(6, 5, bias=False).double()
+    fused = Scores(torch.tril)
+    fused.scores = lambda x, q, k: torch.baddbmm(start(x), q, k)
+    spelled = Scores(torch.tril)
+    spelled.scores = lambda x, q, k: start(x) + q @ k
+    assert_close(LRP(fused, "lrp0").attribute(x, target=0), LRP(spelled, "lrp0").attribute(x, target=0))
 
 
 def test_a_sum_of_terms_of_unlike_counts_counts_once() -> None:

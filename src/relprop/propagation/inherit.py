@@ -226,7 +226,7 @@ def function(name: str) -> Keeps:
 
 
 def _functions(x: Origin, active: Sequence[Tensor]) -> Powers:
-    """Return that a function of a tensor is no power of what that is made of."""
+    """Return of which tensors a function of one tensor is a function: of those that this is one of, and of itself."""
     return tuple((root, 0) for root, _ in x.powers) if len(active) == 1 else ()
 
 

@@ -5,20 +5,20 @@ Every operation is asked with all values that enter its output: tensors that dep
 (whose entries are never looked at) and numbers (what is filled in, padded with, added, multiplied by).
 An operation that the table does not hold keeps nothing.
 
-==================  ================================  ========================  ================  ================
-operation           bounds                            gate                      factors           root
-==================  ================================  ========================  ================  ================
-copies, same shape  as they were                      as it was                 as they were      as it was
-moves values        those of all values and of zero   all active ones are       all have as many  none
-adds up, averages   zero, where no term is below      all active ones are       all have as many  none
-adds, takes         the sum; the multiple             all active ones are,      all have as many  that of all
+==================  ================================  =======================  ================  ======================
+operation           bounds                            gate                     factors           function of
+==================  ================================  =======================  ================  ======================
+copies, same shape  as they were                      as it was                as they were      what it was, and itself
+moves values        those of all values and of zero   all active ones are      all have as many  -
+adds up, averages   zero, where no term is below      all active ones are      all have as many  -
+adds, takes         the sum; the multiple             all active ones are,     all have as many  what all are
 numbers times                                         or lifted to one sign
-multiplies,         zero, where no factor is below    all active ones are       as the rule       that of all
-divides                                                                         shares
-clips               the clipped ones                  shifted, to one sign      if at zero        as it was
-other functions     those of the function             sigmoids, and of gates    if homogeneous    as it was
-linear maps         none                              no                        all have as many  none
-==================  ================================  ========================  ================  ================
+multiplies,         zero, where no factor is below    all active ones are      as the rule       what all are
+divides                                                                        shares
+clips               the clipped ones                  shifted, to one sign     if at zero        what it was
+other functions     those of the function             sigmoids, and of gates   if homogeneous    what it was
+linear maps         none                              no                       all have as many  -
+==================  ================================  =======================  ================  ======================
 """
 
 from __future__ import annotations
