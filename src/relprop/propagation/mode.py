@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
+from relprop.propagation.lookups import EMBEDDINGS, check_ids
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.storage import map_tensors, tensors_in
@@ -62,6 +63,8 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         func, args, kwargs = by_python_name(func, args, kwargs)
         refuse_gradient(call, func, args, kwargs)
+        if func in EMBEDDINGS:
+            check_ids(func, args, kwargs, call.place)
         if func in _UPDATES_STATISTICS:
             args, kwargs = self._own_statistics(func, args, kwargs)
         if not call.protected.untouched:
