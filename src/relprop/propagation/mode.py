@@ -19,6 +19,7 @@ from relprop.propagation.handler import Here
 from relprop.propagation.lookups import EMBEDDINGS, check_ids
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
+from relprop.propagation.rectifiers import follow_masks
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.writes import fills, twin_of, written_by
@@ -76,10 +77,13 @@ class RelevanceMode(TorchFunctionMode):
         if not active and not self._looks_up_tokens(func, args, kwargs):
             out = func(*args, **kwargs)
             self._note_weights((args, kwargs), out)
-            return out
-        if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+        elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
-        return self._explain(func, args, kwargs, active)
+        else:
+            out = self._explain(func, args, kwargs, active)
+        if call.origins.has_masks:
+            follow_masks(call, func, args, out)
+        return out
 
     def _note_weights(self, given: Any, made: Any) -> None:
         """Remember the constants that a call makes from parameters: as factors they are weights."""

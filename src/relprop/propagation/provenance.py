@@ -36,12 +36,22 @@ class Origin:
     spread: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Where a tensor, as it was in a version, is above zero, or below (whatever it is where the tensor is zero)."""
+
+    of: Tensor
+    version: int
+    above: bool
+
+
 class Origins:
     """The origins of the tensors of one call, held as long as the tensors live."""
 
     def __init__(self) -> None:
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def note_weight(self, tensor: Tensor) -> None:
         """Remember a constant that was made from parameters."""
@@ -50,6 +60,21 @@ class Origins:
     def is_weight(self, tensor: Tensor) -> bool:
         """Say whether a constant was made from parameters."""
         return tensor in self._weights
+
+    def note_mask(self, tensor: Tensor, mask: Mask) -> None:
+        """Remember a mask."""
+        self._masks[tensor] = (mask, tensor._version)
+
+    def mask(self, tensor: Tensor) -> Mask | None:
+        """Return of what a tensor is the mask, as both are now."""
+        if not self.has_masks:
+            return None
+        mask, version = self._masks.get(tensor, (None, 0))
+        return mask if mask is not None and (version, mask.version) == (tensor._version, mask.of._version) else None
+
+    @property
+    def has_masks(self) -> bool:
+        return len(self._masks) > 0
 
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
@@ -68,6 +93,7 @@ class Origins:
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._masks = WeakTensorKeyDictionary()
 
 
 def _before_hook(tensor: Tensor) -> Tensor:
