@@ -219,8 +219,15 @@ def _counterparts(structure: Any, tree: Any, name: str) -> list[Any]:
         return [tree]
     parts = children(structure)
     others = children(tree) if type(tree) is type(structure) else {}
-    if tensors_in(structure) and list(parts) != list(others):
-        raise InputError(f"{name} must have the structure of the inputs: {type(structure).__name__}, got {tree!r:.80}.")
+    held = [key for key, part in parts.items() if tensors_in(part)]
+    missing, unknown = [key for key in held if key not in others], [key for key in others if key not in parts]
+    if held and (missing or unknown):
+        what = f"{type(structure).__name__}, got {tree!r:.80}"
+        if type(tree) is type(structure):
+            lacks = f"{', '.join(map(repr, missing))} is missing" if missing else ""
+            knows = f"the inputs have no {', '.join(map(repr, unknown))}" if unknown else ""
+            what = ", and ".join(filter(None, (lacks, knows)))
+        raise InputError(f"{name} must have the structure of the inputs: {what}.")
     return [
         found for key, part in parts.items() if tensors_in(part) for found in _counterparts(part, others[key], name)
     ]

@@ -144,13 +144,6 @@ def test_what_is_no_relu_is_differentiated_as_it_is(method: type[Attribution], r
         close(method(model).attribute(x, 1), gradient(lambda leaf, model=model: model(leaf)[:, 1], x))
 
 
-@both
-def test_tensors_as_bounds(method: type[Attribution], relu: Activation) -> None:
-    """A bound that is a tensor makes no ReLU that can be told from another clamp."""
-    model, x = settle(Network(lambda x: x.clamp(min=torch.zeros((), dtype=x.dtype)))), images()
-    close(method(model).attribute(x, 1), gradient(lambda leaf: model(leaf)[:, 1], x))
-
-
 # --------------------------------------------------------------------------- Captum, where every ReLU is a module
 
 

@@ -8,20 +8,22 @@ from torch import Tensor
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
+from relprop.propagation.backward_tables import deconvolved, guided, variants
 from relprop.propagation.call import Call
-from relprop.propagation.rectifiers import deconvolved, guided, rectifiers
 
-_DECONVOLUTION = rectifiers(deconvolved)
-_GUIDED = rectifiers(guided)
+_DECONVOLUTION = variants(deconvolved)
+_GUIDED = variants(guided)
 
 
 class Deconvolution(Attribution, name="deconvolution"):
     """The gradient of a network whose ReLUs rectify what comes back, and not what went in.
 
     Definition: ``c_in = max(0, c_out)`` at every ReLU, whether or not the unit was on; elsewhere the gradient. Max
-    pooling returns to where the maximum was. The output is the coefficient: no product with the input. Every spelling
-    of a ReLU counts (module, function, in place, ``clamp(min=0)``, the steps of ``nn.RNN``), every time it is called;
-    other activations are differentiated as they are.
+    pooling returns to where the maximum was. The output is the coefficient: no product with the input. Every ReLU
+    counts, every time it is called: module, function, in place, the steps of ``nn.RNN``, and what equals it
+    (``clamp(min=0)``, ``maximum`` with zeros, a leaky slope of 0, ``h * (h > 0)`` and other masks that come from a
+    comparison of ``h`` with 0). Other activations are differentiated as they are, and so is a ReLU that is put
+    together otherwise, as ``(h + h.abs()) / 2``, or from a mask of a detached copy.
     Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
 
     Args:
@@ -49,8 +51,8 @@ class GuidedBackprop(Attribution, name="guided_backprop"):
     """The gradient of a network whose ReLUs pass back what is positive, through units that were on.
 
     Definition: ``c_in = max(0, c_out) [z > 0]`` at every ReLU; elsewhere the gradient. The output is the coefficient:
-    no product with the input. Every spelling of a ReLU counts (module, function, in place, ``clamp(min=0)``, the steps
-    of ``nn.RNN``), every time it is called; other activations are differentiated as they are.
+    no product with the input. What counts as a ReLU is what does for :class:`Deconvolution`; other activations are
+    differentiated as they are.
     Conserves: nothing; it is a coefficient, no relevance, and there is no delta.
 
     Args:

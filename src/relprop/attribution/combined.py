@@ -52,6 +52,12 @@ class Combined(Method, name="combined"):
         self.takes_seed = all(method.takes_seed for method in self.methods)
         self.per_sample = tuple({name: None for method in self.methods for name in method.per_sample})
 
+    def _no_claim(self) -> str:
+        if abs(sum(self.weights) - 1) > 1e-9:
+            return f" (its weights sum to {sum(self.weights):g}, not to 1)"
+        claims = (f"{type(m).__name__} to {m.contract.sums_to or 'nothing'}" for m in self.methods)
+        return f" (its methods claim different sums: {', '.join(claims)})"
+
     def attribute(
         self,
         inputs: Any,

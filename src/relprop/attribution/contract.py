@@ -108,10 +108,14 @@ class Method(ABC):
             finally:
                 call.close()
 
+    def _no_claim(self) -> str:
+        """Return why no sum is claimed, in brackets, where it is not the method but what it was made from."""
+        return ""
+
     def require_completeness(self) -> None:
         """Raise where no sum is claimed."""
         if not self.contract.complete:
             raise InputError(
-                f"{type(self).__name__} does not claim to sum to the output, so it has no convergence delta and no "
-                "report. Use GradientXInput or LRP."
+                f"{type(self).__name__} does not claim to sum to the output{self._no_claim()}, so it has no "
+                "convergence delta and no report. Use GradientXInput or LRP."
             )

@@ -161,6 +161,20 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def positive_number(name: str, value: Any) -> float:
+    """Return a number above zero.
+
+    Raises:
+        InputError: where it is none, or not finite.
+    """
+    kinds = (int, float, np.integer, np.floating)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, kinds):
+        raise InputError(f"{name} must be a number, got {value!r}.")
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name} must be positive, got {value!r}; expected a finite number above 0.")
+    return float(value)
+
+
 def _target(target: Any, rows: Sequence[int], samples: int) -> Any:
     """Return the target of the rows: their entries, where it names one for every sample."""
     if isinstance(target, Unit):

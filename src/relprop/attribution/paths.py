@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from relprop.attribution.base import Condition, convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
-from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
+from relprop.attribution.passes import Passes, Variant, positive_number, weighted_sum, whole_number
 from relprop.attribution.quadrature import Rule, quadrature
 from relprop.attribution.references import as_baselines, change, check_movable
-from relprop.errors import ConvergenceWarning, InputError, InputTypeError, warn
+from relprop.errors import ConvergenceWarning, InputTypeError, warn
 from relprop.inputs import as_inputs
 from relprop.targets import Target
 from relprop.training import SameDraws
@@ -91,8 +91,8 @@ class IntegratedGradients(Method, name="integrated_gradients"):
             ``return_convergence_delta`` a pair of that and delta.
 
         Raises:
-            InputError: for no steps, another ``method``, baselines of another shape, a tolerance that is not positive,
-                or a delta or a tolerance where no sum is claimed.
+            InputError: for no steps, another ``method``, baselines of another shape, a tolerance that is no positive
+                number, or a delta or a tolerance where no sum is claimed.
             InputTypeError: for token ids.
             MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: what every method raises.
@@ -104,8 +104,7 @@ class IntegratedGradients(Method, name="integrated_gradients"):
             self.require_completeness()
         steps = whole_number("n_steps", n_steps)
         most = whole_number("max_steps", max_steps)
-        if tolerance is not None and not tolerance > 0:
-            raise InputError(f"tolerance must be positive, got {tolerance!r}.")
+        tolerance = None if tolerance is None else positive_number("tolerance", tolerance)
         given = as_inputs(inputs)
         check_movable(given, "IntegratedGradients")
         ends = [

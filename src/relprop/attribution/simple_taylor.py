@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
-from relprop.attribution.passes import whole_number
+from relprop.attribution.passes import positive_number, whole_number
 from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, limit, nearest_root, other_side, ray, segment
 from relprop.errors import InputError, InputTypeError
@@ -73,7 +73,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
         iterations: the most steps that ``"nearest"`` takes.
 
     Raises:
-        InputError: for another ``root``, for no steps or iterations, or where ``reach`` is not positive.
+        InputError: for another ``root``, for no steps or iterations, or where ``reach`` is no positive number.
     Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008); Bach et al. 2015
         (doi:10.1371/journal.pone.0130140).
 
@@ -99,9 +99,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
         super().__init__(model)
         if root not in get_args(RootSearch):
             raise InputError(f"root must be one of {get_args(RootSearch)}, got {root!r}.")
-        if not reach > 0:
-            raise InputError(f"reach must be positive, got {reach!r}.")
-        self.root, self.reach = root, reach
+        self.root, self.reach = root, positive_number("reach", reach)
         self.n_steps, self.iterations = whole_number("n_steps", n_steps), whole_number("iterations", iterations)
 
     def attribute(

@@ -21,6 +21,7 @@ from relprop.propagation.differences import actives, call_of, halfway, product, 
 from relprop.propagation.handler import Here
 from relprop.propagation.normalization import per_channel
 from relprop.propagation.provenance import Origin
+from relprop.propagation.rectifiers import rectified
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -169,6 +170,8 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return halfway(here, input, other)  # type: ignore[no-any-return]
     x, factor = (input, other) if here.active(input) else (other, input)
     out: Tensor = steered(here, input, other)
+    if rectified(here, (input, other), {}) is not None:  # whose terms count no more
+        return out
     return note_spread(here, out, [x], lambda size: size * _size(factor))
 
 

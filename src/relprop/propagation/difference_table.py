@@ -15,6 +15,7 @@ from relprop.propagation import difference_sums as sums
 from relprop.propagation import differences as dif
 from relprop.propagation.handler import native
 from relprop.propagation.operations import Operation, functions_named, operation_of
+from relprop.propagation.rectifiers import comparisons
 from relprop.propagation.secants import KINKED, POLES, SCALED, SMOOTH, of_inverse_root, of_reciprocal, of_root, stepped
 from relprop.propagation.writes import copied, set_item
 
@@ -132,6 +133,7 @@ class Differences(Mapping[Any, Operation]):
             for name in names:
                 for function in functions_named(name):
                     self._known[function] = Operation(name, "difference", _checked(handler))
+        self._known.update(comparisons())
         self._known[torch.batch_norm] = Operation("batch_norm", "difference", sums.torch_batch_norm)
         self._known[F.instance_norm] = Operation("instance_norm", "difference", lay.instance_norm)
         self._known[set_item] = Operation("set_item", "difference", dif.steered)

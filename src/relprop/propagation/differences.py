@@ -11,6 +11,7 @@ from torch import Tensor
 from relprop.propagation import secants
 from relprop.propagation.handler import Here
 from relprop.propagation.pairs import PairedCall
+from relprop.propagation.rectifiers import like_output, rectified
 from relprop.propagation.secants import KINKED, SCALED, SMOOTH, Pair, Slope
 from relprop.propagation.storage import map_tensors, tensors_in
 
@@ -72,10 +73,14 @@ def elementwise(slope: Slope, here: Here, input: Tensor, *args: Any, **kwargs: A
         out: Tensor = here.func(z, *args, **kwargs)
         return out
 
-    spread = call.spread(input) if slope in (KINKED, SMOOTH) else None  # which are defined everywhere
+    return _by_secant(call, function, found[0], slope)
+
+
+def _by_secant(call: PairedCall, function: Callable[[Tensor], Tensor], pair: Pair, slope: Slope) -> Tensor:
+    spread = call.spread(pair.value) if slope in (KINKED, SMOOTH) else None  # which are defined everywhere
     if spread is None:
-        return secants.elementwise(call, function, found[0], slope).value
-    return secants.revealed(call, function, found[0], spread, slope).value
+        return secants.elementwise(call, function, pair, slope).value
+    return secants.revealed(call, function, pair, spread, slope).value
 
 
 def hardsigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
@@ -98,7 +103,7 @@ def rrelu(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return out
     slopes = torch.where(input < 0, out / torch.where(input < 0, input, 1.0), 1.0).detach()
     drawn = torch.where(slopes == 1, _mean_slope(*args, **kwargs), slopes)
-    return secants.elementwise(call_of(here), lambda z: torch.where(z < 0, z * drawn, z), found[0], KINKED).value
+    return _by_secant(call_of(here), lambda z: torch.where(z < 0, z * drawn, z), found[0], KINKED)
 
 
 def _mean_slope(lower: float = 1 / 8, upper: float = 1 / 3, *args: Any, **kwargs: Any) -> float:
@@ -190,21 +195,29 @@ def reversed_quotient(here: Here, other: Tensor, input: Any) -> Tensor:
 def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
     """A function linear in what is active, entry by entry, with a constant that the input may have decided.
 
-    ``where(x > 0, x, 0)`` and ``x * (x > 0)`` are hidden ReLUs: where their value comes about otherwise for the
-    reference, the multiplier is the secant.
+    ``where(x > 0, x, 0)`` and ``x * (x > 0)`` are ReLUs, for both inputs. Where the value of another function comes
+    about otherwise for the reference, the multiplier is the secant.
     """
     call = call_of(here)
     found = actives(here, args, kwargs)
     out = here.func(*args, **kwargs)
-    then = _decided_otherwise(here, found, args, kwargs)
+    then = _meanwhile(here, found, args, kwargs)
     if not then:
         return out
-    if len(found) > 1:
+    h, otherwise = rectified(here, args, kwargs), _decided_otherwise(here, then, args, kwargs)
+    if len(found) > 1 and otherwise:
         call.name_uncovered(here.operation, OTHERWISE)
+    if len(found) > 1 or (h is None and not otherwise):
         return out
     with torch.set_grad_enabled(call.create_graph):
         args, kwargs = map_tensors(lambda x: then.get(id(x), x), (args, kwargs))
         before = here.func(*args, **kwargs)
+    if h is not None and torch.equal(before, like_output(then[id(h)], before).relu()):
+        pair = Pair(h, then[id(h)])
+        wide = h.shape == out.shape and h.dtype == out.dtype
+        pair = pair if wide else secants.linear(call, lambda x: like_output(x, out), pair)
+        return _by_secant(call, torch.relu, pair, KINKED)
+    with torch.set_grad_enabled(call.create_graph):
         moved = (found[0] - then[id(found[0])]).expand_as(out)
         still = moved == 0
         factor = torch.where(still, 0.0, (out - before) / torch.where(still, 1.0, moved))
@@ -215,13 +228,25 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
 
 def checked(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) -> Any:
     """A function that is named where a constant it takes, made from the input, is another for the reference."""
-    if _decided_otherwise(here, actives(here, args, kwargs), args, kwargs):
+    then = _meanwhile(here, actives(here, args, kwargs), args, kwargs)
+    otherwise = _decided_otherwise(here, then, args, kwargs)
+    out = handler(here, *args, **kwargs)
+    if otherwise and any(map(here.active, tensors_in(out))):
         call_of(here).name_uncovered(here.operation, OTHERWISE)
-    return handler(here, *args, **kwargs)
+    return out
 
 
-def _decided_otherwise(here: Here, found: list[Tensor], args: Any, kwargs: Any) -> dict[int, Tensor]:
-    """Return the arguments of the pass on the baselines, if a constant among them differs from what it is now."""
+def _decided_otherwise(here: Here, then: dict[int, Tensor], args: Any, kwargs: Any) -> bool:
+    """Say whether constants were others in the pass on the baselines."""
+    constants = (x for x in tensors_in((args, kwargs)) if id(x) in then and not here.active(x))
+    return not all(torch.equal(x, then[id(x)]) for x in constants)
+
+
+def _meanwhile(here: Here, found: list[Tensor], args: Any, kwargs: Any) -> dict[int, Tensor]:
+    """Return what active arguments, and constants that the input may have decided, were for the baselines.
+
+    Nothing in that pass itself, and where there are no such constants.
+    """
     call = call_of(here)
 
     def of_model(x: Tensor) -> bool:
@@ -229,6 +254,4 @@ def _decided_otherwise(here: Here, found: list[Tensor], args: Any, kwargs: Any) 
 
     decided = [x for x in tensors_in((args, kwargs)) if not here.active(x) and not of_model(x)]
     others = call.others(here, *found, *decided) if decided else ()
-    if not others or all(map(torch.equal, decided, others[len(found) :])):
-        return {}
-    return dict(zip(map(id, (*found, *decided)), others, strict=True))
+    return dict(zip(map(id, (*found, *decided)), others, strict=True)) if others else {}

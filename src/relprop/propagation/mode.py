@@ -17,9 +17,11 @@ from relprop.propagation.call import Call
 from relprop.propagation.cuts import Cuts
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
+from relprop.propagation.lookups import EMBEDDINGS, check_ids
 from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.provenance import NOTHING
+from relprop.propagation.rectifiers import follow_masks
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.tokens import Moved, follow, note
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
@@ -66,6 +68,8 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         func, args, kwargs = by_python_name(func, args, kwargs)
         refuse_gradient(call, func, args, kwargs)
+        if func in EMBEDDINGS:
+            check_ids(func, args, kwargs, call.place)
         if func in UPDATES_WITHIN:
             args, kwargs = self._own_statistics(func, args, kwargs)
         if not call.protected.untouched:
@@ -82,13 +86,15 @@ class RelevanceMode(TorchFunctionMode):
                 note(call.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
             self._note_constants(func, (args, kwargs), out)
-            return out
-        if func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+        elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
-        cuts = self.cuts.among(_taken(func, (args, kwargs))) if self.cuts.exist else []
-        out = self._explain(func, args, kwargs, active)
-        if cuts:
-            self.cuts.name(cuts, out)
+        else:
+            cuts = self.cuts.among(_taken(func, (args, kwargs))) if self.cuts.exist else []
+            out = self._explain(func, args, kwargs, active)
+            if cuts:
+                self.cuts.name(cuts, out)
+        if call.origins.has_masks:
+            follow_masks(call, func, args, out)
         return out
 
     def _note_constants(self, func: Function, given: Any, made: Any) -> None:

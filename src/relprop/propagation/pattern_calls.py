@@ -18,7 +18,7 @@ from relprop.propagation.call import Call, Choice
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Affine, Geometry, LinearMap
 from relprop.propagation.operations import Operation, functions_named, operation_of
-from relprop.propagation.rectifiers import rectifiers
+from relprop.propagation.rectifiers import comparisons, named_rectifiers, rectified
 from relprop.propagation.site import Site
 from relprop.propagation.storage import Saved, tensors_in
 
@@ -164,12 +164,13 @@ class Visit:
         """Return the sites whose output was used."""
         return [site for site in self.call.sites if isinstance(site, UnitSite) and site.used]
 
-    def relu(self, here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A ReLU, differentiated as it is; it tells the call whose output it takes."""
-        site = self._made(input)
+    def relu(self, here: Here, *args: Any, **kwargs: Any) -> Any:
+        """What may be a ReLU, differentiated as it is; where it is one it tells the call whose output it takes."""
+        h = rectified(here, args, kwargs)
+        site = None if h is None else self._made(h)
         if site is not None:
             site.consumers.append(True)
-        return here.func(input, *args, **kwargs)  # type: ignore[no-any-return]
+        return here.func(*args, **kwargs)
 
     def view(self, here: Here, input: Any, *args: Any, **kwargs: Any) -> Any:
         """What moves values, or drops some: a ReLU behind it is one of the call before it."""
@@ -230,6 +231,7 @@ def _table(visit: Visit) -> Mapping[Any, Operation]:
     return {
         **dict.fromkeys(_MOVES, view),
         **dict.fromkeys(_DROPOUT, Operation("dropout", "view", dropout)),
-        **rectifiers(visit.relu),
+        **{function: Operation(name, "activation", visit.relu) for function, name in named_rectifiers()},
+        **dict(comparisons()),
         **_LINEAR_CALLS,
     }

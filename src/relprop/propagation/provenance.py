@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -64,12 +65,22 @@ NOTHING = Origin()
 """What is known of a tensor of which nothing is known."""
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Where a tensor, as it was in a version, is above zero, or below (whatever it is where the tensor is zero)."""
+
+    of: Tensor
+    version: int
+    above: bool
+
+
 class Origins:
     """The origins of the tensors of one call, held as long as the tensors live."""
 
     def __init__(self) -> None:
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def note_weight(self, tensor: Tensor) -> None:
         """Remember a constant that was made from what the model owns."""
@@ -86,6 +97,21 @@ class Origins:
     def is_data(self, tensor: Tensor) -> bool:
         """Say whether a constant was given to the model, or made from what was."""
         return self._weights.get(tensor, True) is False
+
+    def note_mask(self, tensor: Tensor, mask: Mask) -> None:
+        """Remember a mask."""
+        self._masks[tensor] = (mask, tensor._version)
+
+    def mask(self, tensor: Tensor) -> Mask | None:
+        """Return of what a tensor is the mask, as both are now."""
+        if not self.has_masks:
+            return None
+        mask, version = self._masks.get(tensor, (None, 0))
+        return mask if mask is not None and (version, mask.version) == (tensor._version, mask.of._version) else None
+
+    @property
+    def has_masks(self) -> bool:
+        return len(self._masks) > 0
 
     def of(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor as it is now."""
@@ -115,6 +141,7 @@ class Origins:
 
     def clear(self) -> None:
         self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._masks = WeakTensorKeyDictionary()
 
 
 def _before_hook(tensor: Tensor) -> Tensor:

@@ -1,63 +1,187 @@
-"""Backward variants of the ReLU, for methods that differentiate all else as it is."""
+"""What a ReLU is, whatever a model calls it by: the one notion for every method that treats ReLUs by themselves.
+
+A ReLU of ``h`` is ``relu``, and what equals it by its other arguments: a maximum with zero, a clamp from zero on, a
+threshold, a leaky slope of zero, a hard tanh from zero to infinity. It is also ``h`` times ``h > 0``, and ``where``,
+``masked_fill`` and ``h[...] = 0`` by such a mask. Masks are known by where they came from: a comparison of ``h`` with
+zero, negated or converted. A ReLU put together otherwise, ``(h + h.abs()) / 2``, is what it is put together from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, functions_named, operation_of
-from relprop.propagation.primitives import Rectify, apply
+from relprop.propagation.operations import Operation, functions_named
+from relprop.propagation.provenance import Mask
+from relprop.propagation.writes import set_item
 
-Handler = Callable[..., Tensor]
-
-
-def deconvolved(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``c_in = (c_out)+``, whether or not the unit is on."""
-    call = here.call
-    return call.switch(here.func(input, *args, **kwargs), apply(Rectify, call, input))
+Spelling = Callable[..., "Tensor | None"]
 
 
-def guided(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``c_in = (c_out)+ [z > 0]``."""
-    return here.func(apply(Rectify, here.call, input), *args, **kwargs)  # type: ignore[no-any-return]
+def rectified(here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the tensor whose ReLU a call is; None for any other call."""
+    spelling = _SPELLINGS.get(here.operation)
+    found = None if spelling is None else spelling(here, *args, **kwargs)
+    return found if found is not None and here.active(found) else None
 
 
-def rectifiers(relu: Handler) -> Mapping[Any, Operation]:
-    """Return the table of a method that runs every ReLU by ``relu``, whatever the model calls it by.
-
-    A ReLU is ``relu``, and ``clamp`` and ``threshold`` where they are one; those of recurrent layers count too.
-    """
-
-    def clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-        if max is not None or _differs_from_zero(min):
-            return here.func(input, min, max)  # type: ignore[no-any-return]
-        return relu(here, input, min)
-
-    def clamp_min(here: Here, input: Tensor, min: Any) -> Tensor:
-        return here.func(input, min) if _differs_from_zero(min) else relu(here, input, min)
-
-    def threshold(here: Here, input: Tensor, threshold: Any, value: Any, inplace: bool = False) -> Tensor:
-        plain = _differs_from_zero(threshold) or _differs_from_zero(value)
-        return here.func(input, threshold, value) if plain else relu(here, input, threshold, value)
-
-    handlers: dict[str, Handler] = {
-        "relu": relu, "clamp": clamp, "clip": clamp, "clamp_min": clamp_min, "threshold": threshold,
-    }  # fmt: skip
-    table = {
-        function: Operation(name, "activation", handler)
-        for name, handler in handlers.items()
-        for function in functions_named(name)
-    }
-    opened = {function: operation_of(function) for name in _HOLD_RELUS for function in functions_named(name)}
-    return {**table, **{function: operation for function, operation in opened.items() if operation is not None}}
+def like_output(h: Tensor, out: Tensor) -> Tensor:
+    """Return what is rectified in the shape and the dtype of the ReLU, to which other arguments may have brought it."""
+    return h.to(out.dtype).expand(out.shape)
 
 
-_HOLD_RELUS = ("rnn_relu", "rnn_relu_cell")
-"""Composites with ReLUs in them, which are run step by step."""
+def named_rectifiers() -> Iterator[tuple[Any, str]]:
+    """Yield every function that may be a ReLU, with the name of its operation."""
+    for name in _SPELLINGS:
+        for function in functions_named(name):
+            yield function, name
+    yield set_item, "set_item"
 
 
-def _differs_from_zero(bound: Any) -> bool:
-    return bound is None or isinstance(bound, Tensor) or bound != 0
+def comparisons() -> Iterator[tuple[Any, Operation]]:
+    """Yield every function that compares, and what runs it: a comparison with zero gives a mask."""
+    for name in _ABOVE | _BELOW:
+        for function in functions_named(name):
+            yield function, Operation(name, "affine", _compared)
+
+
+# Functions that are ReLUs by their arguments -----------------------------------------------------
+
+
+def is_zero(value: Any) -> bool:
+    """Say whether a number, or every entry of a tensor, is zero."""
+    if isinstance(value, Tensor):
+        return value.numel() > 0 and not value.is_meta and bool((value.detach() == 0).all())
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _is_unbounded(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() > 0 and not value.is_meta and bool((value.detach() == torch.inf).all())
+    return value is None or value == float("inf")
+
+
+def _relu(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    return input
+
+
+def _clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:
+    return input if is_zero(min) and _is_unbounded(max) else None
+
+
+def _hardtanh(
+    here: Here, input: Tensor, min_val: Any = -1.0, max_val: Any = 1.0, *args: Any, **kw: Any
+) -> Tensor | None:
+    return _clamp(here, input, min_val, max_val)
+
+
+def _threshold(here: Here, input: Tensor, threshold: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    return input if is_zero(threshold) and is_zero(value) else None
+
+
+def _leaky(here: Here, input: Tensor, negative_slope: Any = 0.01, *args: Any, **kwargs: Any) -> Tensor | None:
+    return input if is_zero(negative_slope) else None
+
+
+def _prelu(here: Here, input: Tensor, weight: Tensor) -> Tensor | None:
+    return input if is_zero(weight) and not here.active(weight) else None
+
+
+def _rrelu(
+    here: Here, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    return input if is_zero(lower) and is_zero(upper) else None
+
+
+def _elu(here: Here, input: Tensor, alpha: float = 1.0, *args: Any, **kwargs: Any) -> Tensor | None:
+    """By its module or ``F.elu``, that have no other scales."""
+    scaled = "scale" in kwargs or any(not isinstance(value, bool) for value in args)
+    return input if is_zero(alpha) and not scaled else None
+
+
+def _maximum(here: Here, input: Tensor, other: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``maximum``, ``fmax``, and ``max`` of two tensors."""
+    if not isinstance(other, Tensor) or here.active(input) == here.active(other):
+        return None
+    h, bound = (input, other) if here.active(input) else (other, input)
+    return h if is_zero(bound) else None
+
+
+# Masks -------------------------------------------------------------------------------------------
+
+
+_ABOVE = {"gt", "greater", "__gt__", "ge", "greater_equal", "__ge__"}
+_BELOW = {"lt", "less", "__lt__", "le", "less_equal", "__le__"}
+_KEEPS = {
+    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "byte", "clone",
+    "contiguous", "detach",
+}  # fmt: skip
+_NEGATES = {"logical_not", "bitwise_not", "__invert__"}
+
+
+def _compared(here: Here, input: Any, other: Any) -> Any:
+    """Compare; with zero, remember of what the mask is."""
+    out = here.func(input, other)
+    first = here.active(input)
+    h, bound = (input, other) if first else (other, input)
+    if isinstance(out, Tensor) and not (first and here.active(other)) and is_zero(bound):
+        here.call.origins.note_mask(out, Mask(h, h._version, (here.operation in _ABOVE) == first))
+    return out
+
+
+def follow_masks(call: Call, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
+    """Remember that what is made of a mask, by a conversion or a negation, is one."""
+    name = getattr(func, "__name__", "")
+    if name not in _KEEPS | _NEGATES or not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+        return
+    mask = call.origins.mask(args[0])
+    if mask is None or out is args[0] or (name in _NEGATES and args[0].dtype != torch.bool):
+        return
+    above = mask.above if name in _KEEPS else not mask.above
+    call.origins.note_mask(out, Mask(mask.of, mask.version, above))
+
+
+def _masks(here: Here, mask: Any, h: Any, above: bool) -> bool:
+    """Say whether a tensor is a mask of where another is above zero, or below."""
+    found = here.call.origins.mask(mask) if isinstance(mask, Tensor) else None
+    return found is not None and found.of is h and found.above == above
+
+
+def _product(here: Here, input: Any, other: Any) -> Tensor | None:
+    for h, mask in ((input, other), (other, input)):
+        if _masks(here, mask, h, True):
+            return h  # type: ignore[no-any-return]
+    return None
+
+
+def _where(here: Here, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``torch.where(mask, then, otherwise)`` and ``then.where(mask, otherwise)``."""
+    given = [*args, *(kwargs[name] for name in ("condition", "input", "self", "other") if name in kwargs)]
+    masks = [x for x in given if isinstance(x, Tensor) and x.dtype == torch.bool]
+    if len(given) != 3 or len(masks) != 1:
+        return None
+    then, otherwise = (x for x in given if x is not masks[0])
+    for h, rest, above in ((then, otherwise, True), (otherwise, then, False)):
+        if _masks(here, masks[0], h, above) and not here.active(rest) and is_zero(rest):
+            return h  # type: ignore[no-any-return]
+    return None
+
+
+def _filled(here: Here, input: Tensor, mask: Any, value: Any) -> Tensor | None:
+    """``masked_fill``, and ``h[mask] = value``."""
+    return input if _masks(here, mask, input, False) and not here.active(value) and is_zero(value) else None
+
+
+_SPELLINGS: dict[str, Spelling] = {
+    "relu": _relu, "clamp": _clamp, "clip": _clamp, "clamp_min": _clamp, "hardtanh": _hardtanh,
+    "threshold": _threshold, "leaky_relu": _leaky, "prelu": _prelu, "rrelu": _rrelu, "elu": _elu,
+    "maximum": _maximum, "fmax": _maximum, "max": _maximum,
+    "mul": _product, "multiply": _product, "__mul__": _product, "__rmul__": _product,
+    "where": _where, "masked_fill": _filled, "set_item": _filled,
+}  # fmt: skip
+"""By operation, what finds the tensor that a call rectifies."""
