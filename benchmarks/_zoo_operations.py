@@ -24,13 +24,17 @@ VIEWS = words(
     """
 )
 
+# Linear in what depends on the input, by weights of either sign.
+MAPS = words(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm grid_sample diff"
+)
+
 # Linear in what depends on the input, up to constants.
-LINEAR = words(
+LINEAR = MAPS + words(
     """
-    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm add sub rsub neg
-    negative sum mean cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d interpolate upsample pad fold im2col col2im cat concat stack hstack vstack where
-    masked_fill scatter scatter_add index_add index_copy setitem copy zero fill grid_sample diff
+    add sub rsub neg negative sum mean cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample pad fold im2col col2im cat concat stack hstack
+    vstack where masked_fill scatter scatter_add index_add index_copy setitem copy zero fill
     """
 )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmarks._zoo_operations import LINEAR, OUT_OF_PLACE, VIEWS, spelling
+from benchmarks._zoo_operations import LINEAR, MAPS, OUT_OF_PLACE, VIEWS, spelling
 
 Function = Callable[..., Any]
 
@@ -86,8 +86,12 @@ class GatesConstant(TorchFunctionMode):
         if not isinstance(out, Tensor):
             return out
         follows = len(counts) == 1 and (name in LINEAR or name == "relu")
-        gate = name == "rsub" and isinstance(args[1], (int, float)) and args[1] == 1 and self.known(args[0]).gate
+        gate = name in LINEAR and name not in MAPS and self.only_gates(args, kwargs)
         return self.note(out, Known(gate, counts.pop() if follows else 1))
+
+    def only_gates(self, *given: Any) -> bool:
+        """Say whether all that depends on the input is made of gates."""
+        return all(self.known(x).gate for x in tensors(given) if active(x))
 
     def known(self, x: Any) -> Known:
         """Return what is known of a tensor."""
@@ -120,7 +124,7 @@ class GatesConstant(TorchFunctionMode):
     def do_div(self, func: Function, a: Any, b: Any, **kwargs: Any) -> Tensor:
         """A quotient."""
         out: Tensor = func(a, b, **kwargs)
-        return out if active(b) else self.note(out, self.known(a))
+        return self.note(out, Known(gate=self.only_gates(a, b)) if active(b) else self.known(a))
 
     def do_batch_norm(
         self, func: Function, x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None,
@@ -143,7 +147,7 @@ class GatesConstant(TorchFunctionMode):
         """Return what is known of a product."""
         gates = self.gates(*factors)
         counts = [self.known(x).factors for x, gate in zip(factors, gates, strict=True) if active(x) and not gate]
-        return Known(factors=sum(counts))
+        return Known(self.only_gates(factors), sum(counts))
 
     def shared(self, *factors: Any) -> list[Any]:
         """Return the factors of a product as relevance is to pass to them."""

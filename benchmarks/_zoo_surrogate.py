@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._zoo_operations import ELEMENTWISE, LINEAR, PIECEWISE
-from benchmarks._zoo_reference import Function, GatesConstant, active, tensors
+from benchmarks._zoo_reference import Function, GatesConstant, Known, active, tensors
 
 
 class Surrogate(GatesConstant):
@@ -182,7 +182,7 @@ class Surrogate(GatesConstant):
     def do_div(self, func: Function, a: Any, b: Any, **kwargs: Any) -> Tensor:
         if active(b):
             self.curved.add("div")
-            return func(a, b.detach(), **kwargs)  # type: ignore[no-any-return]
+            return self.note(func(a, b.detach(), **kwargs), Known(gate=self.only_gates(a, b)))
         return super().do_div(func, a, b, **kwargs)
 
     def do_rdiv(self, func: Function, b: Tensor, a: Any) -> Tensor:
