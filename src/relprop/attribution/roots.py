@@ -5,7 +5,7 @@ Functions take rows ``[N, D]`` and give one number for each, ``[N]``; what is fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -28,9 +28,8 @@ def segment(x: Tensor, other: Tensor) -> Path:
 def first_root(value: Value, path: Path, start: Tensor, length: Tensor, n_steps: int) -> Tensor:
     """Return the smallest ``t`` up to ``length`` at which the value is no longer of the sign it starts with.
 
-    The path is looked at ``n_steps`` times; between the last point of the starting sign and the first of another, the
-    interval is halved until its ends are neighbours up to rounding. A value that only touches zero between two of
-    these points is missed.
+    The path is looked at ``n_steps`` times; then the root is enclosed between the last point of the starting sign and
+    the first of another. A value that only touches zero between two of these points is missed.
 
     Args:
         start: the values at 0, ``[N]``.
@@ -41,24 +40,51 @@ def first_root(value: Value, path: Path, start: Tensor, length: Tensor, n_steps:
     """
     sign = start.sign()
 
-    def beyond(t: Tensor) -> Tensor:
-        return value(path(t[:, None])) * sign <= 0
+    def remaining(t: Tensor) -> Tensor:
+        """Return the values, positive as long as they are of the sign they start with."""
+        return value(path(t[:, None])) * sign
 
     low, high = torch.zeros_like(length), torch.where(sign == 0, 0.0, torch.nan).to(length)
+    above, below = start * sign, torch.zeros_like(length)
     for step in range(1, n_steps + 1):
         t = length * (step / n_steps)
-        high = torch.where(high.isnan() & beyond(t), t, high)
-        low = torch.where(high.isnan(), t, low)
+        now = remaining(t)
+        first = high.isnan() & (now <= 0)
+        high, below = torch.where(first, t, high), torch.where(first, now, below)
+        low, above = torch.where(high.isnan(), t, low), torch.where(high.isnan(), now, above)
         if not bool(high.isnan().any()):
             break
     found, high = ~high.isnan(), torch.where(high.isnan(), length, high)
-    for _ in range(torch.finfo(length.dtype).bits):
-        middle = (low + high) / 2
-        if bool(((middle == low) | (middle == high)).all()):
+    low = torch.where(found, low, high)
+    t = _enclosed(remaining, low, above, high, below)
+    return torch.where(found, torch.where(sign == 0, 0.0, t), torch.nan)
+
+
+def _enclosed(remaining: Value, low: Tensor, above: Tensor, high: Tensor, below: Tensor) -> Tensor:
+    """Return the first place up to rounding where the values, above zero at one end, are no longer above zero.
+
+    The interval is divided in turns: where the line between its ends is zero, as the function is if it is linear; next
+    to an end where the function is zero up to rounding, to see whether that is all that is left; and in the middle.
+    """
+    eps = float(torch.finfo(low.dtype).eps)
+    least = 4 * eps * above
+    for turn in range(3 * torch.finfo(low.dtype).bits):
+        middle = low + (high - low) / 2
+        if bool(((middle <= low) | (middle >= high)).all()):
             break
-        reached = beyond(middle)
-        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return torch.where(found, torch.where(sign == 0, 0.0, high), torch.nan)
+        if turn % 3 == 0:
+            t = low + (high - low) * (above / (above - below))
+        elif turn % 3 == 1:
+            t = torch.where(
+                above <= least, low + 2 * eps * high, torch.where(-below <= least, high * (1 - 2 * eps), middle)
+            )
+        else:
+            t = middle
+        t = torch.where((t > low) & (t < high), t, middle)
+        now = remaining(t)
+        low, above = torch.where(now > 0, t, low), torch.where(now > 0, now, above)
+        high, below = torch.where(now > 0, high, t), torch.where(now > 0, below, now)
+    return high
 
 
 def limit(x: Tensor, root: Tensor) -> Tensor:
@@ -69,22 +95,69 @@ def limit(x: Tensor, root: Tensor) -> Tensor:
     return root + float(torch.finfo(x.dtype).eps ** 0.6) * (x - root)
 
 
-def other_side(value: Value, slope: Value, x: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """Return points at which the sign is another than at ``x``, by descent; where none was met, the last point.
+def other_side(value: Value, slope: Value, point: Tensor, sign: Tensor, iterations: int) -> Tensor:
+    """Return points at which the sign is another, by descent; where none was met, the last point.
 
     Every step is Newton's, half as long again: ``x - 1.5 f / |g|^2 g``.
+
+    Args:
+        point: where to begin, ``[N, D]``.
+        sign: the sign to leave, ``[N]``.
     """
-    point, output = x, start
     for _ in range(iterations):
-        within = output * start.sign() > 0
+        output = value(point)
+        within = output * sign > 0
         if not bool(within.any()):
             break
         gradient = slope(point)
         size = gradient.square().sum(1)
         step = torch.where(within & (size > 0), 1.5 * output / torch.where(size > 0, size, 1.0), 0.0)
         point = point - step[:, None] * gradient
-        output = value(point)
     return point
+
+
+def first_roots(
+    value: Value, slope: Value, x: Tensor, start: Tensor, point: Tensor, n_steps: int, iterations: int
+) -> Tensor:
+    """Return the first root on the way to where descent from a point leads; NaN where it has none.
+
+    Args:
+        start: ``f(x)``.
+        point: where the descent begins, ``[N, D]``.
+    """
+    path = segment(x, other_side(value, slope, point, start.sign(), iterations))
+    t = first_root(value, path, start, torch.ones_like(start), n_steps)
+    return path(t[:, None])
+
+
+def nearest_of(
+    value: Value, slope: Value, x: Tensor, start: Tensor, root: Tensor, directions: Iterable[Tensor], n_steps: int,
+    iterations: int,
+) -> Tensor:  # fmt: skip
+    """Return the nearest of the roots that several searches lead to; NaN where none does.
+
+    The first begins at ``root``, the others go to as far as the nearest root so far, each in one direction, downhill
+    from there, and back to the first root on the way. Every one goes on to the nearest root around it.
+
+    Args:
+        start: ``f(x)``.
+        root: roots to begin with, NaN where there is none.
+        directions: ``[D]`` each, of any length, the same for every sample.
+    """
+    far = start.abs() / slope(x).norm(dim=1)
+    far = torch.where(far.isfinite(), far, 1.0)  # as far as a linear function's root, where there is no other
+    best, nearest = root, torch.full_like(start, torch.nan)
+    for begin in (None, *directions):
+        if begin is not None:
+            radius = torch.where(nearest.isnan(), far, nearest)
+            point = x + radius[:, None] * _unit(begin[None])
+            root = first_roots(value, slope, x, start, point, n_steps, iterations)
+        found = ~root.isnan().any(1)
+        root = nearest_root(value, slope, x, start, torch.where(found[:, None], root, x), n_steps, iterations)
+        distance = (root - x).norm(dim=1)
+        nearer = found & (nearest.isnan() | (distance < nearest))
+        best, nearest = torch.where(nearer[:, None], root, best), torch.where(nearer, distance, nearest)
+    return best
 
 
 def nearest_root(
@@ -104,6 +177,7 @@ def nearest_root(
     direction = _unit(root - x)
     eps = float(torch.finfo(x.dtype).eps)
     rate, smallest = torch.ones_like(distance), eps**0.5
+    looks = max(1, n_steps // 10)  # any nearer root will do, it need not be the first
     for _ in range(iterations):
         towards = -start.sign()[:, None] * _unit(slope(limit(x, root)))
         rate = torch.where((towards - direction).norm(dim=1) < smallest, 0.0, rate)
@@ -111,7 +185,7 @@ def nearest_root(
             break
         turned = _unit(torch.lerp(direction, towards, rate[:, None]))
         path = ray(x, turned)
-        t = first_root(value, path, start, distance, n_steps)
+        t = first_root(value, path, start, distance, looks)
         nearer = t < distance * (1 - 4 * eps)
         distance = torch.where(nearer, t, distance)
         direction = torch.where(nearer[:, None], turned, direction)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.passes import positive_number, whole_number
+from relprop.attribution.randomness import as_seed, draws
 from relprop.attribution.references import as_baselines
-from relprop.attribution.roots import Value, first_root, limit, nearest_root, other_side, ray, segment
+from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment
 from relprop.errors import InputError, InputTypeError
 from relprop.inputs import Given, as_inputs
 from relprop.tables import text_table
@@ -60,8 +61,9 @@ class SimpleTaylor(Method, name="simple_taylor"):
     Definition: ``R_i = df/dx_i(x~) (x_i - x~_i)`` with ``f(x~) = 0``. At a root on the kink of a ReLU the gradient is
     the limit from the input, ``x~ + t (x - x~)`` as ``t`` falls to 0. The root point, by ``root``: ``"nearest"``
     minimises ``|x - x~|`` under ``f(x~) = 0``, from the root along the gradient on (or from one that Newton's steps
-    lead to), and finds one that is nearest in its neighbourhood; ``"gradient"`` is the first root on the line
-    ``x - t sign(f) df/dx(x)``; ``"segment"`` the first one on the way from the input to a reference.
+    lead to) and from other ``starts`` around the input, each to a root that is nearest in its neighbourhood, and keeps
+    the nearest of these: the more starts, the surer that no nearer one was missed; ``"gradient"`` is the first root on
+    the line ``x - t sign(f) df/dx(x)``; ``"segment"`` the first one on the way from the input to a reference.
     Conserves: where ``f`` is linear between the root and the input; :meth:`expand` tells the remainder.
 
     Args:
@@ -70,10 +72,14 @@ class SimpleTaylor(Method, name="simple_taylor"):
         n_steps: at how many points a path is looked at for a change of sign.
         reach: how far along the gradient to look, in units of the distance ``|f| / |df/dx|`` at which a linear
             function has its root.
-        iterations: the most steps that ``"nearest"`` takes.
+        iterations: the most steps that ``"nearest"`` takes from each start.
+        starts: how many more starts ``"nearest"`` takes than the root along the gradient: random directions and their
+            opposites. Each costs as much as the first.
+        seed: what the directions are drawn from, anew at every call; None is 0.
 
     Raises:
-        InputError: for another ``root``, for no steps or iterations, or where ``reach`` is no positive number.
+        InputError: for another ``root``, for no steps or iterations, for fewer than no starts, or where ``reach`` is no
+            positive number.
     Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008); Bach et al. 2015
         (doi:10.1371/journal.pone.0130140).
 
@@ -95,12 +101,15 @@ class SimpleTaylor(Method, name="simple_taylor"):
         n_steps: int = 100,
         reach: float = 10.0,
         iterations: int = 50,
+        starts: int = 8,
+        seed: int | None = None,
     ) -> None:
         super().__init__(model)
         if root not in get_args(RootSearch):
             raise InputError(f"root must be one of {get_args(RootSearch)}, got {root!r}.")
         self.root, self.reach = root, positive_number("reach", reach)
         self.n_steps, self.iterations = whole_number("n_steps", n_steps), whole_number("iterations", iterations)
+        self.starts, self.seed = whole_number("starts", starts, least=0), as_seed(seed)
 
     def attribute(
         self,
@@ -198,15 +207,20 @@ class SimpleTaylor(Method, name="simple_taylor"):
             within = f"{self.reach:g} times the distance of a linear function's"
             _check_found(t, f"along the gradient within {within}", "Raise `reach`, or search by root='nearest'.")
             return path(t[:, None])
-        root = path(t.nan_to_num()[:, None])
-        missing = t.isnan()
-        if bool(missing.any()):  # the gradient turns on the way: follow it
-            path = segment(x, other_side(value, slope, x, output, self.iterations))
-            t = first_root(value, path, output, torch.ones_like(output), self.n_steps)
-            where = f"along the gradient, nor in {self.iterations} steps that follow it"
-            _check_found(torch.where(missing, t, 0.0), where)
-            root = torch.where(missing[:, None], path(t.nan_to_num()[:, None]), root)
-        return nearest_root(value, slope, x, output, root, self.n_steps, self.iterations)
+        root = path(t[:, None])
+        if bool(t.isnan().any()):  # the gradient turns on the way: follow it
+            turned = first_roots(value, slope, x, output, x, self.n_steps, self.iterations)
+            root = torch.where(t.isnan()[:, None], turned, root)
+        root = nearest_of(value, slope, x, output, root, self._directions(x), self.n_steps, self.iterations)
+        where = f"along the gradient, nor from any of {self.starts} other starts on"
+        _check_found(root.sum(1), where)
+        return root
+
+    def _directions(self, x: Tensor) -> list[Tensor]:
+        """Return random directions and their opposites, the same for every sample and at every call."""
+        source = draws(self.seed, None)
+        drawn = [source.normal(x[0]) for _ in range((self.starts + 1) // 2)]
+        return [side for direction in drawn for side in (direction, -direction)][: self.starts]
 
 
 def _check(given: Given) -> None:
