@@ -95,6 +95,7 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
+    The explainer gets copies of x, so that it, or the model, may write into them.
     A tensor in the place of the explainer is relevance that is there already.
 
     Raises:
@@ -109,7 +110,7 @@ def explained(
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
-            explain(model, x[rows], target_rows(found, rows)), x[rows], f"{_name(explain)} returned relevance"
+            explain(model, x[rows].clone(), target_rows(found, rows)), x[rows], f"{_name(explain)} returned relevance"
         )
         for rows in bar(parts, progress, "explain")
     ]
@@ -203,12 +204,17 @@ def scores(
 ) -> Tensor:
     """Return what is explained of every sample, ``[N]``, in batches; the model stays in the mode it is in.
 
+    It gets copies of x, so that it may write into them.
+
     Raises:
         NumericalError: the model returns NaN or infinity.
     """
     found = checked_target(target, len(x))
     values = torch.cat(
-        [selected(model(x[rows]), target_rows(found, rows), output) for rows in chunks(len(x), internal_batch_size)]
+        [
+            selected(model(x[rows].clone()), target_rows(found, rows), output)
+            for rows in chunks(len(x), internal_batch_size)
+        ]
     )
     if values.shape != (len(x),):
         raise InputError(f"the model gave {tuple(values.shape)} scores for {len(x)} samples; expected one for each")

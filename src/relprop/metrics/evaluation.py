@@ -83,11 +83,11 @@ def evaluate(
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise InputError(f"a batch is a {type(batch).__name__}; expected a pair (x, target)")
-        x, target = (each if parameter is None else torch.as_tensor(each).to(parameter.device) for each in batch)
+        x, target = (torch.as_tensor(each, device=None if parameter is None else parameter.device) for each in batch)
         empty = False
         for method, explain in explainers.items():
             for name, metric in metrics.items():
-                found = metric(explain, model, x, target)
+                found = metric(explain, model, x.clone(), target.clone())
                 values = getattr(found, "values", None) if not isinstance(found, Tensor) else found
                 if not isinstance(values, Tensor) or values.shape != (len(x),):
                     raise InputError(

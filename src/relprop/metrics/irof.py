@@ -54,7 +54,7 @@ def irof(
         model,
         x,
         target,
-        features=segments(x) if callable(segments) else segments,
+        features=segments(x.clone()) if callable(segments) else segments,
         baseline=baseline,
         output="probability",
         seed=seed,
