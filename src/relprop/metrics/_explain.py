@@ -28,13 +28,18 @@ Output: TypeAlias = Literal["logit", "probability"] | Callable[[Any, Any], Tenso
 T = TypeVar("T")
 
 
-def checked_input(x: Tensor) -> Tensor:
-    """Return the input, detached; at least one sample with at least one entry."""
+def checked_input(x: Any, name: str = "x") -> Tensor:
+    """Return the input, detached; at least one sample with at least one entry.
+
+    Raises:
+        InputError: no sample, no feature or no dimension of features.
+        InputTypeError: no tensor.
+    """
     if not isinstance(x, Tensor):
-        raise InputTypeError(f"x is a {type(x).__name__}; expected a tensor, [N, ...]")
+        raise InputTypeError(f"{name} is a {type(x).__name__}; expected a tensor, [N, ...]")
     if x.dim() < 2 or x.numel() == 0:
         raise InputError(
-            f"x has shape {tuple(x.shape)}; expected at least one sample of at least one feature, [N, ...]"
+            f"{name} has shape {tuple(x.shape)}; expected at least one sample of at least one feature, [N, ...]"
         )
     return x.detach()
 
@@ -252,8 +257,8 @@ def ranking(values: Tensor, seed: int | torch.Generator, *, descending: bool = T
     return shuffle.gather(1, order)
 
 
-def bar(items: Sequence[T], progress: bool, what: str) -> Iterable[T]:
-    """Return the items, behind a progress bar if asked.
+def bar(items: Iterable[T], progress: bool, what: str) -> Iterable[T]:
+    """Return the items, behind a progress bar if asked; without an end where their number is not known.
 
     Raises:
         MissingExtraError: ``progress=True`` without tqdm.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics._correlation import ranks
-from relprop.metrics._explain import checked_relevance, whole_number
+from relprop.metrics._explain import checked_input, checked_relevance, whole_number
 from relprop.metrics._features import aligned, on_grid
 
 
@@ -43,6 +43,7 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, radius: int = 0) -> Tensor
     >>> pointing_game(R, torch.tensor([[[0, 1], [0, 0]]])), pointing_game(R, torch.tensor([[[1, 0], [0, 0]]]))
     (tensor([1.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
+    checked_input(relevance, "relevance")
     if whole_number("radius", radius, least=0) and relevance.dim() != 4:
         raise InputError(
             f"a radius is in pixels of images [N, C, H, W], got relevance of shape {tuple(relevance.shape)}"
@@ -167,8 +168,7 @@ def _flat(relevance: Any, mask: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(relevance, Tensor) or not isinstance(mask, Tensor):
         kinds = f"{type(relevance).__name__} and {type(mask).__name__}"
         raise InputTypeError(f"relevance and mask are {kinds}; expected tensors")
-    if relevance.dim() < 2 or relevance.numel() == 0:
-        raise InputError(f"relevance has shape {tuple(relevance.shape)}; expected at least one sample, [N, ...]")
+    checked_input(relevance, "relevance")
     values = on_grid(checked_relevance(relevance, relevance).double())
     if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
         raise InputTypeError("the mask has entries that are neither 0 nor 1; expected a bool mask, such as mask > 0")
