@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from relprop.errors import InputError
 from relprop.metrics._explain import Explain, Output, Target, explained, scores
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Conservation:
         return text_table(header, rows, right=range(1, len(header)))
 
 
+@one_measurement
 def conservation(
     explain: Explain,
     model: nn.Module,

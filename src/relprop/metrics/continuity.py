@@ -17,6 +17,7 @@ from relprop.metrics._explain import Explain, Target, explained
 from relprop.metrics.neighbours import distances
 from relprop.metrics.trajectory import explained_points, normalized
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Continuity:
         return text_table(header, rows, right=range(1, len(header)))
 
 
+@one_measurement
 def continuity(
     explain: Explain,
     model: nn.Module,
@@ -128,6 +130,7 @@ def continuity(
     return Continuity((there - here).norm(p=1, dim=2) / away, away)
 
 
+@one_measurement
 def max_sensitivity(
     explain: Explain,
     model: nn.Module,
@@ -167,6 +170,7 @@ def max_sensitivity(
     return changes.amax(dim=0)
 
 
+@one_measurement
 def average_sensitivity(
     explain: Explain,
     model: nn.Module,

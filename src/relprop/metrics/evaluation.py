@@ -13,6 +13,7 @@ from relprop.errors import InputError, InputTypeError
 from relprop.metrics._explain import Explain, bar, checked_input, checked_target
 from relprop.metrics.curves import standard_error
 from relprop.tables import html_table, text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Evaluation:
         return html_table(*self._table())
 
 
+@one_measurement
 def evaluate(
     explainers: Mapping[str, Explain],
     metrics: Mapping[str, Callable[[Explain, nn.Module, Tensor, Any], Any]],

@@ -23,11 +23,13 @@ from relprop.metrics._explain import (
 from relprop.metrics._features import region_size
 from relprop.metrics._removal import copies_scores
 from relprop.metrics.baselines import Baseline, baseline_of
+from relprop.training import one_measurement
 
 Perturbation: TypeAlias = Literal["subset", "noisy baseline", "square"] | Callable[[Tensor, torch.Generator], Tensor]
 Kind: TypeAlias = Literal["relevance", "coefficient"]
 
 
+@one_measurement
 def infidelity(
     explain: Explain | Tensor,
     model: nn.Module,

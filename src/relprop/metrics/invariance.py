@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from relprop.errors import InputError
 from relprop.metrics._explain import Explain, Output, Target, explained, scores, selected
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Invariance:
         return text_table(header, [cells], right=range(len(header)))
 
 
+@one_measurement
 def implementation_invariance(
     explain: Explain,
     model: nn.Module,

@@ -12,8 +12,10 @@ from relprop.metrics._explain import Explain, Target, checked_input
 from relprop.metrics._removal import removal
 from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import Curve, along, fractions
+from relprop.training import one_measurement
 
 
+@one_measurement
 def irof(
     explain: Explain | Tensor,
     model: nn.Module,

@@ -15,6 +15,7 @@ from relprop.metrics._features import units
 from relprop.metrics.curves import standard_error
 from relprop.metrics.imputation import noisy_linear_imputation
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Road:
         return f"{table}\nLeRF - MoRF: {self.mean:.4g} +/- {standard_error(self.values):.2g}"
 
 
+@one_measurement
 @torch.no_grad()
 def road(
     explain: Explain | Tensor,

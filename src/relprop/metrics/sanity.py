@@ -29,6 +29,7 @@ from relprop.metrics._randomised import chosen, layers_in_order, randomise
 from relprop.metrics.curves import standard_error
 from relprop.metrics.similarity import Similarity, similarity_of
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Randomisation:
         return text_table(("randomised", "similarity", "+/-"), rows, right=(1, 2))
 
 
+@one_measurement
 def parameter_randomisation(
     explain: Explain,
     model: nn.Module,
@@ -202,6 +204,7 @@ class EfficientRandomisation:
         return text_table(("complexity", "mean", "+/-"), rows, right=(1, 2))
 
 
+@one_measurement
 def efficient_randomisation(
     explain: Explain,
     model: nn.Module,
@@ -247,6 +250,7 @@ def efficient_randomisation(
     return EfficientRandomisation(before, after)
 
 
+@one_measurement
 def random_logit(
     explain: Explain,
     model: nn.Module,

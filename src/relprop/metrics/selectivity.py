@@ -33,8 +33,10 @@ from relprop.metrics.curves import (
     step_counts,
 )
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
+@one_measurement
 def perturbation_curve(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -190,6 +192,7 @@ def deletion(
     return Curve(curve.scores, curve.fractions, curve.auc, "AUC of deletion", curve.order)
 
 
+@one_measurement
 def insertion(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -287,6 +290,7 @@ class Selectivity:
         return text_table(("", "mean", "+/-"), rows, right=(1, 2))
 
 
+@one_measurement
 def selectivity(
     explain: Explain | Tensor,
     model: nn.Module,

@@ -16,6 +16,7 @@ from relprop.metrics._explain import Explain, Target, checked_input, chunks, exp
 from relprop.metrics._randomised import has_parameters
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class InputInvariance:
         return text_table(("|R - R'| / |R|", "+/-", "max"), [row], right=range(3))
 
 
+@one_measurement
 def input_invariance(
     explain: Explain,
     model: nn.Module,
@@ -100,6 +102,7 @@ def input_invariance(
     return InputInvariance(torch.where(change == 0, 0.0, change / whole), *maps)
 
 
+@one_measurement
 @torch.no_grad()
 def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Module:
     """Return a copy of the model that computes the same for ``x + shift`` as the model does for x.

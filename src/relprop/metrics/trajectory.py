@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from relprop.errors import InputError
 from relprop.metrics._explain import Explain, Output, Target, checked_input, explained, repeated, scores
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Trajectory:
         return Trajectory(self.inputs[::stride], self.relevance[::stride], self.outputs[::stride])
 
 
+@one_measurement
 def trajectory(
     explain: Explain,
     model: nn.Module,
