@@ -12,6 +12,7 @@ from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop import LRP, Gradient, GradientXInput, InputError, ModelError, Rules
+from relprop.errors import TrainingModeWarning
 from relprop.metrics import (
     efficient_randomisation,
     hog_similarity,
@@ -109,7 +110,8 @@ def test_layers_are_in_the_order_of_the_forward_pass_and_all_are_randomised() ->
     assert one.layers == ("body.0",)
     model.train()  # a copy runs to find the layers: statistics stay as they are
     before = model.body[1].running_mean.clone()
-    parameter_randomisation(lambda model, x, target: x, model, x, 1)
+    with pytest.warns(TrainingModeWarning):
+        parameter_randomisation(lambda model, x, target: x, model, x, 1)
     assert torch.equal(before, model.body[1].running_mean)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, pad
 
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics._explain import checked_input, finite, generator
+from relprop.metrics._features import channel_dim
 
 Baseline: TypeAlias = (
     Literal["zero", "mean", "blur", "noise", "invert", "neighbours"] | float | Tensor | Callable[[Tensor], Tensor]
@@ -25,7 +26,8 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
     Definition, sample by sample:
 
     - ``"zero"``: 0.
-    - ``"mean"``: the sample's mean, of each channel (dimension 1) where x has more than 2 dimensions.
+    - ``"mean"``: the sample's mean; of each channel of ``[N, C, H, W]`` and ``[N, C, D, H, W]``, over all pixels, and
+      of each entry of an embedding, ``[N, T, D]``, over all T tokens.
     - ``"blur"``: ``blurred(x)``; images only.
     - ``"noise"``: drawn uniformly between the sample's smallest and largest entry (Samek et al. 2017).
     - ``"invert"``: ``min + max - x`` with the sample's smallest and largest entry: +1 becomes -1 for pixels from
@@ -68,7 +70,8 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
     if baseline == "neighbours":
         return neighbours_mean(x, region)
     if baseline == "mean":
-        return x.mean(dim=tuple(range(min(2, x.dim() - 1), x.dim())), keepdim=True).expand_as(x)
+        channel = channel_dim(x)
+        return x.mean(dim=[dim for dim in range(1, x.dim()) if dim != channel], keepdim=True).expand_as(x)
     flat = x.flatten(1)
     ones = (1,) * (x.dim() - 1)
     low, high = flat.amin(dim=1).view(-1, *ones), flat.amax(dim=1).view(-1, *ones)

@@ -77,7 +77,9 @@ def perturbation_curve(
         fraction: the part of the units that is replaced in the end.
         features: what is replaced together. ``"pixels"``, with all channels (the default for ``[N, C, H, W]``);
             ``"elements"`` (the default for all else); an int or a pair, the size of regions on a grid; or a tensor of
-            integers, segments: for embeddings ``[N, T, E]``, ``torch.arange(T)[:, None].expand(T, E)`` are tokens.
+            integers, segments: for embeddings ``[N, T, D]``, ``torch.arange(T)`` are tokens. Segments have the
+            shape of x, of one sample, or either without channels (or D), for all of them; a shape that fits in two ways
+            is an error.
         baseline: ``"zero"``, ``"mean"``, ``"blur"``, ``"noise"``, ``"invert"``, ``"neighbours"``, a number, a tensor or
             a callable (``relprop.metrics.baseline_of`` says what each is).
         output: the score: ``"logit"``, ``"probability"`` (softmax) or a callable ``(outputs, target) -> [N]``.
