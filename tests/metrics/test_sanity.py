@@ -104,7 +104,7 @@ def test_layers_are_in_the_order_of_the_forward_pass_and_all_are_randomised() ->
     found = parameter_randomisation(gradient_x_input, model, x, 1, order="independent")
     assert found.layers == ("head", "body.1", "body.0", "")  # the scale is the model's own
     assert "(the model)" in str(found)
-    assert bool((found.similarity[:, [0, 2, 3]] < 1).all())
+    assert bool((found.similarity < 1).all())  # that of batch norm too, which was as it is born
     one = parameter_randomisation(gradient_x_input, model, x, 1, layers=["body.0"])
     assert one.layers == ("body.0",)
     model.train()  # a copy runs to find the layers: statistics stay as they are

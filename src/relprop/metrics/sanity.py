@@ -39,11 +39,14 @@ class Randomisation:
         layers: which was randomised (cascading: last) at each step, the one nearest to the output first.
         similarity: to the explanation of the model as it is, ``[N, len(layers)]``.
         maps: the explanations at each step, ``[len(layers) + 1, N, ...]``; the model's own first.
+        parameters: for each step, the names of the parameters that it changed; together, cascading, all that are
+            random in the end.
     """
 
     layers: tuple[str, ...]
     similarity: Tensor
     maps: Tensor = field(repr=False)
+    parameters: tuple[tuple[str, ...], ...] = field(repr=False)
 
     @property
     def values(self) -> Tensor:
@@ -57,7 +60,11 @@ class Randomisation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, without the maps."""
-        return {"layers": list(self.layers), "similarity": self.similarity.tolist()}
+        return {
+            "layers": list(self.layers),
+            "similarity": self.similarity.tolist(),
+            "parameters": [list(names) for names in self.parameters],
+        }
 
     def __str__(self) -> str:
         rows = [
@@ -84,7 +91,11 @@ def parameter_randomisation(
     """Randomise layers and compare explanations: they should change.
 
     Definition: on a copy of the model, modules with parameters are randomised from the output to the input, each on top
-    of those before (``"cascading"``) or alone (``"independent"``); ``similarity[n, l] = s(R(x_n), R_l(x_n))``.
+    of those before (``"cascading"``) or alone (``"independent"``); ``similarity[n, l] = s(R(x_n), R_l(x_n))``. Every
+    parameter that the model uses is drawn anew: by the module's ``reset_parameters`` where it has that; what that
+    leaves constant or as it was (norm weights of one, biases of zero, a layer scale), and parameters of modules
+    without, from a normal distribution of the parameter's mean and standard deviation (of a constant c, ``|c|``; of
+    zeros, the root mean square of the module's parameters, or 1). ``parameters`` of the result says which changed.
     Range: that of the similarity, [-1, 1] for all named ones; lower (near 0) is better. A map that follows the input,
     as an edge detector, stays at 1; so does an explainer that ignores the model it is given.
     Source: Adebayo et al. 2018 (arXiv:1810.03292). High values after the top layers are no proof against a method:
@@ -97,9 +108,9 @@ def parameter_randomisation(
         similarity: ``"spearman"`` (rank correlation), ``"pearson"``, ``"cosine"``, ``"ssim"`` or ``"hog"`` (both need
             scikit-image and images), or a callable ``(a, b) -> [N]``.
         absolute: compare ``|R|``.
-        layers: names of modules, if not all that have parameters of their own and are called.
-        seed: for the parameters: ``reset_parameters`` where a module has it, else normal numbers of the mean and the
-            standard deviation of each parameter. Parameters that modules share change together.
+        layers: names of modules, if not all that have parameters of their own and are used (called, or their
+            parameters read, as those of ``nn.MultiheadAttention.out_proj``).
+        seed: for the parameters. Parameters that modules share change together.
 
     Raises:
         InputError: as ``perturbation_curve``; an unknown order or similarity.
@@ -120,17 +131,17 @@ def parameter_randomisation(
     x = checked_input(x)
     found = checked_target(target, len(x))
     seeds = generator(seed)
-    changed = copy.deepcopy(model)
     names = chosen(layers, layers_in_order(model, x[:2]))[::-1]
+    changed, parameters = copy.deepcopy(model), []
     maps = [explained(explain, model, x, found, internal_batch_size=internal_batch_size)]
     for name in with_bar(names, progress, "randomise"):
         if order == "independent":
             changed = copy.deepcopy(model)
-        randomise(changed.get_submodule(name), int(torch.randint(2**62, (1,), generator=seeds)))
+        parameters.append(randomise(changed, name, int(torch.randint(2**62, (1,), generator=seeds))))
         maps.append(explained(explain, changed, x, found, internal_batch_size=internal_batch_size))
     compared = [each.abs() if absolute else each for each in maps]
     values = torch.stack([alike(compared[0], each) for each in compared[1:]], dim=1)
-    return Randomisation(tuple(names), values, torch.stack(maps))
+    return Randomisation(tuple(names), values, torch.stack(maps), tuple(parameters))
 
 
 def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: int = 0) -> Explain:
@@ -177,10 +188,12 @@ class EfficientRandomisation:
 
     Attributes:
         before, after: the entropy of the histogram of R, ``[N]``.
+        parameters: the names of the parameters that were randomised.
     """
 
     before: Tensor
     after: Tensor
+    parameters: tuple[str, ...] = field(repr=False)
 
     @property
     def values(self) -> Tensor:
@@ -194,7 +207,12 @@ class EfficientRandomisation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""
-        return {"before": self.before.tolist(), "after": self.after.tolist(), "values": self.values.tolist()}
+        return {
+            "before": self.before.tolist(),
+            "after": self.after.tolist(),
+            "values": self.values.tolist(),
+            "parameters": list(self.parameters),
+        }
 
     def __str__(self) -> str:
         parts = {"before": self.before, "after": self.after, "relative rise": self.values}
@@ -215,7 +233,8 @@ def efficient_randomisation(
 ) -> EfficientRandomisation:
     """Randomise all parameters at once: the explanation should become more complex.
 
-    Definition: ``(C(R') - C(R)) / C(R)``, where R' explains a copy with all parameters randomised and C is the entropy
+    Definition: ``(C(R') - C(R)) / C(R)``, where R' explains a copy with all parameters randomised, drawn as
+    ``parameter_randomisation`` draws them, and C is the entropy
     of the histogram of a map, ``- sum_b p_b ln p_b``, p_b the share of its entries in each of ``bins`` equal bins from
     its smallest to its largest entry.
     Range: [-1, inf); higher is better, 0 for an explanation that does not look at the model.
@@ -235,16 +254,17 @@ def efficient_randomisation(
     x = checked_input(x)
     whole_number("bins", bins, least=2)
     seeds = generator(seed)
-    changed = copy.deepcopy(model)
-    for name in layers_in_order(model, x[:2])[::-1]:
-        randomise(changed.get_submodule(name), int(torch.randint(2**62, (1,), generator=seeds)))
+    names = layers_in_order(model, x[:2])[::-1]
+    changed, parameters = copy.deepcopy(model), []
+    for name in names:
+        parameters += randomise(changed, name, int(torch.randint(2**62, (1,), generator=seeds)))
     before, after = (
         _histogram_entropy(
             explained(explain, each, x, target, internal_batch_size=internal_batch_size, progress=progress), bins
         )
         for each in (model, changed)
     )
-    return EfficientRandomisation(before, after)
+    return EfficientRandomisation(before, after, tuple(dict.fromkeys(parameters)))
 
 
 def random_logit(

@@ -1,0 +1,52 @@
+"""What metrics that run more than one model, or the model at other inputs, ask of what they are given."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relprop.errors import InputTypeError, ModelError
+
+
+def must_explain(explain: Any, metric: str, what: str) -> None:
+    """Refuse relevance that is there already where a metric explains something else, too.
+
+    Raises:
+        InputTypeError: ``explain`` cannot be called.
+    """
+    if not callable(explain):
+        given = "relevance that is there already" if isinstance(explain, Tensor) else f"a {type(explain).__name__}"
+        raise InputTypeError(
+            f"{metric} explains {what}, and explain is {given}, which cannot; expected a callable "
+            "explain(model, x, target) -> relevance"
+        )
+
+
+def copied(model: nn.Module, what: str) -> nn.Module:
+    """Return a deep copy.
+
+    Raises:
+        ModelError: no module, or one that cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{what} works on a copy of an nn.Module; the model is a {type(model).__name__}")
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        cause = next(
+            (
+                f"module {name!r} ({type(module).__name__}) holds {key!r}, a tensor with a gradient graph, as "
+                "torch.nn.utils.weight_norm makes one: take it off by torch.nn.utils.remove_weight_norm, or use "
+                "torch.nn.utils.parametrizations.weight_norm"
+                for name, module in model.named_modules()
+                for key, value in vars(module).items()
+                if isinstance(value, Tensor) and not value.is_leaf
+            ),
+            "give it what copy.deepcopy needs, such as __deepcopy__",
+        )
+        raise ModelError(
+            f"{what} works on a copy, and {type(model).__name__} cannot be copied ({error}): {cause}"
+        ) from (error)
