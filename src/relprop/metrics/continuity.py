@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
+from relprop.metrics._checked import must_explain
 from relprop.metrics._explain import Explain, Target, explained
 from relprop.metrics.neighbours import distances
 from relprop.metrics.trajectory import explained_points, normalized
@@ -107,6 +108,7 @@ def continuity(
     Raises:
         InputError: neighbours of another shape; a neighbour that equals its sample; an explainer that returns another
             shape, or NaN.
+        InputTypeError: relevance in the place of the explainer.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -115,6 +117,7 @@ def continuity(
     >>> result.values  # |1.5 * 3 - 3| / 0.5
     tensor([3.], dtype=torch.float64)
     """
+    must_explain(explain, "continuity", "the neighbours, too")
     here, there = _pairs(explain, model, x, target, neighbours, internal_batch_size, progress)
     if normalize:
         here, there = normalized(here), normalized(there)
@@ -156,13 +159,14 @@ def max_sensitivity(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``continuity``, but that a neighbour may equal its sample.
+        InputError, InputTypeError: as ``continuity``, but that a neighbour may equal its sample.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[1.0, 1.0]])
     >>> max_sensitivity(lambda model, x, target: x, linear, x, None, torch.tensor([[[1.0, 3.0]]]), normalize=False)
     tensor([2.], dtype=torch.float64)
     """
+    must_explain(explain, "max_sensitivity", "the neighbours, too")
     changes = _changes(explain, model, x, target, neighbours, normalize, internal_batch_size, progress)
     return changes.amax(dim=0)
 
@@ -194,6 +198,7 @@ def average_sensitivity(
     >>> average_sensitivity(lambda model, x, target: x, linear, x, None, torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    must_explain(explain, "average_sensitivity", "the neighbours, too")
     changes = _changes(explain, model, x, target, neighbours, normalize, internal_batch_size, progress)
     return changes.mean(dim=0)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
+from relprop.metrics._checked import must_explain
 from relprop.metrics._explain import Explain, Output, Target, explained, scores, selected
 from relprop.tables import text_table
 
@@ -90,6 +91,7 @@ def implementation_invariance(
     Raises:
         InputError: outputs that differ; gradients that differ at every sample (the two agree on the data but not around
             it); an explainer that returns another shape, or NaN.
+        InputTypeError: relevance in the place of the explainer.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> other = torch.nn.Sequential(model, torch.nn.Identity())
@@ -97,6 +99,7 @@ def implementation_invariance(
     >>> result.values
     tensor([0., 0., 0.], dtype=torch.float64)
     """
+    must_explain(explain, "implementation_invariance", "two models")
     difference = _same_outputs(model, other, x, target, output, tolerance, internal_batch_size)
     if ties is None and not x.is_floating_point():
         ties = torch.zeros(len(x), dtype=torch.bool)

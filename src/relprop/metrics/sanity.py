@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError, TargetError
+from relprop.metrics._checked import must_explain
 from relprop.metrics._explain import (
     Explain,
     Target,
@@ -114,6 +115,7 @@ def parameter_randomisation(
 
     Raises:
         InputError: as ``perturbation_curve``; an unknown order or similarity.
+        InputTypeError: relevance in the place of the explainer.
         ModelError: no module with parameters, or no module of a name.
         MissingExtraError: SSIM or HOG without scikit-image.
 
@@ -128,6 +130,7 @@ def parameter_randomisation(
     if order not in ("cascading", "independent"):
         raise InputError(f"order is {order!r}; expected 'cascading' or 'independent'")
     alike = similarity_of(similarity)
+    must_explain(explain, "parameter_randomisation", "copies of the model with other parameters")
     x = checked_input(x)
     found = checked_target(target, len(x))
     seeds = generator(seed)
@@ -159,12 +162,14 @@ def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: i
 
     Raises:
         InputError: fewer than 1 sample, a negative sigma.
+        InputTypeError: relevance in the place of the explainer.
 
     >>> model = nn.Linear(3, 1)
     >>> smooth = smoothed(lambda model, x, target: model.weight.expand_as(x), samples=4)
     >>> torch.allclose(smooth(model, torch.randn(2, 3), None), model.weight)
     True
     """
+    must_explain(explain, "smoothed", "noisy copies of the input")
     whole_number("samples", samples)
     if not sigma >= 0:
         raise InputError(f"sigma is {sigma}; expected a part of the sample's range, 0 or more")
@@ -245,17 +250,19 @@ def efficient_randomisation(
         explain, model, x, target, seed, internal_batch_size, progress: as in ``parameter_randomisation``.
 
     Raises:
-        InputError, ModelError: as ``parameter_randomisation``.
+        InputError, InputTypeError, ModelError: as ``parameter_randomisation``.
 
     >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> efficient_randomisation(lambda model, x, target: x, model, torch.randn(2, 6)).values
     tensor([0., 0.], dtype=torch.float64)
     """
+    must_explain(explain, "efficient_randomisation", "a copy of the model with other parameters")
     x = checked_input(x)
     whole_number("bins", bins, least=2)
     seeds = generator(seed)
     names = layers_in_order(model, x[:2])[::-1]
-    changed, parameters = copy.deepcopy(model), []
+    changed = copy.deepcopy(model)
+    parameters: list[str] = []
     for name in names:
         parameters += randomise(changed, name, int(torch.randint(2**62, (1,), generator=seeds)))
     before, after = (
@@ -294,13 +301,14 @@ def random_logit(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``parameter_randomisation``; fewer than 2 classes.
+        InputError, InputTypeError: as ``parameter_randomisation``; fewer than 2 classes.
         TargetError: no target, or one that is no class.
 
     >>> model = nn.Linear(3, 4)
     >>> random_logit(lambda model, x, target: x * model.weight[target], model, torch.randn(2, 3), [0, 2], 4).shape
     torch.Size([2])
     """
+    must_explain(explain, "random_logit", "another output")
     x = checked_input(x)
     alike = similarity_of(similarity)
     whole_number("classes", classes, least=2)

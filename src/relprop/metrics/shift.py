@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relprop.errors import InputError, ModelError
+from relprop.metrics._checked import must_explain
 from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
 from relprop.metrics._randomised import has_parameters
 from relprop.metrics.curves import standard_error
@@ -70,6 +71,7 @@ def input_invariance(
         tolerance: how far ``g(x + m)`` may be from ``f(x)``, relative to the largest output.
 
     Raises:
+        InputTypeError: relevance in the place of the explainer.
         InputError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes elsewhere, too.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
@@ -78,6 +80,7 @@ def input_invariance(
     >>> input_invariance(gradient, model, x).values.round(decimals=6)
     tensor([0., 0.], dtype=torch.float64)
     """
+    must_explain(explain, "input_invariance", "the shifted model, too")
     x = checked_input(x)
     other = shifted_model(model, x, shift)
     moved = x + torch.as_tensor(shift, dtype=x.dtype, device=x.device)

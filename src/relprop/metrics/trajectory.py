@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
+from relprop.metrics._checked import must_explain
 from relprop.metrics._explain import Explain, Output, Target, explained, repeated, scores
 from relprop.tables import text_table
 
@@ -77,6 +78,7 @@ def trajectory(
 
     Raises:
         InputError: fewer than two points; an explainer that returns another shape, or NaN.
+        InputTypeError: relevance in the place of the explainer.
 
     >>> from relprop.metrics import interpolation
     >>> path = interpolation(torch.zeros(1, 2), torch.ones(1, 2), steps=4)
@@ -84,6 +86,7 @@ def trajectory(
     >>> made.jumps.squeeze(1)
     tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
+    must_explain(explain, "trajectory", "every point of the path")
     if path.dim() < 3 or len(path) < 2:
         raise InputError(
             f"path has shape {tuple(path.shape)}; expected [T + 1, N, ...], at least two points of N samples"
