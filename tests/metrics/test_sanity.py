@@ -121,8 +121,8 @@ def test_similarities_of_equal_opposite_and_unrelated_maps() -> None:
         torch.testing.assert_close(measure(a, 3 * b), measure(a, b))  # the scale does not count
         assert float(measure(a, b).abs().amax()) < 0.35
     torch.testing.assert_close(rank_correlation(a, -a), -torch.ones(4, dtype=torch.float64))
-    assert rank_correlation(a, torch.ones_like(a)).tolist() == [0, 0, 0, 0]
-    assert hog_similarity(a, torch.ones_like(a)).tolist() == [0, 0, 0, 0]
+    assert bool(rank_correlation(a, torch.ones_like(a)).isnan().all())
+    assert bool(hog_similarity(a, torch.ones_like(a)).isnan().all())
     ties = torch.randint(4, (6, 40)).double()
     other = torch.randint(5, (6, 40)).double()
     expected = [spearmanr(one, two).statistic for one, two in zip(ties, other, strict=True)]

@@ -51,7 +51,7 @@ class Randomisation:
 
     @property
     def values(self) -> Tensor:
-        """The mean over the layers, ``[N]``; lower is better."""
+        """The mean over the layers, ``[N]``; lower is better. NaN where the similarity is undefined at one of them."""
         return self.similarity.mean(dim=1)
 
     @property
@@ -98,7 +98,9 @@ def parameter_randomisation(
     without, from a normal distribution of the parameter's mean and standard deviation (of a constant c, ``|c|``; of
     zeros, the root mean square of the module's parameters, or 1). ``parameters`` of the result says which changed.
     Range: that of the similarity, [-1, 1] for all named ones; lower (near 0) is better. A map that follows the input,
-    as an edge detector, stays at 1; so does an explainer that ignores the model it is given.
+    as an edge detector, stays at 1; so does an explainer that ignores the model it is given, and a constant. NaN, and
+    with it the mean, where the similarity is undefined: the correlation of maps that differ, one of which does not
+    vary, and the cosine of a map of zeros with another.
     Source: Adebayo et al. 2018 (arXiv:1810.03292). High values after the top layers are no proof against a method:
     lower layers keep what they learned (Binder et al. 2023, arXiv:2211.12486).
 
@@ -290,7 +292,8 @@ def random_logit(
     """Explain another output: the explanation should change.
 
     Definition: ``s(R(x, target), R(x, c))``, where c is drawn uniformly from the other classes, for each sample.
-    Range: that of the similarity, [-1, 1] for all named ones; lower is better.
+    Range: that of the similarity, [-1, 1] for all named ones; lower is better. NaN where the similarity is undefined, as
+    for ``parameter_randomisation``; 1 for equal maps.
     Source: Sixt et al. 2020 (arXiv:1912.09818), who compare by SSIM.
 
     Args:
