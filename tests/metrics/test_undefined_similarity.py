@@ -19,7 +19,7 @@ NAN = math.nan
 
 
 def maps() -> tuple[Tensor, Tensor]:
-    """Pairs: both vary; one constant; the other; two constants; one constant twice; one map twice; zeros; zeros once."""
+    """Pairs: both vary; one constant; the other; two constants; one constant twice; one map twice; zeros; one zero."""
     a, b = torch.randn(2, 8, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     a[1], b[2] = 3.0, -2.0
     a[3], b[3] = 1.0, 2.0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pearson(a: Tensor, b: Tensor, undefined: float = 0.0) -> Tensor:
-    """Return Pearson's correlation of the rows of a and b ``[N, S]``, ``[N]``, float64; ``undefined`` if one is constant.
+    """Return Pearson's correlation of the rows of a and b ``[N, S]``, ``[N]``, ``undefined`` if one is constant.
 
     Constant is what varies by less than 1e-12 of its size: sums of equal numbers differ by rounding errors.
     """

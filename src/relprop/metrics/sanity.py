@@ -292,8 +292,8 @@ def random_logit(
     """Explain another output: the explanation should change.
 
     Definition: ``s(R(x, target), R(x, c))``, where c is drawn uniformly from the other classes, for each sample.
-    Range: that of the similarity, [-1, 1] for all named ones; lower is better. NaN where the similarity is undefined, as
-    for ``parameter_randomisation``; 1 for equal maps.
+    Range: that of the similarity, [-1, 1] for all named ones; lower is better. 1 for equal maps, NaN where the
+    similarity is undefined, as for ``parameter_randomisation``.
     Source: Sixt et al. 2020 (arXiv:1912.09818), who compare by SSIM.
 
     Args:
