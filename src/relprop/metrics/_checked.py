@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputTypeError, ModelError
@@ -49,3 +50,35 @@ def copied(model: nn.Module, what: str) -> nn.Module:
         raise ModelError(
             f"{what} works on a copy, and {type(model).__name__} cannot be copied ({error}): {cause}"
         ) from (error)
+
+
+def tensor_output(model: nn.Module, outputs: Any, metric: str) -> Tensor:
+    """Return what the model returned, a tensor.
+
+    Raises:
+        ModelError: something else, such as a tuple.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"{metric} compares outputs, and {type(model).__name__} returned a {type(outputs).__name__}; expected a "
+            "tensor: wrap the model in a module that returns the one to compare"
+        )
+    return outputs
+
+
+def allowed(tolerance: float | None, least: float, *dtypes: torch.dtype) -> float:
+    """Return a relative tolerance: what is given, or ``least``, and no less than half the digits of a dtype.
+
+    Half the digits, the square root of epsilon: 1.5e-8 for float64, 3.5e-4 for float32, 0.03 for float16, 0.09 for
+    bfloat16; of several dtypes, the coarsest.
+    """
+    if tolerance is not None:
+        return tolerance
+    return max(least, *(torch.finfo(dtype).eps ** 0.5 for dtype in dtypes if dtype.is_floating_point))
+
+
+def in_precision(dtype: torch.dtype) -> str:
+    """Return what to say where models of a low precision differ: it may be rounding."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return ""
+    return f"; in {dtype} that may be rounding: pass a larger tolerance, or model.double() and x.double()"

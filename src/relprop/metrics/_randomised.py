@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def layers_in_order(model: nn.Module, x: Tensor) -> list[str]:
             module.register_forward_pre_hook(note(name))
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), name)
-    with torch.no_grad(), torch.random.fork_rng(_cuda(x)), _Seen(lambda each: use(owners[id(each)]), owners):
+    with torch.no_grad(), kept_random_numbers(x), _Seen(lambda each: use(owners[id(each)]), owners):
         model(x)
     if not order:
         raise ModelError(f"{type(model).__name__} uses no module that has parameters; there is nothing to randomise")
@@ -73,8 +74,9 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(value)
 
 
-def _cuda(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.is_cuda else []
+def kept_random_numbers(x: Tensor) -> AbstractContextManager[None]:
+    """Keep the global random numbers of the CPU and of x's device as they are while a copy of the model runs."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
 
 
 def has_parameters(module: nn.Module) -> bool:
