@@ -56,11 +56,11 @@ def test_dimensions_in_another_order(order: tuple[int, ...]) -> None:
     model = Tokens(4, 6, order).double()
     if order[2] != 2:  # over time: the shift must be the same for all features, and may differ in time
         m = torch.randn(4, 1, dtype=torch.float64)
-        with pytest.raises(InputError, match="differs .* expected one number for each of the 4 features"):
+        with pytest.raises(InputError, match=r"differs .* expected one number for each of the 4 features"):
             shifted_model(model, x, m.T)
     else:
         m = torch.randn(4, dtype=torch.float64)
-        with pytest.raises(InputError, match="differs .* expected one number for each of the 4 features"):
+        with pytest.raises(InputError, match=r"differs .* expected one number for each of the 4 features"):
             shifted_model(model, x, m[:, None])
     torch.testing.assert_close(shifted_model(model, x, m)(x + m), model(x))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def allowed(tolerance: float | None, least: float, *dtypes: torch.dtype) -> floa
     """
     if tolerance is not None:
         return tolerance
-    return max(least, *(torch.finfo(dtype).eps ** 0.5 for dtype in dtypes if dtype.is_floating_point))
+    digits = [math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes if dtype.is_floating_point]
+    return max(least, *digits)
 
 
 def in_precision(dtype: torch.dtype) -> str:
