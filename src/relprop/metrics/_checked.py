@@ -84,3 +84,16 @@ def in_precision(dtype: torch.dtype) -> str:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return ""
     return f"; in {dtype} that may be rounding: pass a larger tolerance, or model.double() and x.double()"
+
+
+def must_be_numbers(x: Tensor, what: str) -> None:
+    """Refuse indices, such as token ids, where numbers in between must mean something.
+
+    Raises:
+        InputTypeError: x is of integers or booleans.
+    """
+    if not x.is_floating_point():
+        raise InputTypeError(
+            f"x has dtype {x.dtype}: {what}, which means nothing for indices, as token ids are; expected floating "
+            "numbers: explain the model behind its embedding"
+        )

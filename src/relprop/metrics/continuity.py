@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError
-from relprop.metrics._checked import must_explain
-from relprop.metrics._explain import Explain, Target, explained
+from relprop.errors import InputError, InputTypeError
+from relprop.metrics._checked import must_be_numbers, must_explain
+from relprop.metrics._explain import Explain, Target, checked_input, explained
 from relprop.metrics.neighbours import distances
 from relprop.metrics.trajectory import explained_points, normalized
 from relprop.tables import text_table
@@ -108,7 +108,8 @@ def continuity(
     Raises:
         InputError: neighbours of another shape; a neighbour that equals its sample; an explainer that returns another
             shape, or NaN.
-        InputTypeError: relevance in the place of the explainer.
+        InputTypeError: relevance in the place of the explainer; neighbours that are no tensor, or floating ones of an
+            input of integers.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -213,6 +214,11 @@ def _pairs(
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the flat relevance of the samples, ``[1, N, D]``, and of their neighbours, ``[S, N, D]``, in float64."""
+    x = checked_input(x)
+    if not isinstance(neighbours, Tensor):
+        raise InputTypeError(f"neighbours are a {type(neighbours).__name__}; expected a tensor, [S, N, ...]")
+    if neighbours.is_floating_point():
+        must_be_numbers(x, f"its neighbours are of {neighbours.dtype}")
     if neighbours.dim() != x.dim() + 1 or neighbours.shape[1:] != x.shape or len(neighbours) == 0:
         raise InputError(
             f"neighbours have shape {tuple(neighbours.shape)}; expected [S, {', '.join(map(str, x.shape))}], "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from relprop.errors import InputError
 from relprop.metrics._checked import allowed, in_precision, must_explain
-from relprop.metrics._explain import Explain, Output, Target, explained, scores, selected
+from relprop.metrics._explain import Explain, Output, Target, checked_input, explained, scores, selected
 from relprop.tables import text_table
 
 
@@ -102,6 +102,7 @@ def implementation_invariance(
     tensor([0., 0., 0.], dtype=torch.float64)
     """
     must_explain(explain, "implementation_invariance", "two models")
+    x = checked_input(x)
     difference = _same_outputs(model, other, x, target, output, tolerance, internal_batch_size)
     if ties is None and not x.is_floating_point():
         ties = torch.zeros(len(x), dtype=torch.bool)
@@ -171,7 +172,10 @@ def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size:
     def gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            (found,) = torch.autograd.grad(selected(model(x), target, output).sum(), x)
-        return found
+            total = selected(model(x), target, output).sum()
+            if not total.requires_grad:
+                return torch.zeros_like(x)  # a constant function
+            (found,) = torch.autograd.grad(total, x, allow_unused=True)
+        return torch.zeros_like(x) if found is None else found
 
     return explained(gradient, model, x, target, internal_batch_size=size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.metrics._explain import generator, whole_number
+from relprop.metrics._explain import checked_input, generator, whole_number
 
 
 def random_neighbours(
@@ -46,8 +46,12 @@ def random_neighbours(
     >>> random_neighbours(x, 0.5, samples=4).norm(dim=2)[0]
     tensor([0.5000, 0.5000])
     """
+    x = checked_input(x)
     if not x.is_floating_point():
-        raise InputError(f"x has dtype {x.dtype}; neighbours at a distance need a floating dtype")
+        raise InputError(
+            f"x has dtype {x.dtype}: indices have no neighbours at a distance; expected floating numbers: explain the "
+            "model behind its embedding"
+        )
     if not (math.isfinite(distance) and distance > 0):
         raise InputError(f"distance is {distance}; expected a positive number, in units of the input")
     source = generator(seed)

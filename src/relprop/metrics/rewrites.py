@@ -11,9 +11,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from relprop.errors import InputError, ModelError, near
-from relprop.metrics._checked import allowed, in_precision, tensor_output
+from relprop.metrics._checked import allowed, copied, in_precision, tensor_output
+from relprop.metrics._explain import checked_input
 from relprop.metrics._randomised import kept_random_numbers
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,14 +62,19 @@ def rewrites(
     Raises:
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
             between the layers of a chain, or what the first returns goes elsewhere, too).
-        ModelError: a layer that is not of these types.
+        ModelError: a layer that is not of these types or is parametrized; a model that cannot be copied, or returns
+            no tensor.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> list(rewrites(model, torch.rand(3, 4)))
     ['split', 'permuted', 'scaled', 'identity']
     """
+    x = checked_input(x)
+    original = copied(model, "rewrites")  # in training mode batch norm would count a call of the model itself
     found = list(_found(model)) if chains is None else [_named(model, tuple(names)) for names in chains]
     if not found:
+        for name, module in model.named_modules():
+            _not_parametrized(name, module)
         raise InputError(
             "no nn.Sequential of the model holds two linear layers with only ReLU, pooling and the like between them; "
             "name them: chains=[('layer1', 'layer2'), ...]"
@@ -79,7 +86,7 @@ def rewrites(
         steps["fused"] = _fused
     steps["identity"] = _with_identity
     with torch.no_grad(), kept_random_numbers(x):
-        expected = tensor_output(model, copy.deepcopy(model)(x), "rewrites")  # in training mode the model would count
+        expected = tensor_output(model, original(x), "rewrites")
         made: dict[str, nn.Module] = {}
         for name, step in steps.items():
             rewritten = copy.deepcopy(model)
@@ -158,6 +165,7 @@ def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
         (names[-1], second, LINEAR),
         *((name, known[name], NORM) for name in names[1:-1]),
     ):
+        _not_parametrized(name, module)
         if type(module) not in kinds:
             raise ModelError(
                 f"module {name!r} is a {type(module).__name__}; expected one of "
@@ -169,6 +177,15 @@ def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
             f"with as many inputs as the first has outputs, or a multiple (after flatten)"
         )
     return _Chain(names[0], names[-1], names[1] if len(names) == 3 else None)
+
+
+def _not_parametrized(name: str, module: nn.Module) -> None:
+    if is_parametrized(module) and isinstance(module, (*LINEAR, *NORM)):
+        own = next(iter(cast(Any, module).parametrizations))
+        raise ModelError(
+            f"module {name!r} is parametrized: its {own!r} is computed and cannot be rewritten; expected parameters of "
+            f"its own: torch.nn.utils.parametrize.remove_parametrizations(module, {own!r}) on a copy of the model"
+        )
 
 
 def _check_norm(model: nn.Module, chain: _Chain) -> None:

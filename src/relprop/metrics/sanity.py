@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError, TargetError
-from relprop.metrics._checked import must_explain
+from relprop.metrics._checked import must_be_numbers, must_explain
 from relprop.metrics._explain import (
     Explain,
     Target,
@@ -118,7 +118,7 @@ def parameter_randomisation(
     Raises:
         InputError: as ``perturbation_curve``; an unknown order or similarity.
         InputTypeError: relevance in the place of the explainer.
-        ModelError: no module with parameters, or no module of a name.
+        ModelError: no module with parameters, no module of a name, or a model that cannot be copied.
         MissingExtraError: SSIM or HOG without scikit-image.
 
     >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -164,7 +164,7 @@ def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: i
 
     Raises:
         InputError: fewer than 1 sample, a negative sigma.
-        InputTypeError: relevance in the place of the explainer.
+        InputTypeError: relevance in the place of the explainer; when it is called, an input of integers.
 
     >>> model = nn.Linear(3, 1)
     >>> smooth = smoothed(lambda model, x, target: model.weight.expand_as(x), samples=4)
@@ -177,6 +177,7 @@ def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: i
         raise InputError(f"sigma is {sigma}; expected a part of the sample's range, 0 or more")
 
     def explain_smoothly(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+        must_be_numbers(checked_input(x), "smoothed adds noise to it")
         source = generator(seed)
         flat, total = x.flatten(1), torch.zeros_like(x)
         width = (flat.amax(dim=1) - flat.amin(dim=1)).view(-1, *(1,) * (x.dim() - 1))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from relprop.errors import InputError, InputTypeError, ModelError
-from relprop.metrics._checked import allowed, copied, in_precision, must_explain, tensor_output
+from relprop.errors import InputError, ModelError
+from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
 from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
 from relprop.metrics._randomised import has_parameters, kept_random_numbers
 from relprop.metrics.curves import standard_error
@@ -129,8 +129,7 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
 
 def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Module, Tensor]:
     """Return the shifted model, not yet checked, and ``x + m``."""
-    if not x.is_floating_point():
-        raise InputTypeError(f"x has dtype {x.dtype}; a shift is added to numbers: expected floating ones, not indices")
+    must_be_numbers(x, "a shift is added to it")
     m = torch.as_tensor(shift, dtype=x.dtype, device=x.device).detach()
     try:
         whole = m.expand(x.shape[1:])[None]
@@ -221,8 +220,8 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
         if torch.equal(x.permute(order).reshape(entered.shape), entered.to(x.dtype)):
             return name, tuple(entered.shape), order
     raise ModelError(
-        f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as it is, "
-        "so that the layer's bias can compensate the shift: explain the part of the model behind what comes before"
+        f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as it "
+        "is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes before"
     )
 
 
