@@ -175,7 +175,7 @@ def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size:
             total = selected(model(x), target, output).sum()
             if not total.requires_grad:
                 return torch.zeros_like(x)  # a constant function
-            (found,) = torch.autograd.grad(total, x, allow_unused=True)
+            found: Tensor | None = torch.autograd.grad(total, x, allow_unused=True)[0]
         return torch.zeros_like(x) if found is None else found
 
     return explained(gradient, model, x, target, internal_batch_size=size)
