@@ -246,3 +246,37 @@ def test_bad_input_is_named(model: nn.Sequential, x: Tensor) -> None:
 def test_bad_neighbours_are_named(x: Tensor, call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(x)
+
+
+def test_no_graph_is_kept(model: nn.Sequential, x: Tensor) -> None:
+    """Inputs and neighbours that require a gradient give numbers without one."""
+    weight = torch.rand_like(x[0]).requires_grad_()
+
+    def explain(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+        return x * weight  # with a graph to the parameters of the explainer
+
+    x = x.clone().requires_grad_()
+    near = (x + 0.1 * torch.rand(3, *x.shape, dtype=x.dtype)).requires_grad_(True)
+    path = torch.stack([x, x + 0.5, x + 1])
+    assert near.requires_grad and path.requires_grad
+    found = continuity(explain, model, x, 0, near)
+    along = trajectory(explain, model, path, 0)
+    results = {
+        "ratios": found.ratios,
+        "distances": found.distances,
+        "quantile": found.quantile(0.5),
+        "max": max_sensitivity(explain, model, x, 0, near),
+        "average": average_sensitivity(explain, model, x, 0, near),
+        "inputs": along.inputs,
+        "relevance": along.relevance,
+        "outputs": along.outputs,
+        "lengths": along.lengths,
+        "path": path_continuity(along, halvings=1).ratios,
+        "random neighbours": random_neighbours(x, 0.1),
+        "translated": translated(x, [(0.5, 0.5)], fill=torch.zeros(1, 1, 1, dtype=x.dtype, requires_grad=True)),
+        "interpolation": interpolation(x, x + 1),
+    }
+    kept = [name for name, each in results.items() if each.requires_grad or each.grad_fn is not None]
+    assert not kept
+    plain = continuity(lambda m, x, t: x * weight.detach(), model, x.detach(), 0, near.detach())
+    torch.testing.assert_close(found.ratios, plain.ratios, rtol=0, atol=0)

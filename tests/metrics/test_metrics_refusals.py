@@ -196,3 +196,9 @@ def test_empty_inputs_are_named() -> None:
             call()
     with pytest.raises(InputTypeError, match="neighbours are a list"):
         continuity(ones, model, torch.rand(1, 4), 0, [[[1.0]]])  # type: ignore[arg-type]
+
+
+def test_infidelity_keeps_no_graph() -> None:
+    x, baseline = torch.rand(2, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    found = infidelity(lambda model, x, target: x * model.weight, nn.Linear(4, 1), x, baseline=baseline)
+    assert not found.requires_grad

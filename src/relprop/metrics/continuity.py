@@ -122,7 +122,7 @@ def continuity(
     here, there = _pairs(explain, model, x, target, neighbours, internal_batch_size, progress)
     if normalize:
         here, there = normalized(here), normalized(there)
-    away = distances(neighbours, x)
+    away = distances(neighbours.detach(), x.detach())
     if bool((away == 0).any()):
         s, n = (int(index) for index in (away == 0).nonzero()[0])
         raise InputError(

@@ -97,7 +97,7 @@ def infidelity(
         must_be_numbers(x, "a coefficient is multiplied by its change")
     elif perturbation == "noisy baseline":
         must_be_numbers(x, "a noisy baseline adds noise to it")
-    x0 = baseline_of(x, baseline, seed=seed)
+    x0 = baseline_of(x, baseline, seed=seed).detach()
     draw = _perturbation(perturbation, x0, sigma, square)
     relevance = explained(explain, model, x, target, internal_batch_size=internal_batch_size, progress=progress)
     slope = relevance.double().flatten(1)

@@ -96,7 +96,14 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
         )
     if not shifts:
         raise InputError("shifts is empty; expected at least one (down, right)")
-    background = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(x.shape[1:])
+    given = torch.as_tensor(fill, dtype=x.dtype, device=x.device).detach()
+    try:
+        background = given.expand(x.shape[1:])
+    except RuntimeError as error:
+        raise InputError(
+            f"fill has shape {tuple(given.shape)}, which does not broadcast to {tuple(x.shape[1:])}; expected a number, "
+            "or one for each channel, [C, 1, 1]"
+        ) from error
     away = x.detach() - background  # what moves; outside of it there is nothing
     moved = [_moved(_moved(away, down, 2), right, 3) for down, right in shifts]
     return torch.stack(moved) + background

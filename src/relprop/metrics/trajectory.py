@@ -91,6 +91,7 @@ def trajectory(
         raise InputError(
             f"path has shape {tuple(path.shape)}; expected [T + 1, N, ...], at least two points of N samples"
         )
+    path = path.detach()
     relevance = explained_points(explain, model, path, target, internal_batch_size, progress)
     if normalize:
         relevance = normalized(relevance.flatten(2)).view_as(relevance)
