@@ -148,7 +148,7 @@ def max_sensitivity(
     Definition: ``max over x' of |R(x') - R(x)|_2``, divided by ``|R(x)|_2`` with ``normalize``. The paper does not
     divide; Captum's ``sensitivity_max`` and Quantus do. 0 / 0 is 0; a map that was empty and is not any more is at
     infinity (Captum divides by 1 there).
-    Range: [0, inf); lower is better.
+    Range: [0, inf]; lower is better.
     Source: Yeh et al. 2019 (arXiv:1901.09392), where the neighbours are the ball around x.
 
     Args:
@@ -186,7 +186,7 @@ def average_sensitivity(
     """Measure how far the explanations of neighbours lie from that of the sample on average.
 
     Definition: ``mean over x' of |R(x') - R(x)|_2``, divided by ``|R(x)|_2`` with ``normalize``.
-    Range: [0, inf); lower is better.
+    Range: [0, inf]; lower is better.
     Source: Bhatt et al. 2020 (arXiv:2005.00631), with the Euclidean distance; Yeh et al. 2019 take the
     largest.
 

@@ -101,8 +101,8 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
         background = given.expand(x.shape[1:])
     except RuntimeError as error:
         raise InputError(
-            f"fill has shape {tuple(given.shape)}, which does not broadcast to {tuple(x.shape[1:])}; expected a number, "
-            "or one for each channel, [C, 1, 1]"
+            f"fill has shape {tuple(given.shape)}, which does not broadcast to {tuple(x.shape[1:])}; expected a "
+            "number, or one for each channel, [C, 1, 1]"
         ) from error
     away = x.detach() - background  # what moves; outside of it there is nothing
     moved = [_moved(_moved(away, down, 2), right, 3) for down, right in shifts]

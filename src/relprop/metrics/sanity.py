@@ -205,7 +205,7 @@ class EfficientRandomisation:
 
     @property
     def values(self) -> Tensor:
-        """``(after - before) / before``, ``[N]``; higher is better. 0 where nothing was there before or after."""
+        """``(after - before) / before``, ``[N]``; higher is better. 0 / 0 is 0."""
         return torch.where(self.after == self.before, 0.0, (self.after - self.before) / self.before)
 
     @property
@@ -245,7 +245,8 @@ def efficient_randomisation(
     ``parameter_randomisation`` draws them, and C is the entropy
     of the histogram of a map, ``- sum_b p_b ln p_b``, p_b the share of its entries in each of ``bins`` equal bins from
     its smallest to its largest entry.
-    Range: [-1, inf); higher is better, 0 for an explanation that does not look at the model.
+    Range: [-1, inf]; higher is better, 0 for an explanation that does not look at the model. inf where the map was
+    constant, of entropy 0, and is not any more.
     Source: Hedstroem et al. 2024 (arXiv:2401.06465), efficient MPRT: no order of layers, no similarity.
 
     Args:

@@ -24,7 +24,7 @@ class InputInvariance:
     """How far the explanations of equal functions of shifted inputs are apart, from ``input_invariance``.
 
     Attributes:
-        values: ``|R - R'|_1 / |R|_1``, ``[N]``; lower is better.
+        values: ``|R - R'|_1 / |R|_1``, ``[N]``, in [0, inf]; lower is better.
         maps, shifted_maps: R and R', ``[N, ...]``.
     """
 
@@ -60,8 +60,8 @@ def input_invariance(
     """Add a constant to the input, take it out by the first layer's bias, and compare the explanations.
 
     Definition: ``g(x + m) = f(x)`` by ``shifted_model``; ``values = |R_f(x) - R_g(x + m)|_1 / |R_f(x)|_1`` (0 / 0 = 0).
-    Range: [0, inf); lower is better, 0 for the gradient. Methods that multiply by the input, or refer to 0, cannot have
-    0: their reference has moved.
+    Range: [0, inf], inf where R_f alone is empty; lower is better, 0 for the gradient. Methods that multiply by the
+    input, or refer to 0, cannot have 0: their reference has moved.
     Source: Kindermans et al. 2019 (arXiv:1711.00867).
 
     Args:

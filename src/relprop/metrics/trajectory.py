@@ -118,9 +118,10 @@ class PathContinuity:
 
     @property
     def values(self) -> Tensor:
-        """How the ratio grew per halving, as a power of two, ``[N]``: 0 continuous, 1 discontinuous.
+        """How the ratio grew with the last halving, as a power of two, ``[N]``; lower is better.
 
-        Definition: ``log2(ratio at the finest / ratio at half as many steps)``; 0 where both are 0.
+        Definition: ``log2(ratio at the finest / ratio at half as many steps)``; 0 where both are 0, infinite where only
+        the finest step sees a change. In the limit 0 for a bounded slope, 1 for a jump.
         """
         last, before = self.ratios[-1], self.ratios[-2]
         return torch.where(last == before, 0.0, (last / before).log2())
@@ -151,9 +152,13 @@ def path_continuity(along: Trajectory, *, halvings: int = 4) -> PathContinuity:
     """Tell a jump of the explanation from a steep slope, by halving the step.
 
     Definition: for steps of each width, the largest ``|R(x_{t+1}) - R(x_t)|_1`` and its largest ratio to
-    ``|x_{t+1} - x_t|_2``. Where R is continuous, the jump halves with the step and the ratio converges to the largest
-    slope; where it is not, the jump stays and the ratio doubles.
-    Range: [0, inf); ``values``, the growth of the ratio per halving as a power of two, goes to 0 or to 1.
+    ``|x_{t+1} - x_t|_2``. Where the slope of R is bounded, the jump halves with the step and the ratio converges to the
+    largest slope; where R is discontinuous, the jump stays and the ratio doubles.
+    Range: jumps and ratios [0, inf). ``values``, the growth of the ratio with the last halving as a power of two, is in
+    [0, inf] on a straight path in equal steps, and may be below 0 on another, whose wide steps cut corners. As the step
+    shrinks it goes to 0 where the slope is bounded, to 1 at a jump, and to what is between where R is continuous and
+    infinitely steep (1/2 for a square root). It is inf where only the finest step sees a change at all: use a longer
+    path. Lower is better.
     Source: Montavon et al. 2018, section 7.1, for the ratio; the halving makes it a test.
 
     Args:
