@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop.metrics import efficient_randomisation, parameter_randomisation
+from relprop import ModelError
+from relprop.metrics import efficient_randomisation, parameter_randomisation, rewrites, shifted_model, smoothed
 from relprop.metrics._randomised import layers_in_order, randomise
 
 
@@ -138,3 +139,32 @@ def test_no_global_random_number_is_taken_on_any_device(monkeypatch: pytest.Monk
     assert layers_in_order(model, torch.ones(2, 4)) == ["0", "2"]
     assert torch.equal(state, torch.get_rng_state())
     assert seeded == []
+
+
+def test_models_that_write_their_input_leave_that_of_the_user() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.5
+            return self.body(x)
+
+    model, x = Writes().double(), torch.rand(3, 4, dtype=torch.float64)
+    before = x.clone()
+    parameter_randomisation(lambda model, x, target: x.clone(), model, x, 0)
+    efficient_randomisation(lambda model, x, target: x.clone(), model, x, 0)
+    made = rewrites(model, x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(made["scaled"](x.clone()), model(x.clone()))
+    with pytest.raises(ModelError, match="gets other values than the input"):
+        shifted_model(model, x, 1.0)
+    assert torch.equal(x, before)
+
+
+def test_the_mean_over_noise_does_not_lose_digits() -> None:
+    """In bfloat16, a sum of fifty fiftieths is 0.98."""
+    found = smoothed(lambda model, x, target: torch.ones_like(x))(nn.Identity(), torch.rand(2, 4).bfloat16(), None)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, torch.ones(2, 4, dtype=torch.bfloat16))

@@ -45,7 +45,7 @@ def layers_in_order(model: nn.Module, x: Tensor) -> list[str]:
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), name)
     with torch.no_grad(), kept_random_numbers(x), _Seen(lambda each: use(owners[id(each)]), owners):
-        model(x)
+        model(x.clone())  # it may write its input
     if not order:
         raise ModelError(f"{type(model).__name__} uses no module that has parameters; there is nothing to randomise")
     return order

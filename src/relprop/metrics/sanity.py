@@ -179,13 +179,13 @@ def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: i
     def explain_smoothly(model: nn.Module, x: Tensor, target: Any) -> Tensor:
         must_be_numbers(checked_input(x), "smoothed adds noise to it")
         source = generator(seed)
-        flat, total = x.flatten(1), torch.zeros_like(x)
+        flat, total = x.flatten(1), torch.zeros_like(x, dtype=torch.float64)
         width = (flat.amax(dim=1) - flat.amin(dim=1)).view(-1, *(1,) * (x.dim() - 1))
         for _ in range(samples):
             # One draw for all samples: what a sample gets does not depend on how x is batched.
             noise = torch.randn(x.shape[1:], generator=source, dtype=torch.float64).to(x.device, x.dtype)
-            total += explained(explain, model, x + sigma * width * noise, target) / samples
-        return total
+            total += explained(explain, model, x + sigma * width * noise, target)
+        return (total / samples).to(x.dtype)
 
     return explain_smoothly
 

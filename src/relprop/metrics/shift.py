@@ -174,7 +174,7 @@ def _check_outputs(
     ours = x
     for rows in chunks(len(x), size):
         ours, theirs = (
-            tensor_output(model, each(inputs[rows]), "input_invariance")
+            tensor_output(model, each(inputs[rows].clone()), "input_invariance")
             for each, inputs in ((model, x), (other, moved))
         )
         apart = max(apart, float((ours.double() - theirs.double()).abs().max()))
@@ -198,11 +198,13 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
         if has_parameters(module):
 
             def note(module: nn.Module, inputs: Any, name: str = name) -> None:
-                calls.append((name, module, inputs[0] if inputs else None))
+                if not calls:
+                    given = inputs[0] if inputs else None
+                    calls.append((name, module, given.clone() if isinstance(given, Tensor) else given))
 
             module.register_forward_pre_hook(note)
     with torch.no_grad(), kept_random_numbers(x):
-        model(x)
+        model(x.clone())  # it may write its input
     if not calls:
         raise ModelError(f"{type(model).__name__} calls no module that has parameters; there is no bias to compensate")
     name, layer, entered = calls[0]
