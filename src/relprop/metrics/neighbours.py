@@ -48,7 +48,10 @@ def random_neighbours(
     """
     x = checked_input(x)
     if not x.is_floating_point():
-        raise InputError(f"x has dtype {x.dtype}; neighbours at a distance need a floating dtype")
+        raise InputError(
+            f"x has dtype {x.dtype}: indices have no neighbours at a distance; expected floating numbers: explain the "
+            "model behind its embedding"
+        )
     if not (math.isfinite(distance) and distance > 0):
         raise InputError(f"distance is {distance}; expected a positive number, in units of the input")
     source = generator(seed)
@@ -94,7 +97,14 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
         )
     if not shifts:
         raise InputError("shifts is empty; expected at least one (down, right)")
-    background = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(x.shape[1:])
+    given = torch.as_tensor(fill, dtype=x.dtype, device=x.device).detach()
+    try:
+        background = given.expand(x.shape[1:])
+    except RuntimeError as error:
+        raise InputError(
+            f"fill has shape {tuple(given.shape)}, which does not broadcast to {tuple(x.shape[1:])}; expected a "
+            "number, or one for each channel, [C, 1, 1]"
+        ) from error
     away = x - background  # what moves; outside of it there is nothing
     moved = [_moved(_moved(away, down, 2), right, 3) for down, right in shifts]
     return torch.stack(moved) + background
