@@ -130,6 +130,7 @@ def test_what_is_drawn() -> None:
     torch.set_rng_state(state)
 
 
+@pytest.mark.filterwarnings("ignore::relprop.errors.TrainingModeWarning")
 def test_no_global_random_number_is_taken_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)).train()
     seeded: list[int] = []

@@ -196,7 +196,8 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
 
     What enters is ``x.permute(order).reshape(shape)``.
     """
-    model, calls = copied(model, "shifting the input"), []
+    model = copied(model, "shifting the input")
+    calls: list[tuple[str, nn.Module, Any]] = []
     for name, module in model.named_modules():
         if has_parameters(module):
 
