@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ _explained = threading.local()
 def attribution_of(model: nn.Module) -> Iterator[None]:
     """Warn of training mode, once for all the passes of one attribution: those inside are silent."""
     models: list[nn.Module] = _explained.__dict__.setdefault("models", [])
-    if any(model is other for other in models):
+    if getattr(_explained, "measured", False) or any(model is other for other in models):
         yield
         return
     warn_of_training(model)
@@ -30,6 +31,31 @@ def attribution_of(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         models.pop()
+
+
+@contextmanager
+def measurement_of(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Warn of training mode once for a measurement: explanations inside, of the models and of copies, are silent."""
+    outer = getattr(_explained, "measured", False)
+    _explained.measured = outer or any(warn_of_training(model, "measurement") for model in models)
+    try:
+        yield
+    finally:
+        _explained.measured = outer
+
+
+def one_measurement(metric: F) -> F:
+    """Return a metric that warns of training mode once, however often it runs its arguments ``model`` and ``other``."""
+    names = list(inspect.signature(metric).parameters)
+
+    @functools.wraps(metric)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        models = [given[name] for name in ("model", "other") if isinstance(given.get(name), nn.Module)]
+        with measurement_of(models):
+            return metric(*args, **kwargs)
+
+    return cast("F", once)
 
 
 def one_attribution(method: F) -> F:
@@ -43,18 +69,19 @@ def one_attribution(method: F) -> F:
     return cast("F", once)
 
 
-def warn_of_training(model: nn.Module) -> None:
-    """Warn where dropout or batch norm in training mode would change the answer; change nothing."""
+def warn_of_training(model: nn.Module, what: str = "explanation") -> bool:
+    """Warn where dropout or batch norm in training mode would change the answer, and say if so; change nothing."""
     changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase)
     for name, module in model.named_modules():
         rate = getattr(module, "p", getattr(module, "dropout", 1))
         if isinstance(module, changing) and module.training and rate != 0:
             warn(
-                f"Module {name!r} ({type(module).__name__}) is in training mode, so the explanation is that of a "
+                f"Module {name!r} ({type(module).__name__}) is in training mode, so the {what} is that of a "
                 "random or batch-dependent network. Call model.eval() first if that is not meant.",
                 TrainingModeWarning,
             )
-            return
+            return True
+    return False
 
 
 class SameDraws:

@@ -246,3 +246,59 @@ def test_bad_input_is_named(model: nn.Sequential, x: Tensor) -> None:
 def test_bad_neighbours_are_named(x: Tensor, call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(x)
+
+
+def test_no_graph_is_kept(model: nn.Sequential, x: Tensor) -> None:
+    """Inputs and neighbours that require a gradient give numbers without one."""
+    weight = torch.rand_like(x[0]).requires_grad_()
+
+    def explain(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+        return x * weight  # with a graph to the parameters of the explainer
+
+    x = x.clone().requires_grad_()
+    near = (x + 0.1 * torch.rand(3, *x.shape, dtype=x.dtype)).requires_grad_(True)
+    path = torch.stack([x, x + 0.5, x + 1])
+    assert near.requires_grad and path.requires_grad
+    found = continuity(explain, model, x, 0, near)
+    along = trajectory(explain, model, path, 0)
+    results = {
+        "ratios": found.ratios,
+        "distances": found.distances,
+        "quantile": found.quantile(0.5),
+        "max": max_sensitivity(explain, model, x, 0, near),
+        "average": average_sensitivity(explain, model, x, 0, near),
+        "inputs": along.inputs,
+        "relevance": along.relevance,
+        "outputs": along.outputs,
+        "lengths": along.lengths,
+        "path": path_continuity(along, halvings=1).ratios,
+        "random neighbours": random_neighbours(x, 0.1),
+        "translated": translated(x, [(0.5, 0.5)], fill=torch.zeros(1, 1, 1, dtype=x.dtype, requires_grad=True)),
+        "interpolation": interpolation(x, x + 1),
+    }
+    kept = [name for name, each in results.items() if each.requires_grad or each.grad_fn is not None]
+    assert not kept
+    plain = continuity(lambda m, x, t: x * weight.detach(), model, x.detach(), 0, near.detach())
+    torch.testing.assert_close(found.ratios, plain.ratios, rtol=0, atol=0)
+
+
+def test_growth_has_the_range_that_is_stated() -> None:
+    """On a straight path never below 0; 0 for a slope, 1/2 for a root, 1 for a jump, infinite for what was missed."""
+    model = nn.Linear(1, 1).double()
+    straight = interpolation(torch.zeros(1, 1).double(), torch.ones(1, 1).double(), steps=2**10)
+
+    def growth(explain: Any, path: Tensor = straight, halvings: int = 3) -> float:
+        return path_continuity(trajectory(explain, model, path), halvings=halvings).mean
+
+    assert growth(lambda model, x, target: 3 * x) == pytest.approx(0, abs=1e-9)
+    assert growth(lambda model, x, target: x.sqrt()) == pytest.approx(0.5, abs=1e-9)  # steepest at 0
+    assert growth(lambda model, x, target: (x > 0.3).double()) == pytest.approx(1, abs=1e-9)
+    assert growth(lambda model, x, target: torch.zeros_like(x)) == 0
+    assert growth(lambda model, x, target: (x * 2**10).round() % 2) == math.inf
+    for seed in range(20):
+        noise = torch.randn(2**10 + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert growth(lambda model, x, target, noise=noise: noise[(x * 2**10).round().long()]) >= 0
+    angle = torch.linspace(0, math.pi, 2**4 + 1, dtype=torch.float64)
+    bent = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None]
+    along = trajectory(lambda model, x, target: angle[:, None].expand_as(x), nn.Linear(2, 1).double(), bent)
+    assert path_continuity(along, halvings=1).mean < 0  # a wide step cuts the corner

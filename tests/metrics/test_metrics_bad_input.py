@@ -142,7 +142,7 @@ def curve(**options: Any) -> Callable[[], Any]:
         (
             lambda: perturbation_curve(torch.ones(2, 3), nn.Linear(3, 1), torch.ones(2, 3), features="pixels"),
             InputError,
-            "grid",
+            "pixels need",
         ),
         (
             lambda: perturbation_curve(torch.ones(2, 3), nn.Linear(3, 1), torch.ones(2, 3), features=2),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from tests.metrics.small import TARGET, gradient_x_input, images, network
+from torch import Tensor, nn
 
-from relprop.metrics import noisy_linear_imputation, road
+from relprop.errors import InputError, ModelError, NumericalError, RelpropError, TargetIndexError, TargetTypeError
+from relprop.metrics import noisy_linear_imputation, perturbation_curve, road
 
 
 def solved(image: np.ndarray, gone: np.ndarray) -> np.ndarray:
@@ -82,3 +87,84 @@ def test_road_of_random_relevance_has_no_area() -> None:
     assert abs(found.mean) < 3 * float(found.values.std()) / 300**0.5
     same = road(torch.randn_like(x[:3]), model, x[:3], TARGET, internal_batch_size=2)
     assert same.morf.shape == (3, 7)
+
+
+class Outputs(nn.Module):
+    """What a function makes of the outputs of the network."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__()
+        self.made, self.inner = made, network()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.made(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("made", "target", "error", "message"),
+    [
+        (lambda outputs: outputs, 3, TargetIndexError, "target 3 is out of range for 3 outputs"),
+        (lambda outputs: outputs, [0, -4, 1], TargetIndexError, "target -4 is out of range for 3 outputs"),
+        (lambda outputs: outputs, [0.5, 1.0, 2.0], TargetTypeError, "expected integers"),
+        (lambda outputs: outputs * torch.nan, TARGET, NumericalError, "NaN or infinite in"),
+        (lambda outputs: (outputs,), TARGET, ModelError, "the model returns a tuple.*output="),
+        (lambda outputs: {"logits": outputs}, TARGET, ModelError, "the model returns a dict.*output="),
+        (lambda outputs: outputs[:, :, None], TARGET, ModelError, r"returns \(\d+, 3, 1\)"),
+    ],
+)
+def test_road_treats_targets_and_outputs_as_the_other_metrics_do(
+    made: Any, target: Any, error: type[RelpropError], message: str
+) -> None:
+    for metric in (road, perturbation_curve):
+        with pytest.raises(error, match=message):
+            metric(torch.rand_like(images()), Outputs(made), images(), target)
+
+
+def test_road_sees_nan_beside_the_target_and_outputs_without_a_rival() -> None:
+    def broken(outputs: Tensor) -> Tensor:
+        return torch.cat([outputs[:, :2], outputs[:, 2:] * torch.nan], dim=1)
+
+    with pytest.raises(NumericalError, match="NaN or infinite in 3 of 3"):
+        road(images(), Outputs(broken), images(), 0)
+    with pytest.raises(ModelError, match=r"\(3, 1\).*two or more"):
+        road(images(), Outputs(lambda outputs: outputs[:, :1]), images(), 0)
+    with pytest.raises(InputError, match="expected a target"):
+        road(images(), network(), images(), None)  # type: ignore[arg-type]
+    masked = Outputs(lambda outputs: outputs.index_fill(1, torch.tensor([2]), -torch.inf))
+    assert set(road(images(), masked, images(), 0).morf.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_targets_from_the_end() -> None:
+    found, same = (road(images(), network(), images(), target) for target in (-1, 2))
+    assert torch.equal(found.morf, same.morf)
+    assert torch.equal(found.lerf, same.lerf)
+
+
+def test_another_score_in_the_place_of_accuracy() -> None:
+    x, relevance = images(), images().flip(0)
+
+    def first(outputs: Any, target: Any) -> Tensor:
+        return outputs[0].gather(1, torch.as_tensor(target)[:, None])[:, 0]
+
+    options = {"fractions": (0.25, 0.75), "noise": 0.0}
+    made = Outputs(lambda outputs: (outputs, None))
+    found = road(relevance, made, x, TARGET, output=first, internal_batch_size=2, **options)
+    again = road(relevance, network(), x, TARGET, output="logit", **options)
+    share = road(relevance, network(), x, TARGET, output="probability", **options)
+    totals = relevance.sum(dim=1).flatten(1).numpy()
+    for p, count in enumerate((6, 18)):
+        for name, sign in (("morf", -1), ("lerf", 1)):
+            for n in range(3):
+                gone = np.zeros(24, dtype=bool)
+                gone[np.argsort(sign * totals[n])[:count]] = True
+                image = np.stack([solved(channel.numpy(), gone.reshape(4, 6)) for channel in x[n]])
+                outputs = network()(torch.from_numpy(image)[None])[0].detach().numpy()
+                expected = outputs[TARGET[n]]
+                np.testing.assert_allclose(getattr(found, name)[n, p], expected, rtol=1e-7)
+                np.testing.assert_allclose(getattr(again, name)[n, p], expected, rtol=1e-7)
+                probability = np.exp(expected) / np.exp(outputs).sum()
+                np.testing.assert_allclose(getattr(share, name)[n, p], probability, rtol=1e-7)
+    assert "accuracy" not in str(again)
+    assert "accuracy" in str(road(relevance, network(), x, TARGET))
+    with pytest.raises(InputError, match="'accuracy', 'logit', 'probability'"):
+        road(relevance, network(), x, TARGET, output="top 5")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop import LRP, Gradient, GradientXInput, InputError, ModelError, Rules
+from relprop.errors import TrainingModeWarning
 from relprop.metrics import (
     efficient_randomisation,
     hog_similarity,
@@ -104,12 +105,13 @@ def test_layers_are_in_the_order_of_the_forward_pass_and_all_are_randomised() ->
     found = parameter_randomisation(gradient_x_input, model, x, 1, order="independent")
     assert found.layers == ("head", "body.1", "body.0", "")  # the scale is the model's own
     assert "(the model)" in str(found)
-    assert bool((found.similarity[:, [0, 2, 3]] < 1).all())
+    assert bool((found.similarity < 1).all())  # that of batch norm too, which was as it is born
     one = parameter_randomisation(gradient_x_input, model, x, 1, layers=["body.0"])
     assert one.layers == ("body.0",)
     model.train()  # a copy runs to find the layers: statistics stay as they are
     before = model.body[1].running_mean.clone()
-    parameter_randomisation(lambda model, x, target: x, model, x, 1)
+    with pytest.warns(TrainingModeWarning):
+        parameter_randomisation(lambda model, x, target: x, model, x, 1)
     assert torch.equal(before, model.body[1].running_mean)
 
 
@@ -121,8 +123,8 @@ def test_similarities_of_equal_opposite_and_unrelated_maps() -> None:
         torch.testing.assert_close(measure(a, 3 * b), measure(a, b))  # the scale does not count
         assert float(measure(a, b).abs().amax()) < 0.35
     torch.testing.assert_close(rank_correlation(a, -a), -torch.ones(4, dtype=torch.float64))
-    assert rank_correlation(a, torch.ones_like(a)).tolist() == [0, 0, 0, 0]
-    assert hog_similarity(a, torch.ones_like(a)).tolist() == [0, 0, 0, 0]
+    assert bool(rank_correlation(a, torch.ones_like(a)).isnan().all())
+    assert bool(hog_similarity(a, torch.ones_like(a)).isnan().all())
     ties = torch.randint(4, (6, 40)).double()
     other = torch.randint(5, (6, 40)).double()
     expected = [spearmanr(one, two).statistic for one, two in zip(ties, other, strict=True)]

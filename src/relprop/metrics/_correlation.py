@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Return Pearson's correlation of the rows of a and b ``[N, S]``, ``[N]``, float64; 0 where one is constant.
+def pearson(a: Tensor, b: Tensor, undefined: float = 0.0) -> Tensor:
+    """Return Pearson's correlation of the rows of a and b ``[N, S]``, ``[N]``, ``undefined`` if one is constant.
 
     Constant is what varies by less than 1e-12 of its size: sums of equal numbers differ by rounding errors.
     """
@@ -16,12 +16,12 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     sizes = [each.norm(dim=1) for each in centred]
     constant = (sizes[0] <= 1e-12 * a.norm(dim=1)) | (sizes[1] <= 1e-12 * b.norm(dim=1))
     found = (centred[0] * centred[1]).sum(dim=1) / (sizes[0] * sizes[1])
-    return torch.where(constant, 0.0, found).clamp(-1, 1)
+    return torch.where(constant, undefined, found.clamp(-1, 1))
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
+def spearman(a: Tensor, b: Tensor, undefined: float = 0.0) -> Tensor:
     """Return Spearman's rank correlation of the rows of a and b ``[N, S]``, ``[N]``; ties share their mean rank."""
-    return pearson(ranks(a), ranks(b))
+    return pearson(ranks(a), ranks(b), undefined)
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -28,13 +28,18 @@ Output: TypeAlias = Literal["logit", "probability"] | Callable[[Any, Any], Tenso
 T = TypeVar("T")
 
 
-def checked_input(x: Tensor) -> Tensor:
-    """Return the input, detached; at least one sample with at least one entry."""
+def checked_input(x: Any, name: str = "x") -> Tensor:
+    """Return the input, detached; at least one sample with at least one entry.
+
+    Raises:
+        InputError: no sample, no feature or no dimension of features.
+        InputTypeError: no tensor.
+    """
     if not isinstance(x, Tensor):
-        raise InputTypeError(f"x is a {type(x).__name__}; expected a tensor, [N, ...]")
+        raise InputTypeError(f"{name} is a {type(x).__name__}; expected a tensor, [N, ...]")
     if x.dim() < 2 or x.numel() == 0:
         raise InputError(
-            f"x has shape {tuple(x.shape)}; expected at least one sample of at least one feature, [N, ...]"
+            f"{name} has shape {tuple(x.shape)}; expected at least one sample of at least one feature, [N, ...]"
         )
     return x.detach()
 
@@ -95,6 +100,7 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
+    The explainer gets copies of x, so that it, or the model, may write into them.
     A tensor in the place of the explainer is relevance that is there already.
 
     Raises:
@@ -109,7 +115,7 @@ def explained(
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
-            explain(model, x[rows], target_rows(found, rows)), x[rows], f"{_name(explain)} returned relevance"
+            explain(model, x[rows].clone(), target_rows(found, rows)), x[rows], f"{_name(explain)} returned relevance"
         )
         for rows in bar(parts, progress, "explain")
     ]
@@ -203,12 +209,17 @@ def scores(
 ) -> Tensor:
     """Return what is explained of every sample, ``[N]``, in batches; the model stays in the mode it is in.
 
+    It gets copies of x, so that it may write into them.
+
     Raises:
         NumericalError: the model returns NaN or infinity.
     """
     found = checked_target(target, len(x))
     values = torch.cat(
-        [selected(model(x[rows]), target_rows(found, rows), output) for rows in chunks(len(x), internal_batch_size)]
+        [
+            selected(model(x[rows].clone()), target_rows(found, rows), output)
+            for rows in chunks(len(x), internal_batch_size)
+        ]
     )
     if values.shape != (len(x),):
         raise InputError(f"the model gave {tuple(values.shape)} scores for {len(x)} samples; expected one for each")
@@ -246,8 +257,8 @@ def ranking(values: Tensor, seed: int | torch.Generator, *, descending: bool = T
     return shuffle.gather(1, order)
 
 
-def bar(items: Sequence[T], progress: bool, what: str) -> Iterable[T]:
-    """Return the items, behind a progress bar if asked.
+def bar(items: Iterable[T], progress: bool, what: str) -> Iterable[T]:
+    """Return the items, behind a progress bar if asked; without an end where their number is not known.
 
     Raises:
         MissingExtraError: ``progress=True`` without tqdm.

@@ -65,10 +65,10 @@ def units(x: Tensor, features: Features) -> Units:
 
     Args:
         x: ``[N, ...]``.
-        features: ``"elements"``, every entry for itself; ``"pixels"``, a position with all its channels (dimension 1);
-            an int or a pair, regions of so many pixels on a grid that begins at the top left, cut off at the bottom and
-            the right where they do not fit; integers of the shape of x or one that :func:`aligned` takes, segments;
-            None, pixels for ``[N, C, H, W]`` and elements for all else.
+        features: ``"elements"``, every entry for itself; ``"pixels"``, a position of ``[N, C, H, W]`` or
+            ``[N, C, D, H, W]`` with all its channels; an int or a pair, regions of so many pixels on a grid that begins
+            at the top left, cut off at the bottom and the right where they do not fit; integers of the shape of x or
+            one that :func:`aligned` takes, segments; None, pixels for ``[N, C, H, W]`` and elements for all else.
 
     Raises:
         InputError: pixels or regions of an x that has none, regions larger than x, segments of another shape.
@@ -109,41 +109,105 @@ def segments(x: Tensor, labels: Tensor) -> Units:
     return Units(torch.stack([inverse for _, inverse in found]), counts)
 
 
+def channel_dim(x: Tensor) -> int | None:
+    """Return which dimension holds the channels of a place; None where each entry is a place.
+
+    Definition: none of ``[N, D]``; the last of ``[N, T, D]``, sequences of T tokens; dimension 1 of ``[N, C, H, W]``
+    and ``[N, C, D, H, W]``. It depends on the number of dimensions alone, never on their sizes; a signal ``[N, C, L]``
+    is told from tokens by a height of one, ``[N, C, 1, L]``.
+
+    Raises:
+        InputError: more dimensions.
+    """
+    if x.dim() > 5:
+        raise InputError(
+            f"shape {tuple(x.shape)} has {x.dim()} dimensions, of which none is known to hold channels; expected "
+            "[N, D], [N, T, D], [N, C, H, W] or [N, C, D, H, W]"
+        )
+    return {2: None, 3: 2}.get(x.dim(), 1)
+
+
 def aligned(labels: Tensor, x: Tensor, what: str) -> Tensor:
-    """Expand a mask or segments to the shape of x.
+    """Expand segments to the shape of x.
 
     Args:
-        labels: of the shape of x; ``[N, 1, ...]`` or ``[N, ...]`` without the channels (dimension 1), where x has more
-            than 2 dimensions; or the shape of one sample with or without channels, the same for all samples.
+        labels: of the shape of x, or that without channels (``channel_dim``), or with one; or any of these of one
+            sample, for all samples.
         x: ``[N, ...]``.
-        what: how errors call it.
+        what: how errors call them.
+
+    Raises:
+        InputError: another shape, or one that fits in two ways which do not say the same.
     """
+    shape, one = tuple(x.shape), (1, *x.shape[1:])
+    places = _place_forms(x) if x.dim() <= 5 else [(shape, shape)]
+    return _read(labels, x, what, [*places, (one, one), (one[1:], one)])
+
+
+def place_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """Return a mask as one entry for each place, ``[N, places]``.
+
+    Args:
+        mask: bool, of the shape of x, or that without channels (``channel_dim``), or with one; or of one sample without
+            channels, or with one, for all samples.
+        x: ``[N, ...]``.
+
+    Raises:
+        InputError: another shape, or a mask that differs between the channels of a place.
+    """
+    whole, channel = _read(mask, x, "the mask's entries", _place_forms(x)), channel_dim(x)
+    if channel is None:
+        return whole
+    first = whole.narrow(channel, 0, 1)
+    if bool((whole != first).any()):
+        raise InputError("the mask differs between channels, over which relevance is summed; expected one for all")
+    return first.flatten(1)
+
+
+def on_places(values: Tensor) -> Tensor:
+    """Return the sum over the channels of each place (``channel_dim``), ``[N, places]``."""
+    channel = channel_dim(values)
+    return (values if channel is None else values.sum(dim=channel)).flatten(1)
+
+
+def _place_forms(x: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return in which shapes each place may be named, and as what each is read: a shape that expands to that of x."""
+    shape, channel = tuple(x.shape), channel_dim(x)
+    if channel is None:
+        return [(shape, shape), (shape[1:], (1, *shape[1:]))]
+    one = (*shape[:channel], 1, *shape[channel + 1 :])
+    bare = (*shape[:channel], *shape[channel + 1 :])
+    each = (1, *one[1:])
+    return [(shape, shape), (one, one), (bare, one), (bare[1:], each), (one[1:], each)]
+
+
+def _read(labels: Tensor, x: Tensor, what: str, forms: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Tensor:
+    """Expand labels to the shape of x by the one form that their shape has."""
     labels = labels.to(x.device)
-    shape, grid = tuple(x.shape), tuple(x.shape[2:])
     found = tuple(labels.shape)
-    if found == shape:
-        return labels
-    if grid and found == (shape[0], 1, *grid):
-        return labels.expand(shape)
-    if grid and found == (shape[0], *grid):
-        return labels[:, None].expand(shape)
-    if found == shape[1:] or (grid and found in (grid, (1, *grid))):
-        return labels.expand(shape)
-    forms = [shape, shape[1:]] + ([(shape[0], 1, *grid), (shape[0], *grid), grid] if grid else [])
-    raise InputError(f"{what} have shape {found}; expected one of {', '.join(map(str, forms))}")
-
-
-def on_grid(values: Tensor) -> Tensor:
-    """Return ``[N, D]``: the sum over channels (dimension 1) where there is a grid behind them, else the entries."""
-    return (values.sum(dim=1) if values.dim() > 2 else values).flatten(1)
+    fitting = list(dict.fromkeys(read for given, read in forms if given == found))
+    kind = "[N, T, D], T tokens, " if x.dim() == 3 else ""
+    if not fitting:
+        expected = ", ".join(dict.fromkeys(str(given) for given, _ in forms))
+        raise InputError(f"{what} have shape {found}; expected, for {kind}{tuple(x.shape)}, one of {expected}")
+    whole = [labels.view(read).expand(x.shape) for read in fitting]
+    if any(not torch.equal(whole[0], other) for other in whole[1:]):
+        raise InputError(
+            f"{what} have shape {found}, which fits {kind}{tuple(x.shape)} in two ways, as "
+            f"{' and as '.join(map(str, fitting))}; give one of these shapes, or expand them to the whole"
+        )
+    return whole[0]
 
 
 def _named(x: Tensor, features: str) -> Units:
     if features == "elements":
         return _uniform(x, torch.arange(x[0].numel(), device=x.device).view(x.shape[1:]))
     if features == "pixels":
-        if x.dim() < 3:
-            raise InputError(f"pixels need a grid behind the channels, [N, C, ...], got x of shape {tuple(x.shape)}")
+        if x.dim() not in (4, 5):
+            raise InputError(
+                "pixels need [N, C, H, W] or [N, C, D, H, W], or else segments, such as features=torch.arange(T) for "
+                f"the tokens of [N, T, D]; got x of shape {tuple(x.shape)}"
+            )
         return _uniform(x, torch.arange(x[0, 0].numel(), device=x.device).view(x.shape[2:]).expand(x.shape[1:]))
     raise InputError(
         f"features is {features!r}; expected 'pixels', 'elements', the size of regions, or integers that name segments"

@@ -3,41 +3,80 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from relprop.errors import ModelError, near
+from relprop.metrics._checked import copied
 
 
 def layers_in_order(model: nn.Module, x: Tensor) -> list[str]:
-    """Return the names of the modules with parameters of their own, in the order in which the model calls them.
+    """Return the names of the modules with parameters of their own, in the order in which the model uses them.
 
-    Runs a copy of the model. Modules that are not called are left out.
+    Used is a module that is called, and one whose parameters are given to a function without a call of it, as
+    ``nn.MultiheadAttention`` does with its ``out_proj``. Runs a copy of the model, with the global random numbers kept.
+    Modules that are not used are left out.
 
     Raises:
-        ModelError: no module with parameters is called.
+        ModelError: no module with parameters is used, or a model that cannot be copied.
     """
-    model = copy.deepcopy(model)
+    model = copied(model, "randomising parameters")
     order: list[str] = []
+    owners: dict[int, str] = {}
+
+    def use(name: str) -> None:
+        if name not in order:
+            order.append(name)
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
-            if name not in order:
-                order.append(name)
+            use(name)
 
         return hook
 
     for name, module in model.named_modules():
         if has_parameters(module):
             module.register_forward_pre_hook(note(name))
-    with torch.no_grad():
-        model(x)
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(id(parameter), name)
+    with torch.no_grad(), kept_random_numbers(x), _Seen(lambda each: use(owners[id(each)]), owners):
+        model(x.clone())  # it may write its input
     if not order:
-        raise ModelError(f"{type(model).__name__} calls no module that has parameters; there is nothing to randomise")
+        raise ModelError(f"{type(model).__name__} uses no module that has parameters; there is nothing to randomise")
     return order
+
+
+class _Seen(TorchFunctionMode):
+    """Tells which of the known tensors functions are given."""
+
+    def __init__(self, tell: Callable[[Tensor], None], known: dict[int, str]) -> None:
+        super().__init__()
+        self.tell, self.known = tell, known
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for each in _tensors((*args, *kwargs.values())):
+            if id(each) in self.known:
+                self.tell(each)
+        return func(*args, **kwargs)
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def kept_random_numbers(x: Tensor) -> AbstractContextManager[None]:
+    """Keep the global random numbers of the CPU and of x's device as they are while a copy of the model runs."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
 
 
 def has_parameters(module: nn.Module) -> bool:
@@ -55,26 +94,48 @@ def chosen(layers: Sequence[str] | None, known: list[str]) -> list[str]:
         return known
     for name in layers:
         if name not in known:
-            raise ModelError(f"the model calls no module {name!r} with parameters.{near(name, known)}")
+            raise ModelError(f"the model uses no module {name!r} with parameters.{near(name, known)}")
     return [name for name in known if name in layers]
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, seed: int) -> None:
-    """Give a module new parameters: those it would have been born with, or normal ones.
+def randomise(model: nn.Module, name: str, seed: int) -> tuple[str, ...]:
+    """Give every parameter of a module other numbers, and return the names of those that are others now.
 
-    A module with ``reset_parameters`` is made anew by that, running statistics of normalization among it. Without, each
-    parameter is drawn from a normal distribution of its mean and standard deviation. Drawn on the CPU, so that numbers
-    are the same on every device; the global random numbers stay as they are.
+    ``reset_parameters``, where the module has it, draws what it would have been born with and resets the running
+    statistics of normalization. What that leaves constant (weights of one, biases of zero) or as it was, and all
+    parameters of a module without it, are drawn from a normal distribution of the parameter's mean and standard
+    deviation; the standard deviation of a constant ``c`` is ``|c|``, and of zeros the root mean square of the module's
+    parameters, or 1 where those are all zero. Drawn on the CPU, so that numbers are the same on every device; the
+    global random numbers stay as they are.
     """
+    module = model.get_submodule(name)
+    before = {key: each.clone() for key, each in module.named_parameters()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices, too
         if hasattr(module, "reset_parameters"):
             fresh: Any = copy.deepcopy(module).cpu()
             fresh.reset_parameters()
             module.load_state_dict(fresh.state_dict())
-            return
-        for parameter in module.parameters(recurse=False):
-            values = parameter.detach().cpu().double()
-            spread = values.std() if values.numel() > 1 else values.abs().mean()
-            parameter.copy_((values.mean() + spread * torch.randn(values.shape, dtype=torch.float64)).to(parameter))
+        own = dict(module.named_parameters(recurse=False))
+        size = _root_mean_square(list(own.values()))
+        for key, parameter in own.items():
+            values = _numbers(parameter)
+            if values.min() == values.max() or torch.equal(parameter, before[key]):
+                mean = values.mean()
+                spread = values.std() if values.min() < values.max() else mean.abs()
+                drawn = mean + (spread if spread > 0 else size) * torch.randn(values.shape, dtype=torch.float64)
+                parameter.copy_(torch.view_as_complex(drawn) if parameter.is_complex() else drawn)
+    prefix = f"{name}." if name else ""
+    return tuple(prefix + key for key, each in module.named_parameters() if not torch.equal(each, before[key]))
+
+
+def _numbers(parameter: Tensor) -> Tensor:
+    """Return the entries of a parameter, real, in float64, on the CPU."""
+    values = parameter.detach().cpu()
+    return (torch.view_as_real(values) if values.is_complex() else values).double()
+
+
+def _root_mean_square(parameters: Sequence[Tensor]) -> float:
+    flat = torch.cat([_numbers(each).flatten() for each in parameters]) if parameters else torch.zeros(1)
+    return float(flat.square().mean().sqrt()) or 1.0

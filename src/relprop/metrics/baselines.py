@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from relprop.errors import InputError, InputTypeError
-from relprop.metrics._explain import finite, generator
+from relprop.metrics._explain import checked_input, finite, generator
+from relprop.metrics._features import channel_dim
 
 Baseline: TypeAlias = (
     Literal["zero", "mean", "blur", "noise", "invert", "neighbours"] | float | Tensor | Callable[[Tensor], Tensor]
@@ -25,7 +26,8 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
     Definition, sample by sample:
 
     - ``"zero"``: 0.
-    - ``"mean"``: the sample's mean, of each channel (dimension 1) where x has more than 2 dimensions.
+    - ``"mean"``: the sample's mean; of each channel of ``[N, C, H, W]`` and ``[N, C, D, H, W]``, over all pixels, and
+      of each entry of an embedding, ``[N, T, D]``, over all T tokens.
     - ``"blur"``: ``blurred(x)``; images only.
     - ``"noise"``: drawn uniformly between the sample's smallest and largest entry (Samek et al. 2017).
     - ``"invert"``: ``min + max - x`` with the sample's smallest and largest entry: +1 becomes -1 for pixels from
@@ -40,13 +42,15 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
         seed: for ``"noise"``; drawn on the CPU, so that it is the same on every device.
 
     Raises:
-        InputError: an unknown name, a shape that does not fit, NaN or infinity, images needed and none given.
+        InputError: no sample, an unknown name, a shape that does not fit, NaN or infinity, images needed and none
+            given.
         InputTypeError: an x of integers (token ids have no mean) with anything but a tensor, a number or a callable.
 
     >>> x = torch.tensor([[1.0, 2.0, 6.0]])
     >>> baseline_of(x, "mean"), baseline_of(x, "invert")
     (tensor([[3., 3., 3.]]), tensor([[6., 5., 1.]]))
     """
+    x = checked_input(x)
     if not isinstance(baseline, Tensor) and callable(baseline):
         return _fitting(baseline(x.clone()), x, "the baseline callable returned")
     if isinstance(baseline, (float, int)):
@@ -66,7 +70,8 @@ def baseline_of(x: Tensor, baseline: Baseline, *, region: tuple[int, int] = (1, 
     if baseline == "neighbours":
         return neighbours_mean(x, region)
     if baseline == "mean":
-        return x.mean(dim=tuple(range(min(2, x.dim() - 1), x.dim())), keepdim=True).expand_as(x)
+        channel = channel_dim(x)
+        return x.mean(dim=[dim for dim in range(1, x.dim()) if dim != channel], keepdim=True).expand_as(x)
     flat = x.flatten(1)
     ones = (1,) * (x.dim() - 1)
     low, high = flat.amin(dim=1).view(-1, *ones), flat.amax(dim=1).view(-1, *ones)
@@ -88,11 +93,12 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
     Shapes: those of x.
 
     Raises:
-        InputError: no images, or a sigma that is not positive.
+        InputError: no images, none of them, or a sigma that is not positive.
 
     >>> float(blurred(torch.eye(8)[None, None]).amax()) < 1
     True
     """
+    x = checked_input(x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"blur needs images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
     sigma = min(x.shape[2:]) / 8 if sigma is None else sigma
@@ -118,11 +124,12 @@ def neighbours_mean(x: Tensor, region: tuple[int, int] = (1, 1)) -> Tensor:
     Shapes: those of x.
 
     Raises:
-        InputError: no images, or a region that covers the image, so that nothing is around it.
+        InputError: no images, none of them, or a region that covers the image, so that nothing is around it.
 
     >>> neighbours_mean(torch.tensor([[[[1.0, 5.0, 3.0]]]]))
     tensor([[[[5., 2., 5.]]]])
     """
+    x = checked_input(x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"neighbours need images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
     if region[0] >= x.shape[2] and region[1] >= x.shape[3]:

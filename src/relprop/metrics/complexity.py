@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relprop.errors import InputError
-from relprop.metrics._explain import checked_relevance
+from relprop.metrics._explain import checked_input, checked_relevance
 from relprop.metrics._features import Features, units
 
 
@@ -30,6 +29,7 @@ def gini_sparseness(relevance: Tensor, *, features: Features = "elements") -> Te
 
     Raises:
         InputError: NaN or infinity, no sample, or features that the shape does not have.
+        InputTypeError: no tensor.
 
     >>> gini_sparseness(torch.tensor([[0.0, 0.0, 0.0, -4.0], [1.0, 1.0, 1.0, 1.0]]))
     tensor([0.7500, 0.0000], dtype=torch.float64)
@@ -62,8 +62,7 @@ def entropy_complexity(relevance: Tensor, *, features: Features = "elements") ->
 
 def _shares(relevance: Tensor, features: Features) -> tuple[Tensor, Tensor]:
     """Return each unit's share of ``sum |R|``, ``[N, K]``, 0 in an empty map, and the numbers of units, ``[N]``."""
-    if relevance.dim() < 2 or relevance.numel() == 0:
-        raise InputError(f"relevance has shape {tuple(relevance.shape)}; expected at least one sample, [N, ...]")
+    relevance = checked_input(relevance, "relevance")
     relevance = checked_relevance(relevance, relevance)
     parts = units(relevance, features)
     size = parts.total(relevance, absolute=True)

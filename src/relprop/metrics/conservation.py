@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from relprop.errors import InputError
 from relprop.metrics._explain import Explain, Output, Target, explained, scores
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Conservation:
 
     @property
     def values(self) -> Tensor:
-        """The relative delta ``|f - sum R| / |f|``, ``[N]``, in [0, inf), lower is better; 0 / 0 is 0."""
+        """The relative delta ``|f - sum R| / |f|``, ``[N]``, in [0, inf], lower is better; 0 / 0 is 0."""
         return _over(self.output - self.total, self.output)
 
     @property
@@ -68,6 +69,7 @@ class Conservation:
         return text_table(header, rows, right=range(1, len(header)))
 
 
+@one_measurement
 def conservation(
     explain: Explain,
     model: nn.Module,
@@ -81,8 +83,8 @@ def conservation(
     """Measure whether relevance adds up to the output, and how much of it is positive.
 
     Definition: relative delta ``|f - sum R| / |f|``; positivity ``sum (R)+ / sum |R|``.
-    Range: relative delta [0, inf), lower is better; positivity [0, 1], higher is better where nothing speaks against
-    the target.
+    Range: relative delta [0, inf], lower is better, inf where f alone is 0; positivity [0, 1], higher is better where
+    nothing speaks against the target.
     Source: Montavon et al. 2017, definitions 1 and 2.
 
     Args:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError
-from relprop.metrics._explain import Explain, Target, explained
+from relprop.errors import InputError, InputTypeError
+from relprop.metrics._checked import must_be_numbers, must_explain
+from relprop.metrics._explain import Explain, Target, checked_input, explained
 from relprop.metrics.neighbours import distances
 from relprop.metrics.trajectory import explained_points, normalized
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Continuity:
         return text_table(header, rows, right=range(1, len(header)))
 
 
+@one_measurement
 def continuity(
     explain: Explain,
     model: nn.Module,
@@ -107,6 +110,8 @@ def continuity(
     Raises:
         InputError: neighbours of another shape; a neighbour that equals its sample; an explainer that returns another
             shape, or NaN.
+        InputTypeError: relevance in the place of the explainer; neighbours that are no tensor, or floating ones of an
+            input of integers.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -115,10 +120,11 @@ def continuity(
     >>> result.values  # |1.5 * 3 - 3| / 0.5
     tensor([3.], dtype=torch.float64)
     """
+    must_explain(explain, "continuity", "the neighbours, too")
     here, there = _pairs(explain, model, x, target, neighbours, internal_batch_size, progress)
     if normalize:
         here, there = normalized(here), normalized(there)
-    away = distances(neighbours, x)
+    away = distances(neighbours.detach(), x.detach())
     if bool((away == 0).any()):
         s, n = (int(index) for index in (away == 0).nonzero()[0])
         raise InputError(
@@ -128,6 +134,7 @@ def continuity(
     return Continuity((there - here).norm(p=1, dim=2) / away, away)
 
 
+@one_measurement
 def max_sensitivity(
     explain: Explain,
     model: nn.Module,
@@ -144,7 +151,7 @@ def max_sensitivity(
     Definition: ``max over x' of |R(x') - R(x)|_2``, divided by ``|R(x)|_2`` with ``normalize``. The paper does not
     divide; Captum's ``sensitivity_max`` and Quantus do. 0 / 0 is 0; a map that was empty and is not any more is at
     infinity (Captum divides by 1 there).
-    Range: [0, inf); lower is better.
+    Range: [0, inf]; lower is better.
     Source: Yeh et al. 2019 (arXiv:1901.09392), where the neighbours are the ball around x.
 
     Args:
@@ -156,17 +163,19 @@ def max_sensitivity(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``continuity``, but that a neighbour may equal its sample.
+        InputError, InputTypeError: as ``continuity``, but that a neighbour may equal its sample.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[1.0, 1.0]])
     >>> max_sensitivity(lambda model, x, target: x, linear, x, None, torch.tensor([[[1.0, 3.0]]]), normalize=False)
     tensor([2.], dtype=torch.float64)
     """
+    must_explain(explain, "max_sensitivity", "the neighbours, too")
     changes = _changes(explain, model, x, target, neighbours, normalize, internal_batch_size, progress)
     return changes.amax(dim=0)
 
 
+@one_measurement
 def average_sensitivity(
     explain: Explain,
     model: nn.Module,
@@ -181,7 +190,7 @@ def average_sensitivity(
     """Measure how far the explanations of neighbours lie from that of the sample on average.
 
     Definition: ``mean over x' of |R(x') - R(x)|_2``, divided by ``|R(x)|_2`` with ``normalize``.
-    Range: [0, inf); lower is better.
+    Range: [0, inf]; lower is better.
     Source: Bhatt et al. 2020 (arXiv:2005.00631), with the Euclidean distance; Yeh et al. 2019 take the
     largest.
 
@@ -194,6 +203,7 @@ def average_sensitivity(
     >>> average_sensitivity(lambda model, x, target: x, linear, x, None, torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    must_explain(explain, "average_sensitivity", "the neighbours, too")
     changes = _changes(explain, model, x, target, neighbours, normalize, internal_batch_size, progress)
     return changes.mean(dim=0)
 
@@ -208,6 +218,11 @@ def _pairs(
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the flat relevance of the samples, ``[1, N, D]``, and of their neighbours, ``[S, N, D]``, in float64."""
+    x = checked_input(x)
+    if not isinstance(neighbours, Tensor):
+        raise InputTypeError(f"neighbours are a {type(neighbours).__name__}; expected a tensor, [S, N, ...]")
+    if neighbours.is_floating_point():
+        must_be_numbers(x, f"its neighbours are of {neighbours.dtype}")
     if neighbours.dim() != x.dim() + 1 or neighbours.shape[1:] != x.shape or len(neighbours) == 0:
         raise InputError(
             f"neighbours have shape {tuple(neighbours.shape)}; expected [S, {', '.join(map(str, x.shape))}], "

@@ -22,6 +22,9 @@ ORDERS: tuple[Order, ...] = ("morf", "lerf", "random")
 class Curve:
     """The score of every sample as more and more of it is replaced, from ``perturbation_curve`` and its kin.
 
+    Samples of fewer units end earlier: their scores and fractions then stay where they are, up to the largest number
+    of steps L of all samples. What is left of their rows counts in no area.
+
     Attributes:
         scores: ``f(x_k)`` for ``k = 0 .. L``, ``[N, L + 1]``, float64.
         fractions: the part of the units that is replaced (in an insertion: put in) at each k, ``[N, L + 1]``.
@@ -37,9 +40,14 @@ class Curve:
     order: str
 
     @property
+    def lengths(self) -> Tensor:
+        """How many steps each sample has, ``L_n``, ``[N]``: as many as change what is replaced."""
+        return lengths(self.fractions)
+
+    @property
     def aopc(self) -> Tensor:
-        """``1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``, ``[N]`` (Samek et al. 2017)."""
-        return aopc(self.scores)
+        """``1 / (L_n + 1) sum_{k=0..L_n} f(x_0) - f(x_k)``, ``[N]`` (Samek et al. 2017)."""
+        return aopc(self.scores, self.lengths)
 
     @property
     def auc(self) -> Tensor:
@@ -82,9 +90,15 @@ class Curve:
         return f"{table}\n{self.measure} ({self.order}): {self.mean:.4g} +/- {self.error:.2g}"
 
 
-def aopc(scores: Tensor) -> Tensor:
-    """Return ``1 / (L + 1) sum_k f(x_0) - f(x_k)`` of scores ``[N, L + 1]``, ``[N]``."""
-    return scores[:, 0] - scores.mean(dim=1)
+def lengths(positions: Tensor) -> Tensor:
+    """Return how often a row of counts or fractions ``[N, L + 1]`` rises, ``[N]``: at every step until it ends."""
+    return (positions.diff(dim=1) > 0).sum(dim=1)
+
+
+def aopc(scores: Tensor, steps: Tensor) -> Tensor:
+    """Return ``1 / (L_n + 1) sum_{k=0..L_n} f(x_0) - f(x_k)``, ``[N]``; of scores ``[N, L + 1]`` and L_n ``[N]``."""
+    after = torch.arange(scores.shape[1], device=scores.device) > steps[:, None]
+    return scores[:, 0] - scores.masked_fill(after, 0).sum(dim=1) / (steps + 1)
 
 
 def auc(scores: Tensor, fractions: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError
-from relprop.metrics._explain import Explain
+from relprop.errors import InputError, InputTypeError
+from relprop.metrics._explain import Explain, bar, checked_input, checked_target
 from relprop.metrics.curves import standard_error
 from relprop.tables import html_table, text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class Evaluation:
         return html_table(*self._table())
 
 
+@one_measurement
 def evaluate(
     explainers: Mapping[str, Explain],
-    metrics: Mapping[str, Callable[[Explain, nn.Module, Tensor, Tensor], Any]],
+    metrics: Mapping[str, Callable[[Explain, nn.Module, Tensor, Any], Any]],
     model: nn.Module,
     batches: Iterable[Any],
+    *,
+    progress: bool = False,
 ) -> Evaluation:
     """Measure every explainer by every metric, over batches.
 
@@ -58,14 +62,19 @@ def evaluate(
     Args:
         explainers: from names to ``explain(model, x, target) -> relevance``.
         metrics: from names to ``metric(explain, model, x, target)``, which returns ``[N]`` or what has ``values``
-            ``[N]``, as all of :mod:`relprop.metrics` do; ``functools.partial`` fixes their options.
+            ``[N]``, as all of :mod:`relprop.metrics` do that take these four; ``functools.partial`` fixes options.
+            A lambda calls those that need more, such as neighbours of x, another model, or relevance and a mask.
         model: what is explained.
-        batches: a ``DataLoader``, or any iterable of pairs ``(x, target)``. They are moved to the device of the model's
-            first parameter.
+        batches: a ``DataLoader``, or any iterable of pairs ``(x, target)``, where target may be None. They are moved to
+            the device of the model's first parameter; every metric gets its own copy.
+        progress: show a bar of the batches (tqdm).
 
     Raises:
-        InputError: no batch, no explainer or no metric; a batch that is no pair; a metric that returns anything else
-            than a number for each sample.
+        InputError: no batch, no explainer or no metric; a batch that is no pair or has no sample; a metric that returns
+            anything else than a number for each sample.
+        InputTypeError: batches that are not iterable, or an x that is no tensor.
+        TargetError, TargetTypeError: a list of another number of targets than of samples, or no integers.
+        MissingExtraError: ``progress=True`` without tqdm.
 
     >>> from relprop.metrics import gini_sparseness, selectivity
     >>> model = nn.Linear(4, 3)
@@ -80,14 +89,23 @@ def evaluate(
     parts: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in metrics} for method in explainers}
     parameter = next(iter(model.parameters()), None)
     empty = True
-    for batch in batches:
+    if not isinstance(batches, Iterable):
+        raise InputTypeError(f"batches is a {type(batches).__name__}; expected an iterable of pairs (x, target)")
+    for batch in bar(batches, progress, "evaluate"):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise InputError(f"a batch is a {type(batch).__name__}; expected a pair (x, target)")
-        x, target = (each if parameter is None else torch.as_tensor(each).to(parameter.device) for each in batch)
+        x = checked_input(torch.as_tensor(batch[0]) if hasattr(batch[0], "__array__") else batch[0])
+        # What a tensor says is for the metrics to check: one of the user's may want more than a class of each sample.
+        array = isinstance(batch[1], Tensor) or hasattr(batch[1], "__array__")
+        target = torch.as_tensor(batch[1]) if array else checked_target(batch[1], len(x))
+        if parameter is not None:
+            x = x.to(parameter.device)
+            target = target.to(parameter.device) if isinstance(target, Tensor) else target
         empty = False
         for method, explain in explainers.items():
             for name, metric in metrics.items():
-                found = metric(explain, model, x, target)
+                own = target.clone() if isinstance(target, Tensor) else target
+                found = metric(explain, model, x.clone(), own)
                 values = getattr(found, "values", None) if not isinstance(found, Tensor) else found
                 if not isinstance(values, Tensor) or values.shape != (len(x),):
                     raise InputError(

@@ -20,6 +20,7 @@ from relprop.metrics._removal import Removal, removal
 from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class SensitivityN:
         return text_table(("n", "correlation", "+/-"), rows, right=range(3))
 
 
+@one_measurement
 def faithfulness_correlation(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -112,6 +114,7 @@ def faithfulness_correlation(
     return _random_sets(given, given.relevance(explain), (size,), samples, absolute)[:, 0]
 
 
+@one_measurement
 def sensitivity_n(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -165,6 +168,7 @@ def sensitivity_n(
     return SensitivityN(tuple(sizes), _random_sets(given, given.relevance(explain), sizes, samples, False))
 
 
+@one_measurement
 def faithfulness_estimate(
     explain: Explain | Tensor,
     model: nn.Module,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from relprop.errors import InputError, NumericalError
-from relprop.metrics._explain import generator
+from relprop.metrics._explain import checked_input, generator
 
 
 def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
@@ -29,13 +29,14 @@ def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, see
     Shapes: those of x.
 
     Raises:
-        InputError: not images, a mask of another shape or dtype, or an image of which nothing stays.
+        InputError: not images, no image, a mask of another shape or dtype, or an image of which nothing stays.
         NumericalError: the system was not solved.
 
     >>> x = torch.tensor([[[[1.0, 9.0, 3.0]]]])
     >>> noisy_linear_imputation(x, torch.tensor([[[False, True, False]]]), noise=0)
     tensor([[[[1., 2., 3.]]]])
     """
+    x = checked_input(x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"imputation needs images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
     if gone.shape != (len(x), *x.shape[2:]) or gone.dtype != torch.bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
+from relprop.metrics._checked import must_be_numbers
 from relprop.metrics._explain import (
     Explain,
     Output,
@@ -23,11 +24,13 @@ from relprop.metrics._explain import (
 from relprop.metrics._features import region_size
 from relprop.metrics._removal import copies_scores
 from relprop.metrics.baselines import Baseline, baseline_of
+from relprop.training import one_measurement
 
 Perturbation: TypeAlias = Literal["subset", "noisy baseline", "square"] | Callable[[Tensor, torch.Generator], Tensor]
 Kind: TypeAlias = Literal["relevance", "coefficient"]
 
 
+@one_measurement
 def infidelity(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -75,6 +78,8 @@ def infidelity(
     Raises:
         InputError: as ``perturbation_curve``; an unknown kind or perturbation, a square that does not fit, a callable
             that returns another shape.
+        InputTypeError: an input of integers where noise or a coefficient is asked for; they may be exchanged for the
+            baseline's (``"subset"``, ``"square"``).
 
     >>> model = nn.Linear(3, 1)
     >>> x = torch.randn(2, 3)
@@ -90,7 +95,11 @@ def infidelity(
         raise InputError(
             f"kind is {kind!r}; expected 'relevance' (contains x - baseline) or 'coefficient' (a gradient)"
         )
-    x0 = baseline_of(x, baseline, seed=seed)
+    if kind == "coefficient":
+        must_be_numbers(x, "a coefficient is multiplied by its change")
+    elif perturbation == "noisy baseline":
+        must_be_numbers(x, "a noisy baseline adds noise to it")
+    x0 = baseline_of(x, baseline, seed=seed).detach()
     draw = _perturbation(perturbation, x0, sigma, square)
     relevance = explained(explain, model, x, target, internal_batch_size=internal_batch_size, progress=progress)
     slope = relevance.double().flatten(1)
@@ -116,6 +125,14 @@ def infidelity(
         size = c.square().sum(dim=1, keepdim=True)
         c = c * torch.where(size == 0, 1.0, (c * d).sum(dim=1, keepdim=True) / size)
     return (c - d).square().mean(dim=1)
+
+
+def _change(change: Any, x: Tensor) -> Tensor:
+    """Return a perturbation that the user drew."""
+    found = checked_relevance(change, x, "the perturbation is")
+    if found.is_floating_point():
+        must_be_numbers(x, f"the perturbation is of {found.dtype}")
+    return found
 
 
 def _perturbation(
@@ -144,7 +161,7 @@ def _perturbation(
 
     if callable(perturbation):
         given = perturbation
-        return lambda x, source: checked_relevance(given(x, source), x, "the perturbation is")
+        return lambda x, source: _change(given(x, source), x)
     named = {"subset": subset, "noisy baseline": noisy, "square": squares}
     if perturbation not in named:
         raise InputError(

@@ -12,8 +12,10 @@ from relprop.metrics._explain import Explain, Target, checked_input
 from relprop.metrics._removal import removal
 from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import Curve, along, fractions
+from relprop.training import one_measurement
 
 
+@one_measurement
 def irof(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -54,7 +56,7 @@ def irof(
         model,
         x,
         target,
-        features=segments(x) if callable(segments) else segments,
+        features=segments(x.clone()) if callable(segments) else segments,
         baseline=baseline,
         output="probability",
         seed=seed,

@@ -1,9 +1,17 @@
 """Localisation: does relevance lie where a mask says the object is?
 
-All take relevance ``[N, ...]`` and a mask, and sum relevance over channels (dimension 1) first where x has more than 2
-dimensions, so that a place has one number. Masks are bool, or 0 and 1: of the shape of the relevance, or without
-channels, ``[N, H, W]``, or ``[H, W]`` for all samples. A mask says where the object is, not what the model uses: it may
-be right to look elsewhere.
+All take relevance and a mask, and sum relevance over channels first, so that a place has one number. What is a place
+depends on the number of dimensions of the relevance, never on their sizes:
+
+- ``[N, D]``: each entry.
+- ``[N, T, D]``: a token; the sum is over its D entries.
+- ``[N, C, H, W]`` and ``[N, C, D, H, W]``: a pixel or a voxel; the sum is over C. Signals ``[N, C, L]`` must be given
+  as ``[N, C, 1, L]``, since their shape is that of tokens.
+
+Masks are bool, or 0 and 1, one entry for each place: ``[N, D]``, ``[N, T]``, ``[N, H, W]`` or ``[N, D, H, W]``; or
+without N, for all samples. A 1 in the place of the channels is accepted, and so is the whole shape of the relevance,
+where all channels of a place agree. A mask says where the object is, not what the model uses: it may be right to look
+elsewhere.
 """
 
 from __future__ import annotations
@@ -15,8 +23,8 @@ from torch import Tensor
 
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics._correlation import ranks
-from relprop.metrics._explain import checked_relevance, whole_number
-from relprop.metrics._features import aligned, on_grid
+from relprop.metrics._explain import checked_input, checked_relevance, whole_number
+from relprop.metrics._features import on_places, place_mask
 
 
 def pointing_game(relevance: Tensor, mask: Tensor, *, radius: int = 0) -> Tensor:
@@ -28,8 +36,8 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, radius: int = 0) -> Tensor
     Source: Zhang et al. 2018 (arXiv:1608.00507), who count a hit within 15 pixels of the mask.
 
     Args:
-        relevance: ``[N, ...]``.
-        mask: as said in :mod:`relprop.metrics.localisation`.
+        relevance: as said in :mod:`relprop.metrics.localisation`.
+        mask: as said there.
         radius: a hit is up to so many pixels from the mask (a Euclidean distance); images only.
 
     Shapes: ``-> [N]``, float64.
@@ -43,6 +51,7 @@ def pointing_game(relevance: Tensor, mask: Tensor, *, radius: int = 0) -> Tensor
     >>> pointing_game(R, torch.tensor([[[0, 1], [0, 0]]])), pointing_game(R, torch.tensor([[[1, 0], [0, 0]]]))
     (tensor([1.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
+    checked_input(relevance, "relevance")
     if whole_number("radius", radius, least=0) and relevance.dim() != 4:
         raise InputError(
             f"a radius is in pixels of images [N, C, H, W], got relevance of shape {tuple(relevance.shape)}"
@@ -167,15 +176,11 @@ def _flat(relevance: Any, mask: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(relevance, Tensor) or not isinstance(mask, Tensor):
         kinds = f"{type(relevance).__name__} and {type(mask).__name__}"
         raise InputTypeError(f"relevance and mask are {kinds}; expected tensors")
-    if relevance.dim() < 2 or relevance.numel() == 0:
-        raise InputError(f"relevance has shape {tuple(relevance.shape)}; expected at least one sample, [N, ...]")
-    values = on_grid(checked_relevance(relevance, relevance).double())
+    checked_input(relevance, "relevance")
+    values = on_places(checked_relevance(relevance, relevance).double())
     if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
         raise InputTypeError("the mask has entries that are neither 0 nor 1; expected a bool mask, such as mask > 0")
-    whole = aligned(mask.bool(), relevance, "the mask's entries")
-    if whole.dim() > 2 and bool((whole != whole[:, :1]).any()):
-        raise InputError("the mask differs between channels, over which relevance is summed; expected one for all")
-    inside = (whole[:, 0] if whole.dim() > 2 else whole).flatten(1)
+    inside = place_mask(mask.bool(), relevance)
     counts = inside.sum(dim=1)
     for wrong, what in (
         (counts == 0, "no positive entry"),

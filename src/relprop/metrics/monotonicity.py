@@ -16,6 +16,7 @@ from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import along, places, standard_error
 from relprop.metrics.faithfulness import same_counts
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Monotonicity:
         return text_table(("", "mean", "+/-"), rows, right=(1, 2))
 
 
+@one_measurement
 def monotonicity_arya(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -107,6 +109,7 @@ def monotonicity_arya(
     return Monotonicity(found, (found.diff(dim=1) >= 0).all(dim=1).double())
 
 
+@one_measurement
 def monotonicity_nguyen(
     explain: Explain | Tensor,
     model: nn.Module,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.metrics._explain import generator, whole_number
+from relprop.metrics._explain import checked_input, generator, whole_number
 
 
 def random_neighbours(
@@ -40,14 +40,18 @@ def random_neighbours(
     Shapes: ``[N, ...] -> [samples, N, ...]``.
 
     Raises:
-        InputError: ``distance`` is not positive, ``samples`` below 1, another ``shape``, or integers.
+        InputError: no sample, ``distance`` is not positive, ``samples`` below 1, another ``shape``, or integers.
 
     >>> x = torch.zeros(2, 3)
     >>> random_neighbours(x, 0.5, samples=4).norm(dim=2)[0]
     tensor([0.5000, 0.5000])
     """
+    x = checked_input(x)
     if not x.is_floating_point():
-        raise InputError(f"x has dtype {x.dtype}; neighbours at a distance need a floating dtype")
+        raise InputError(
+            f"x has dtype {x.dtype}: indices have no neighbours at a distance; expected floating numbers: explain the "
+            "model behind its embedding"
+        )
     if not (math.isfinite(distance) and distance > 0):
         raise InputError(f"distance is {distance}; expected a positive number, in units of the input")
     source = generator(seed)
@@ -62,7 +66,7 @@ def random_neighbours(
             flat *= torch.rand(flat.shape[:2], generator=source, dtype=torch.float64)[..., None] ** (1 / flat.shape[2])
     else:
         raise InputError(f"shape is {shape!r}; expected 'sphere', 'ball' or 'cube'")
-    return x.detach() + (distance * step).to(x.device, x.dtype)
+    return x + (distance * step).to(x.device, x.dtype)
 
 
 def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float | Tensor = 0.0) -> Tensor:
@@ -79,12 +83,13 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
     Shapes: ``[N, C, H, W] -> [len(shifts), N, C, H, W]``.
 
     Raises:
-        InputError: not a batch of floating images, or no shift.
+        InputError: not a batch of at least one floating image, or no shift.
 
     >>> translated(torch.tensor([[[[1.0, 2.0, 4.0]]]]), [(0, 1), (0, 0.5)]).squeeze()
     tensor([[0.0000, 1.0000, 2.0000],
             [0.5000, 1.5000, 3.0000]])
     """
+    x = checked_input(x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(
             f"x has shape {tuple(x.shape)} and dtype {x.dtype}; translation is defined for images, [N, C, H, W], "
@@ -92,8 +97,15 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
         )
     if not shifts:
         raise InputError("shifts is empty; expected at least one (down, right)")
-    background = torch.as_tensor(fill, dtype=x.dtype, device=x.device).expand(x.shape[1:])
-    away = x.detach() - background  # what moves; outside of it there is nothing
+    given = torch.as_tensor(fill, dtype=x.dtype, device=x.device).detach()
+    try:
+        background = given.expand(x.shape[1:])
+    except RuntimeError as error:
+        raise InputError(
+            f"fill has shape {tuple(given.shape)}, which does not broadcast to {tuple(x.shape[1:])}; expected a "
+            "number, or one for each channel, [C, 1, 1]"
+        ) from error
+    away = x - background  # what moves; outside of it there is nothing
     moved = [_moved(_moved(away, down, 2), right, 3) for down, right in shifts]
     return torch.stack(moved) + background
 
@@ -135,13 +147,14 @@ def interpolation(x: Tensor, other: Tensor, steps: int = 64) -> Tensor:
     Shapes: ``[N, ...] -> [steps + 1, N, ...]``.
 
     Raises:
-        InputError: ``steps`` below 1, integers, or shapes that do not fit.
+        InputError: no sample, ``steps`` below 1, integers, or shapes that do not fit.
 
     >>> interpolation(torch.zeros(1, 2), torch.tensor([[4.0, 8.0]]), steps=2).squeeze(1)
     tensor([[0., 0.],
             [2., 4.],
             [4., 8.]])
     """
+    x = checked_input(x)
     if not x.is_floating_point():
         raise InputError(f"x has dtype {x.dtype}; interpolation needs a floating dtype")
     try:
@@ -150,8 +163,7 @@ def interpolation(x: Tensor, other: Tensor, steps: int = 64) -> Tensor:
         raise InputError(
             f"other has shape {tuple(other.shape)}, which does not broadcast to {tuple(x.shape)}, that of x"
         ) from error
-    start = x.detach()
-    return torch.stack([torch.lerp(start, end, part) for part in _parts(steps)])
+    return torch.stack([torch.lerp(x, end, part) for part in _parts(steps)])
 
 
 def _parts(steps: int) -> list[float]:

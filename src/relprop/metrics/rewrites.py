@@ -11,8 +11,12 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from relprop.errors import InputError, ModelError, near
+from relprop.metrics._checked import allowed, copied, in_precision, tensor_output
+from relprop.metrics._explain import checked_input
+from relprop.metrics._randomised import kept_random_numbers
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -31,7 +35,7 @@ def rewrites(
     chains: Sequence[Sequence[str]] | None = None,
     *,
     seed: int = 0,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> dict[str, nn.Module]:
     """Return copies of a model that are built differently and compute the same function.
 
@@ -52,19 +56,25 @@ def rewrites(
             without groups, between which everything works channel by channel and is positively homogeneous (ReLU,
             LeakyReLU, pooling, dropout, flatten). Without it, those in every ``nn.Sequential`` of the model.
         seed: of the permutation and the scales.
-        tolerance: the largest difference of outputs that passes, relative to the largest output.
+        tolerance: the largest difference of outputs that passes, relative to the largest output: 1e-4 by default, or
+            half the digits of the dtype where that is more (3.5e-4 for float32, 0.03 for float16, 0.09 for bfloat16).
 
     Raises:
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
             between the layers of a chain, or what the first returns goes elsewhere, too).
-        ModelError: a layer that is not of these types.
+        ModelError: a layer that is not of these types or is parametrized; a model that cannot be copied, or returns
+            no tensor.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> list(rewrites(model, torch.rand(3, 4)))
     ['split', 'permuted', 'scaled', 'identity']
     """
+    x = checked_input(x)
+    original = copied(model, "rewrites")  # in training mode batch norm would count a call of the model itself
     found = list(_found(model)) if chains is None else [_named(model, tuple(names)) for names in chains]
     if not found:
+        for name, module in model.named_modules():
+            _not_parametrized(name, module)
         raise InputError(
             "no nn.Sequential of the model holds two linear layers with only ReLU, pooling and the like between them; "
             "name them: chains=[('layer1', 'layer2'), ...]"
@@ -75,8 +85,8 @@ def rewrites(
     if any(chain.norm for chain in found):
         steps["fused"] = _fused
     steps["identity"] = _with_identity
-    with torch.no_grad():
-        expected = _tensor(copy.deepcopy(model)(x))  # a copy: in training mode batch norm would count this call
+    with torch.no_grad(), kept_random_numbers(x):
+        expected = tensor_output(model, original(x.clone()), "rewrites")
         made: dict[str, nn.Module] = {}
         for name, step in steps.items():
             rewritten = copy.deepcopy(model)
@@ -155,6 +165,7 @@ def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
         (names[-1], second, LINEAR),
         *((name, known[name], NORM) for name in names[1:-1]),
     ):
+        _not_parametrized(name, module)
         if type(module) not in kinds:
             raise ModelError(
                 f"module {name!r} is a {type(module).__name__}; expected one of "
@@ -166,6 +177,15 @@ def _named(model: nn.Module, names: tuple[str, ...]) -> _Chain:
             f"with as many inputs as the first has outputs, or a multiple (after flatten)"
         )
     return _Chain(names[0], names[-1], names[1] if len(names) == 3 else None)
+
+
+def _not_parametrized(name: str, module: nn.Module) -> None:
+    if is_parametrized(module) and isinstance(module, (*LINEAR, *NORM)):
+        own = next(iter(cast(Any, module).parametrizations))
+        raise ModelError(
+            f"module {name!r} is parametrized: its {own!r} is computed and cannot be rewritten; expected parameters of "
+            f"its own: torch.nn.utils.parametrize.remove_parametrizations(module, {own!r}) on a copy of the model"
+        )
 
 
 def _check_norm(model: nn.Module, chain: _Chain) -> None:
@@ -214,7 +234,8 @@ def _fused(model: nn.Module, chain: _Chain, generator: torch.Generator) -> None:
 def _with_identity(model: nn.Module, chain: _Chain, generator: torch.Generator) -> None:
     second = model.get_submodule(chain.second)
     old = _weight(second)
-    made = type(second)(old.shape[1], old.shape[1], *((1,) if old.dim() > 2 else ()), bias=False)  # a kernel of one
+    kernel = (1,) if old.dim() > 2 else ()
+    made = nn.utils.skip_init(type(second), old.shape[1], old.shape[1], *kernel, bias=False)  # takes no random numbers
     weight = torch.eye(old.shape[1], dtype=old.dtype, device=old.device)
     cast(Any, made).weight = nn.Parameter(weight.view(weight.shape + (1,) * (old.dim() - 2)))
     _place(model, chain.second, nn.Sequential(made, second).train(second.training))
@@ -225,27 +246,28 @@ def _rewire(model: nn.Module, chain: _Chain, units: Tensor, up: Tensor, down: Te
     first, second = cast(Any, model.get_submodule(chain.first)), cast(Any, model.get_submodule(chain.second))
     old = _weight(first)
     units = units.to(old.device)
-    up, down = (factor.to(old) for factor in (up, down))
+    up, down = (factor.to(old.device, torch.float64) for factor in (up, down))  # rounded once, by _set
     scale = torch.ones_like(up) if chain.norm is not None else up  # batch norm would undo it before itself
     each = old.shape[0]
-    _set(first, "weight", scale.view(-1, *(1,) * (old.dim() - 1)) * old[units])
+    _set(first, "weight", scale.view(-1, *(1,) * (old.dim() - 1)) * old[units], old.dtype)
     if first.bias is not None:
-        _set(first, "bias", scale * first.bias[units])
+        _set(first, "bias", scale * first.bias[units], old.dtype)
     _resize(first, ("out_features", "out_channels"), len(units))
     if chain.norm is not None:
-        _rewire_norm(cast(Any, model.get_submodule(chain.norm)), units, up)
+        _rewire_norm(cast(Any, model.get_submodule(chain.norm)), units, up, old.dtype)
     taken = _weight(second)  # after flatten a unit has several inputs, one behind the other
     columns = taken.reshape(taken.shape[0], each, -1, *taken.shape[2:])[:, units]
     columns = columns * down.view(1, -1, *(1,) * (columns.dim() - 2))
-    _set(second, "weight", columns.reshape(taken.shape[0], -1, *taken.shape[2:]))
+    _set(second, "weight", columns.reshape(taken.shape[0], -1, *taken.shape[2:]), taken.dtype)
     _resize(second, ("in_features", "in_channels"), second.weight.shape[1])
 
 
-def _rewire_norm(norm: Any, units: Tensor, up: Tensor) -> None:
+def _rewire_norm(norm: Any, units: Tensor, up: Tensor, dtype: torch.dtype) -> None:
+    dtype = dtype if norm.weight is None else norm.weight.dtype
     weight = torch.ones(norm.num_features).to(up) if norm.weight is None else norm.weight
     bias = torch.zeros_like(weight) if norm.bias is None else norm.bias
-    _set(norm, "weight", up * weight[units])
-    _set(norm, "bias", up * bias[units])
+    _set(norm, "weight", up * weight[units], dtype)
+    _set(norm, "bias", up * bias[units], dtype)
     if norm.running_mean is not None:
         norm.running_mean, norm.running_var = norm.running_mean[units], norm.running_var[units]
     norm.affine, norm.num_features = True, len(units)
@@ -259,8 +281,8 @@ def _weight(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.weight).detach()
 
 
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    setattr(module, name, nn.Parameter(value.detach().contiguous()))
+def _set(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype) -> None:
+    setattr(module, name, nn.Parameter(value.detach().to(dtype).contiguous()))
 
 
 def _resize(layer: nn.Module, names: tuple[str, str], size: int) -> None:
@@ -274,26 +296,22 @@ def _place(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), own, module)
 
 
-def _tensor(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ModelError(f"the model returned a {type(output).__name__}; rewrites are verified on a tensor")
-    return output
-
-
 def _verify(
-    name: str, chains: Sequence[_Chain], expected: Tensor, rewritten: nn.Module, x: Tensor, tolerance: float
+    name: str, chains: Sequence[_Chain], expected: Tensor, rewritten: nn.Module, x: Tensor, tolerance: float | None
 ) -> None:
     """Raise unless the copy returns what the model does."""
     try:
-        got = _tensor(rewritten(x))
-        apart = float((got - expected).abs().max())
-        if apart <= tolerance * float(expected.abs().max()):
+        apart = float(
+            (tensor_output(rewritten, rewritten(x.clone()), "rewrites").double() - expected.double()).abs().max()
+        )
+        share = allowed(tolerance, 1e-4, expected.dtype, x.dtype)
+        if apart <= share * float(expected.double().abs().max()):
             return
-        found = f"differs from the model by {apart:.3g} on x (tolerance {tolerance:g} of the largest output)"
+        found = f"differs from the model by {apart:.3g} on x (tolerance {share:g} of the largest output)"
     except RuntimeError as error:
         found = f"does not run ({str(error).splitlines()[0]})"
     raise InputError(
         f"the copy {name!r} {found}: between the layers of a chain stands something that does not work channel by "
         f"channel, is not positively homogeneous or is random, or what the first returns goes elsewhere, too; chains: "
-        f"{', '.join(map(str, chains))}"
+        f"{', '.join(map(str, chains))}{in_precision(expected.dtype)}"
     )

@@ -25,6 +25,7 @@ from relprop.metrics.curves import (
     aopc,
     auc,
     fractions,
+    lengths,
     places,
     random_places,
     recomputed_places,
@@ -32,8 +33,10 @@ from relprop.metrics.curves import (
     step_counts,
 )
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
+@one_measurement
 def perturbation_curve(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -55,7 +58,8 @@ def perturbation_curve(
     """Replace more and more of the input in the order of relevance, and record the score.
 
     Definition: ``x_0 = x``; ``x_k`` is x with the first ``round(k fraction K / L)`` of its K units replaced by the
-    baseline. ``values`` is the area over the curve, ``AOPC = 1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``.
+    baseline. ``values`` is the area over the curve, ``AOPC = 1 / (L + 1) sum_{k=0..L} f(x_0) - f(x_k)``. Where samples
+    have different numbers K of segments and ``steps`` is None, each has its own L.
     Range: (-inf, inf) for the logit, (-1, 1) for the probability. For MoRF higher is better, for LeRF lower; both mean
     little alone: compare with random (``selectivity`` does).
     Source: Samek et al. 2017 (arXiv:1509.06321).
@@ -69,11 +73,13 @@ def perturbation_curve(
             entries'. It keeps its sign: what speaks against the target is replaced last by MoRF. Ties are in random
             order, by ``seed``.
         absolute: order by the sum of ``|R|`` instead.
-        steps: L; one unit a step by default.
+        steps: L, the same for all samples; by default one unit a step.
         fraction: the part of the units that is replaced in the end.
         features: what is replaced together. ``"pixels"``, with all channels (the default for ``[N, C, H, W]``);
             ``"elements"`` (the default for all else); an int or a pair, the size of regions on a grid; or a tensor of
-            integers, segments: for embeddings ``[N, T, E]``, ``torch.arange(T)[:, None].expand(T, E)`` are tokens.
+            integers, segments: for embeddings ``[N, T, D]``, ``torch.arange(T)`` are tokens. Segments have the
+            shape of x, of one sample, or either without channels (or D), for all of them; a shape that fits in two ways
+            is an error.
         baseline: ``"zero"``, ``"mean"``, ``"blur"``, ``"noise"``, ``"invert"``, ``"neighbours"``, a number, a tensor or
             a callable (``relprop.metrics.baseline_of`` says what each is).
         output: the score: ``"logit"``, ``"probability"`` (softmax) or a callable ``(outputs, target) -> [N]``.
@@ -110,7 +116,7 @@ def perturbation_curve(
     )
     counts = step_counts(given.parts, steps, fraction)
     scores = along(given, _places(given, explain, order, absolute, counts, recompute), counts)
-    return Curve(scores, fractions(given.parts, counts), aopc(scores), "AOPC", order)
+    return Curve(scores, fractions(given.parts, counts), aopc(scores, lengths(counts)), "AOPC", order)
 
 
 def pixel_flipping(
@@ -188,6 +194,7 @@ def deletion(
     return Curve(curve.scores, curve.fractions, curve.auc, "AUC of deletion", curve.order)
 
 
+@one_measurement
 def insertion(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -255,7 +262,7 @@ class Selectivity:
 
     @property
     def values(self) -> Tensor:
-        """The area ``1 / (L + 1) sum_k f(x_k^LeRF) - f(x_k^MoRF)``, ``[N]``; higher is better."""
+        """The area ``1 / (L + 1) sum_k f(x_k^LeRF) - f(x_k^MoRF)``, ``[N]``, L of each sample; higher is better."""
         return self.morf.aopc - self.lerf.aopc
 
     @property
@@ -285,6 +292,7 @@ class Selectivity:
         return text_table(("", "mean", "+/-"), rows, right=(1, 2))
 
 
+@one_measurement
 def selectivity(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -337,7 +345,7 @@ def selectivity(
     curves = {}
     for order in ORDERS:
         scores = along(given, _places(given, once, order, absolute, counts, recompute), counts)
-        curves[order] = Curve(scores, fractions(given.parts, counts), aopc(scores), "AOPC", order)
+        curves[order] = Curve(scores, fractions(given.parts, counts), aopc(scores, lengths(counts)), "AOPC", order)
     return Selectivity(**curves)
 
 

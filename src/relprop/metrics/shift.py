@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relprop.errors import InputError, ModelError
+from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
 from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
-from relprop.metrics._randomised import has_parameters
+from relprop.metrics._randomised import has_parameters, kept_random_numbers
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class InputInvariance:
     """How far the explanations of equal functions of shifted inputs are apart, from ``input_invariance``.
 
     Attributes:
-        values: ``|R - R'|_1 / |R|_1``, ``[N]``; lower is better.
+        values: ``|R - R'|_1 / |R|_1``, ``[N]``, in [0, inf]; lower is better.
         maps, shifted_maps: R and R', ``[N, ...]``.
     """
 
@@ -45,6 +47,7 @@ class InputInvariance:
         return text_table(("|R - R'| / |R|", "+/-", "max"), [row], right=range(3))
 
 
+@one_measurement
 def input_invariance(
     explain: Explain,
     model: nn.Module,
@@ -52,24 +55,26 @@ def input_invariance(
     target: Target = None,
     *,
     shift: float | Tensor = 1.0,
-    tolerance: float = 1e-3,
+    tolerance: float | None = None,
     internal_batch_size: int | None = 512,
     progress: bool = False,
 ) -> InputInvariance:
     """Add a constant to the input, take it out by the first layer's bias, and compare the explanations.
 
     Definition: ``g(x + m) = f(x)`` by ``shifted_model``; ``values = |R_f(x) - R_g(x + m)|_1 / |R_f(x)|_1`` (0 / 0 = 0).
-    Range: [0, inf); lower is better, 0 for the gradient. Methods that multiply by the input, or refer to 0, cannot have
-    0: their reference has moved.
+    Range: [0, inf], inf where R_f alone is empty; lower is better, 0 for the gradient. Methods that multiply by the
+    input, or refer to 0, cannot have 0: their reference has moved.
     Source: Kindermans et al. 2019 (arXiv:1711.00867).
 
     Args:
         explain: ``explain(model, x, target) -> relevance``; it gets f with x and g with x + m.
         model, x, target, internal_batch_size, progress: as in ``perturbation_curve``.
         shift: m, a number or a tensor that broadcasts to one sample.
-        tolerance: how far ``g(x + m)`` may be from ``f(x)``, relative to the largest output.
+        tolerance: how far ``g(x + m)`` may be from ``f(x)``, relative to the largest output: 1e-3 by default, or half
+            the digits of the dtype where that is more (0.03 for float16, 0.09 for bfloat16).
 
     Raises:
+        InputTypeError: relevance in the place of the explainer.
         InputError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes elsewhere, too.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
@@ -78,20 +83,10 @@ def input_invariance(
     >>> input_invariance(gradient, model, x).values.round(decimals=6)
     tensor([0., 0.], dtype=torch.float64)
     """
+    must_explain(explain, "input_invariance", "the shifted model, too")
     x = checked_input(x)
-    other = shifted_model(model, x, shift)
-    moved = x + torch.as_tensor(shift, dtype=x.dtype, device=x.device)
-    apart = size = 0.0
-    with torch.no_grad():
-        for rows in chunks(len(x), internal_batch_size):
-            ours, theirs = model(x[rows]), other(moved[rows])
-            apart = max(apart, float((ours - theirs).abs().max()))
-            size = max(size, float(ours.abs().max()))
-    if not apart <= tolerance * size:
-        raise InputError(
-            f"the shifted model is up to {apart:.3g} away from the model, whose outputs reach {size:.3g}; expected at "
-            f"most {tolerance:g} of that. The input may reach other layers than the first"
-        )
+    other, moved = _shifted(model, x, shift)
+    _check_outputs(model, other, x, moved, tolerance, internal_batch_size)
     maps = [
         explained(explain, each, inputs, target, internal_batch_size=internal_batch_size, progress=progress)
         for each, inputs in ((model, x), (other, moved))
@@ -100,68 +95,120 @@ def input_invariance(
     return InputInvariance(torch.where(change == 0, 0.0, change / whole), *maps)
 
 
+@one_measurement
 @torch.no_grad()
 def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Module:
     """Return a copy of the model that computes the same for ``x + shift`` as the model does for x.
 
     Definition: the first layer's bias becomes ``b - W m``; a convolution that pads with zeros pads with m instead, so
-    that the border, too, is x + m of what it was.
+    that the border, too, is x + m of what it was. That it computes the same is checked on two samples.
     Source: Kindermans et al. 2019 (arXiv:1711.00867).
 
     Args:
         model: its first layer with parameters, in the order in which it calls them, is ``nn.Linear``, ``nn.Conv1d``,
-            ``nn.Conv2d`` or ``nn.Conv3d``, and takes the input, or a flat view of it.
-        x: ``[N, ...]``, to run the model once, as a copy.
+            ``nn.Conv2d`` or ``nn.Conv3d``, and takes the values of the input as they are: the input, a view of it, or
+            with its dimensions in another order.
+        x: ``[N, ...]``, floating; copies of the model run on its first two samples.
         shift: m, a number or a tensor that broadcasts to one sample. For convolutions: a number, or one for each
-            channel, such as ``[C, 1, 1]``.
+            channel, such as ``[C, 1, 1]``. For linear layers over the last dimension of ``[N, T, D]``: a number, or one
+            for each feature, ``[D]``.
 
     Raises:
-        ModelError: the first layer is another.
-        InputError: a shift that does not fit.
+        ModelError: the first layer is another, or gets other values than the input's; a model that returns no tensor or
+            cannot be copied.
+        InputError: a shift that does not fit, or a copy that computes something else: the input goes to other layers,
+            too, or to the first one more than once.
+        InputTypeError: an input of integers.
 
     >>> model = nn.Conv2d(1, 2, 3, padding=1)
     >>> x = torch.randn(1, 1, 5, 5)
     >>> torch.allclose(shifted_model(model, x, 2.0)(x + 2.0), model(x), atol=1e-5)
     True
     """
-    other = copy.deepcopy(model)
-    name, entered = _first_layer(model, x[:2])
-    layer: Any = other.get_submodule(name)
-    m = torch.as_tensor(shift, dtype=x.dtype, device=x.device)
+    other, moved = _shifted(model, checked_input(x), shift)
+    _check_outputs(model, other, x[:2], moved[:2], None, None)
+    return other
+
+
+def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Module, Tensor]:
+    """Return the shifted model, not yet checked, and ``x + m``."""
+    must_be_numbers(x, "a shift is added to it")
+    m = torch.as_tensor(shift, dtype=x.dtype, device=x.device).detach()
     try:
-        m = m.expand(x.shape[1:])
+        whole = m.expand(x.shape[1:])[None]
     except RuntimeError as error:
         raise InputError(
             f"shift has shape {tuple(m.shape)}; expected a number or what broadcasts to {tuple(x.shape[1:])}"
         ) from error
+    other = copied(model, "shifting the input")
+    name, entered, order = _first_layer(model, x[:2])
+    layer: Any = other.get_submodule(name)
+    # m as it enters the layer, in the precision in which nothing is lost.
+    enters = whole.expand(2, *x.shape[1:])[: len(x)].permute(order).reshape(entered).double()
+    weight = layer.weight.double()
     if isinstance(layer, nn.Linear):
-        taken = layer.weight @ m.reshape(entered)
+        rows = enters.reshape(-1, entered[-1])
+        if bool((rows != rows[0]).any()):
+            raise InputError(
+                f"shift differs between the places to which the first layer, {name!r}, is applied; expected one number "
+                f"for each of the {entered[-1]} features of its input, {entered}, the same everywhere"
+            )
+        taken = weight @ rows[0]
     else:
-        flat = m.flatten(1)
+        flat = enters.reshape(-1, layer.in_channels, *entered[-(weight.dim() - 2) :]).transpose(0, 1).flatten(1)
         if bool((flat != flat[:, :1]).any()):
             raise InputError("shift differs within a channel; expected one number for each channel of a convolution")
         each = flat[:, 0]
         # The channels of the input that each output channel sees.
-        groups, wide = layer.groups, layer.weight.flatten(2).sum(dim=2)
+        groups, wide = layer.groups, weight.flatten(2).sum(dim=2)
         taken = (wide.view(groups, -1, wide.shape[1]) * each.view(groups, 1, -1)).sum(dim=2).flatten()
-        _pad_with(layer, each)
-    bias = -taken if layer.bias is None else layer.bias - taken
-    layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
-    return other
+        _pad_with(layer, each.to(x.dtype))
+    bias = -taken if layer.bias is None else layer.bias.double() - taken
+    layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+    return other, x + m
 
 
-def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...]]:
-    """Return the name of the first layer with parameters that is called, and the shape of a sample that enters it."""
-    model, calls = copy.deepcopy(model), []
+@torch.no_grad()
+def _check_outputs(
+    model: nn.Module, other: nn.Module, x: Tensor, moved: Tensor, tolerance: float | None, size: int | None
+) -> None:
+    """Raise unless the other model computes for the moved inputs what the model does for x."""
+    apart = largest = 0.0
+    ours = x
+    for rows in chunks(len(x), size):
+        ours, theirs = (
+            tensor_output(model, each(inputs[rows].clone()), "input_invariance")
+            for each, inputs in ((model, x), (other, moved))
+        )
+        apart = max(apart, float((ours.double() - theirs.double()).abs().max()))
+        largest = max(largest, float(ours.double().abs().max()))
+    share = allowed(tolerance, 1e-3, ours.dtype, x.dtype)
+    if not apart <= share * largest:
+        raise InputError(
+            f"the shifted model is up to {apart:.3g} away from the model, whose outputs reach {largest:.3g}; expected "
+            f"at most {share:g} of that. The input may reach other layers than the first, or that more than once"
+            f"{in_precision(ours.dtype)}"
+        )
+
+
+def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Return the first layer with parameters that is called, the shape that enters it, and of what order of dimensions.
+
+    What enters is ``x.permute(order).reshape(shape)``.
+    """
+    model = copied(model, "shifting the input")
+    calls: list[tuple[str, nn.Module, Any]] = []
     for name, module in model.named_modules():
         if has_parameters(module):
 
             def note(module: nn.Module, inputs: Any, name: str = name) -> None:
-                calls.append((name, module, inputs[0] if inputs else None))
+                if not calls:
+                    given = inputs[0] if inputs else None
+                    calls.append((name, module, given.clone() if isinstance(given, Tensor) else given))
 
             module.register_forward_pre_hook(note)
-    with torch.no_grad():
-        model(x)
+    with torch.no_grad(), kept_random_numbers(x):
+        model(x.clone())  # it may write its input
     if not calls:
         raise ModelError(f"{type(model).__name__} calls no module that has parameters; there is no bias to compensate")
     name, layer, entered = calls[0]
@@ -175,7 +222,13 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...]]:
         raise ModelError(
             f"the first layer, {name!r}, gets {tuple(entered.shape)}; expected the input, {tuple(x.shape)}"
         )
-    return name, tuple(entered.shape[1:])
+    for order in permutations(range(x.dim())):
+        if torch.equal(x.permute(order).reshape(entered.shape), entered.to(x.dtype)):
+            return name, tuple(entered.shape), order
+    raise ModelError(
+        f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as it "
+        "is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes before"
+    )
 
 
 def _pad_with(layer: Any, values: Tensor) -> None:

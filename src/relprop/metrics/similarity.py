@@ -1,7 +1,9 @@
 """How alike are two maps? What the sanity checks compare with.
 
 Each takes two maps ``[N, ...]`` of one shape and returns ``[N]``, float64. None depends on the scale of either map.
-Correlations are 0 where one of the maps does not vary, so that it says nothing.
+A correlation with a map that does not vary is undefined, and so is the cosine of a map of zeros: those are NaN, but 1
+where the two maps are equal. (0 would be the best score of a sanity check, for a map that says nothing.) SSIM has
+constants in its fractions, which define it everywhere.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ NAMES = ("spearman", "pearson", "cosine", "ssim", "hog")
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Correlate the ranks of entries (Spearman); equal entries share their mean rank.
 
-    Range: [-1, 1]; 1 where both order entries alike, 0 for maps that have nothing to do with one another.
+    Range: [-1, 1]; 1 where both order entries alike, 0 for maps that have nothing to do with one another. NaN where one
+    of them does not vary, but 1 where they are equal.
     Source: Adebayo et al. 2018 (arXiv:1810.03292), of signed and of absolute maps.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 10.0, 100.0]])).round(decimals=6)
     tensor([1.], dtype=torch.float64)
     """
     _same_shape(a, b)
-    return spearman(a.flatten(1), b.flatten(1))
+    return _or_equal(a, b, spearman(a.flatten(1), b.flatten(1), torch.nan))
 
 
 def structural_similarity(a: Tensor, b: Tensor, *, window: int | None = None) -> Tensor:
@@ -71,7 +74,7 @@ def hog_similarity(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
 
     Definition: each map summed over channels and divided by its largest absolute value; Pearson's correlation of their
     ``skimage.feature.hog``, of 9 orientations and blocks of 3 x 3 cells, or as many as there are.
-    Range: [-1, 1]; 1 for equal maps.
+    Range: [-1, 1]; 1 for equal maps. NaN where one of two others has no gradient.
     Source: Dalal and Triggs 2005 (doi:10.1109/CVPR.2005.177); Adebayo et al. 2018 (arXiv:1810.03292).
 
     Args:
@@ -102,7 +105,7 @@ def hog_similarity(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
         options = {"pixels_per_cell": (cell, cell), "cells_per_block": (block, block)}
         return torch.stack([torch.from_numpy(feature.hog(each, orientations=9, **options)) for each in maps])
 
-    return pearson(described(_scaled(a)), described(_scaled(b))).to(a.device)
+    return _or_equal(a, b, pearson(described(_scaled(a)), described(_scaled(b)), torch.nan).to(a.device))
 
 
 def similarity_of(similarity: Similarity) -> Callable[[Tensor, Tensor], Tensor]:
@@ -116,7 +119,7 @@ def similarity_of(similarity: Similarity) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda a, b: _column(given(a, b), a)
     named: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "spearman": rank_correlation,
-        "pearson": lambda a, b: pearson(a.flatten(1), b.flatten(1)),
+        "pearson": lambda a, b: _or_equal(a, b, pearson(a.flatten(1), b.flatten(1), torch.nan)),
         "cosine": _cosine,
         "ssim": structural_similarity,
         "hog": hog_similarity,
@@ -128,8 +131,14 @@ def similarity_of(similarity: Similarity) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.double().flatten(1), b.double().flatten(1)
-    sizes = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(sizes == 0, 0.0, (a * b).sum(dim=1) / sizes)
+    # Each by its own size: their product may be too small a number where neither is. 0 / 0 is NaN.
+    found = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(dim=1)
+    return _or_equal(a, b, found.clamp(-1, 1))
+
+
+def _or_equal(a: Tensor, b: Tensor, found: Tensor) -> Tensor:
+    """Return what was found, but 1 where two maps are equal."""
+    return torch.where((a == b).flatten(1).all(dim=1), 1.0, found)
 
 
 def _column(values: Any, like: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
-from relprop.metrics._explain import Explain, Output, Target, explained, repeated, scores
+from relprop.metrics._checked import must_explain
+from relprop.metrics._explain import Explain, Output, Target, checked_input, explained, repeated, scores
 from relprop.tables import text_table
+from relprop.training import one_measurement
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Trajectory:
         return Trajectory(self.inputs[::stride], self.relevance[::stride], self.outputs[::stride])
 
 
+@one_measurement
 def trajectory(
     explain: Explain,
     model: nn.Module,
@@ -76,7 +79,8 @@ def trajectory(
             outputs and the target to ``[N]``.
 
     Raises:
-        InputError: fewer than two points; an explainer that returns another shape, or NaN.
+        InputError: fewer than two points, or no sample; an explainer that returns another shape, or NaN.
+        InputTypeError: no tensor, or relevance in the place of the explainer.
 
     >>> from relprop.metrics import interpolation
     >>> path = interpolation(torch.zeros(1, 2), torch.ones(1, 2), steps=4)
@@ -84,10 +88,13 @@ def trajectory(
     >>> made.jumps.squeeze(1)
     tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
+    must_explain(explain, "trajectory", "every point of the path")
+    checked_input(path, "path")
     if path.dim() < 3 or len(path) < 2:
         raise InputError(
             f"path has shape {tuple(path.shape)}; expected [T + 1, N, ...], at least two points of N samples"
         )
+    path = path.detach()
     relevance = explained_points(explain, model, path, target, internal_batch_size, progress)
     if normalize:
         relevance = normalized(relevance.flatten(2)).view_as(relevance)
@@ -114,9 +121,10 @@ class PathContinuity:
 
     @property
     def values(self) -> Tensor:
-        """How the ratio grew per halving, as a power of two, ``[N]``: 0 continuous, 1 discontinuous.
+        """How the ratio grew with the last halving, as a power of two, ``[N]``; lower is better.
 
-        Definition: ``log2(ratio at the finest / ratio at half as many steps)``; 0 where both are 0.
+        Definition: ``log2(ratio at the finest / ratio at half as many steps)``; 0 where both are 0, infinite where only
+        the finest step sees a change. In the limit 0 for a bounded slope, 1 for a jump.
         """
         last, before = self.ratios[-1], self.ratios[-2]
         return torch.where(last == before, 0.0, (last / before).log2())
@@ -147,9 +155,13 @@ def path_continuity(along: Trajectory, *, halvings: int = 4) -> PathContinuity:
     """Tell a jump of the explanation from a steep slope, by halving the step.
 
     Definition: for steps of each width, the largest ``|R(x_{t+1}) - R(x_t)|_1`` and its largest ratio to
-    ``|x_{t+1} - x_t|_2``. Where R is continuous, the jump halves with the step and the ratio converges to the largest
-    slope; where it is not, the jump stays and the ratio doubles.
-    Range: [0, inf); ``values``, the growth of the ratio per halving as a power of two, goes to 0 or to 1.
+    ``|x_{t+1} - x_t|_2``. Where the slope of R is bounded, the jump halves with the step and the ratio converges to the
+    largest slope; where R is discontinuous, the jump stays and the ratio doubles.
+    Range: jumps and ratios [0, inf). ``values``, the growth of the ratio with the last halving as a power of two, is in
+    [0, inf] on a straight path in equal steps, and may be below 0 on another, whose wide steps cut corners. As the step
+    shrinks it goes to 0 where the slope is bounded, to 1 at a jump, and to what is between where R is continuous and
+    infinitely steep (1/2 for a square root). It is inf where only the finest step sees a change at all: use a longer
+    path. Lower is better.
     Source: Montavon et al. 2018, section 7.1, for the ratio; the halving makes it a test.
 
     Args:
