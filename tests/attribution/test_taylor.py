@@ -157,6 +157,27 @@ def test_the_nearest_root_of_a_relu_network_in_the_plane() -> None:
     assert float((found.distance / brute).max()) < 1.01
 
 
+@pytest.mark.parametrize("seed", [6, 12])
+def test_the_nearest_root_is_not_on_the_side_of_the_gradient(seed: int) -> None:
+    """Against a search in all directions, where the root along the gradient leads to one that is further away."""
+    torch.manual_seed(seed)
+    model, x = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double(), torch.randn(3, 2).double()
+    angle = torch.linspace(0, 2 * math.pi, 1441, dtype=DTYPE)[:-1]
+    radius = torch.linspace(0, 6, 1201, dtype=DTYPE)
+    disc = (radius[:, None, None] * torch.stack([angle.cos(), angle.sin()], 1)).reshape(-1, 2)
+    with torch.no_grad():
+        start = model(x)[:, 0]
+        crossed = [model(point + disc)[:, 0] * value.sign() <= 0 for point, value in zip(x, start, strict=True)]
+    brute = torch.stack([disc[each].norm(dim=1).min() for each in crossed])
+    found = SimpleTaylor(model).expand(x, 0)
+    assert float(found.at_root.abs().max()) < 1e-12
+    assert float((found.distance / brute).max()) < 1.01
+    one = SimpleTaylor(model, starts=0).expand(x, 0).distance
+    assert bool((found.distance <= one + 1e-9).all()) and float((one / brute).max()) > 1.3
+    again = SimpleTaylor(model, seed=0).expand(x[1:], 0)
+    close(again.root, found.root[1:], 1e-6)
+
+
 def test_the_nearest_root_where_the_gradient_turns() -> None:
     """A valley whose floor slopes down: the line along the gradient climbs again, the way down leads to a root."""
     model = Of(lambda x: 4 * x[:, :1].square() + x[:, 1:] + 1)
@@ -176,14 +197,14 @@ def test_several_inputs_and_images(root: Any) -> None:
     model = Of(lambda a, b: (a.square().sum((1, 2)) + 2 * b.sum(1) - 6)[:, None])
     a, b = 1 + vectors(2, 6).reshape(2, 2, 3).abs(), vectors(2, seed=4).abs()
     options = {"baselines": (0.0, -2.0)} if root == "segment" else {}
-    found = SimpleTaylor(model, root, n_steps=50, reach=5.0).expand((a, b), 0, **options)
+    found = SimpleTaylor(model, root, n_steps=50, reach=5.0, starts=2).expand((a, b), 0, **options)
     assert [part.shape for part in found.relevance] == [a.shape, b.shape]
     moved = torch.cat([(x - r).flatten(1) for x, r in zip((a, b), found.root, strict=True)], 1)
     close(found.distance, moved.norm(dim=1))
     close(found.relevance[0], 2 * found.root[0] * (a - found.root[0]), 1e-8)
     close(found.relevance[1], 2 * (b - found.root[1]), 1e-8)
     for n in range(2):
-        one = SimpleTaylor(model, root, n_steps=50, reach=5.0).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
+        one = SimpleTaylor(model, root, n_steps=50, reach=5.0, starts=2).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
         close(torch.cat([part.flatten() for part in one]), torch.cat([p[n].flatten() for p in found.relevance]), 1e-6)
 
 
@@ -226,7 +247,7 @@ def test_an_input_that_is_a_root_itself() -> None:
 def test_the_expansion_prints_and_delta_is_what_is_missing() -> None:
     model = Of(lambda x: x.square().sum(1, keepdim=True) - 1)
     x = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=DTYPE)
-    method = SimpleTaylor(model)
+    method = SimpleTaylor(model, starts=0)
     found, delta = method.attribute(x, 0, return_convergence_delta=True)
     expansion = method.expand(x, 0)
     assert isinstance(expansion, Expansion)
@@ -247,8 +268,8 @@ def test_no_root_on_the_path_is_an_error() -> None:
     x = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=DTYPE)
     with pytest.raises(InputError, match=r"sample 0 has no root along the gradient within 10 times .* `reach`"):
         SimpleTaylor(model, "gradient").attribute(x, 0)
-    with pytest.raises(InputError, match=r"sample 0 has no root along the gradient, nor in 7 steps .*'segment'"):
-        SimpleTaylor(model, iterations=7).attribute(x, 0)
+    with pytest.raises(InputError, match=r"sample 0 has no root along the gradient, nor from any of 3 other starts on.*'segment'"):
+        SimpleTaylor(model, iterations=7, starts=3).attribute(x, 0)
     with pytest.raises(InputError, match=r"samples 0, 1 has|samples 0, 1 have no root on the segment to the reference"):
         SimpleTaylor(model, "segment").attribute(x, 0, baselines=2.0)
     flat = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double()
@@ -263,6 +284,8 @@ BAD: dict[str, tuple[dict[str, Any], Any, dict[str, Any], type[Exception], str]]
     "root": ({"root": "far"}, None, {}, InputError, "root must be one of"),
     "steps": ({"n_steps": 0}, None, {}, InputError, "n_steps"),
     "iterations": ({"iterations": 0}, None, {}, InputError, "iterations"),
+    "starts": ({"starts": -1}, None, {}, InputError, "starts"),
+    "seed": ({"seed": 1.5}, None, {}, InputTypeError, "seed must be an int"),
     "reach": ({"reach": 0.0}, None, {}, InputError, "reach must be positive, got 0.0"),
     "baselines": ({}, None, {"baselines": 0.0}, InputError, "Only root='segment'"),
     "shape": ({"root": "segment"}, None, {"baselines": torch.zeros(3, 4)}, InputError, r"shape \(3, 4\)"),
