@@ -144,3 +144,88 @@ def test_an_output_of_zero_has_no_share() -> None:
     model = mlp()
     with refuses(model, NumericalError, ValueError, "exactly 0", "another output"):
         ExcitationBackprop(model).attribute(vectors(), lambda out: out[:, 0] * 0.0)
+
+
+class Block(nn.Module):
+    """Residual: what is added, subtracted and averaged has both signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h + self.b(h.relu())
+        h = 1.5 - torch.sub(h, self.b(-h), alpha=0.5)
+        h += 0.3
+        out: Tensor = self.out(nn.functional.avg_pool1d(h[:, None], 2)[:, 0])
+        return out
+
+
+def sharing(p: Tensor, *terms: Tensor) -> list[Tensor]:
+    """Return what each of the terms of a sum receives: its positive part of theirs; constants take none."""
+    plus = [term.clamp(min=0) for term in terms]
+    total = torch.stack(plus).sum(0)
+    return [p * part / torch.where(total == 0, 1.0, total) for part in plus]
+
+
+def descended(model: Block, x: Tensor, target: int) -> Tensor:
+    """The probabilities of a block, step by step from the top."""
+
+    def through(layer: nn.Linear, a: Tensor, p: Tensor) -> Tensor:
+        return torch.einsum("nk,nkj->nj", p, winning(layer.weight, a))
+
+    h = model.a(x)
+    branch = model.b(h.relu())
+    added = h + branch
+    other = model.b(-added)
+    less = added - 0.5 * other
+    turned = 1.5 - less
+    last = turned + 0.3
+    left, right = last.reshape(-1, 3, 2).unbind(2)
+    p = winning(model.out.weight, (left + right) / 2)[:, target]
+    p = torch.stack(sharing(p, left, right), 2).flatten(1)
+    (p,) = sharing(p, turned)
+    (p,) = sharing(p, -less)
+    p, p_other = sharing(p, added, -0.5 * other)
+    p = p + through(model.b, -added, p_other)
+    p, p_branch = sharing(p, h, branch)
+    return through(model.a, x, p + through(model.b, h.relu(), p_branch))
+
+
+def test_the_positive_terms_of_sums_share() -> None:
+    model, x = settle(Block()), vectors(6)
+    found, delta = ExcitationBackprop(model, stabilizer=0).attribute(x, 1, return_convergence_delta=True)
+    expected = descended(model, x, 1)
+    assert bool((expected > 0.05).any())
+    close(found, expected)
+    assert bool((found >= 0).all()) and bool((found.sum(1) <= 1 + 1e-9).all())
+    close(delta, 1 - expected.sum(1))
+    ExcitationBackprop(model).report(x, 1).check(1e-9)
+    by_rule = LRP(model, "alpha1_beta0_ignore_bias").attribute(x, 1)  # where sums are shared by a / (a + b)
+    assert float((by_rule / (by_rule.sum(1) + delta)[:, None]).min()) < -0.01
+    weights = [model.a.weight, model.b.weight, model.out.weight]
+    found = ExcitationBackprop(model, stabilizer=0).attribute(x, 1, create_graph=True)
+    mine = torch.autograd.grad(found.square().sum(), weights)
+    theirs = torch.autograd.grad(descended(model, x, 1).square().sum(), weights)
+    for one, other in zip(mine, theirs, strict=True):
+        assert float(other.abs().max()) > 1e-3
+        close(one, other)
+
+
+def test_probabilities_of_deep_residual_networks() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(10)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x.relu())
+            out: Tensor = self.out(x.relu())
+            return out
+
+    torch.manual_seed(0)
+    model, x = Deep().double(), vectors(8, 8).abs()
+    found = ExcitationBackprop(model, stabilizer=0).attribute(x, 1)
+    assert bool((found >= 0).all()) and float(found.sum(1).max()) <= 1 + 1e-9

@@ -204,7 +204,9 @@ def test_several_inputs_and_images(root: Any) -> None:
     close(found.relevance[0], 2 * found.root[0] * (a - found.root[0]), 1e-8)
     close(found.relevance[1], 2 * (b - found.root[1]), 1e-8)
     for n in range(2):
-        one = SimpleTaylor(model, root, n_steps=50, reach=5.0, starts=2).attribute((a[n : n + 1], b[n : n + 1]), 0, **options)
+        one = SimpleTaylor(model, root, n_steps=50, reach=5.0, starts=2).attribute(
+            (a[n : n + 1], b[n : n + 1]), 0, **options
+        )
         close(torch.cat([part.flatten() for part in one]), torch.cat([p[n].flatten() for p in found.relevance]), 1e-6)
 
 
@@ -268,7 +270,9 @@ def test_no_root_on_the_path_is_an_error() -> None:
     x = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=DTYPE)
     with pytest.raises(InputError, match=r"sample 0 has no root along the gradient within 10 times .* `reach`"):
         SimpleTaylor(model, "gradient").attribute(x, 0)
-    with pytest.raises(InputError, match=r"sample 0 has no root along the gradient, nor from any of 3 other starts on.*'segment'"):
+    with pytest.raises(
+        InputError, match=r"sample 0 has no root along the gradient, nor from any of 3 other starts on.*'segment'"
+    ):
         SimpleTaylor(model, iterations=7, starts=3).attribute(x, 0)
     with pytest.raises(InputError, match=r"samples 0, 1 has|samples 0, 1 have no root on the segment to the reference"):
         SimpleTaylor(model, "segment").attribute(x, 0, baselines=2.0)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from relprop.attribution.contract import Contract
 from relprop.attribution.lrp import LRP
 from relprop.errors import NumericalError
+from relprop.propagation import excited
+from relprop.propagation.call import Call
 from relprop.rules.presets import everywhere
 from relprop.rules.registry import Rules
 from relprop.rules.signed import Contrast, ZPlus
+
+_TABLE = excited.table()
 
 
 class ExcitationBackprop(LRP, name="excitation_backprop"):
     """Marginal winning probabilities: from the explained unit, attention descends by what excites.
 
     Definition: ``P_j = sum_k a_j (w_jk)+ / sum_i a_i (w_ik)+ P_k``, beginning with ``P = 1`` at the explained output;
-    biases take no part. It is the z+ rule with the bias ignored, on every linear layer, with another seed: times ``f``
-    it is ``LRP(model, "alpha1_beta0_ignore_bias")``. Where an input is negative its contribution counts as positive if
-    the product ``a w`` is.
+    biases take no part. It is the z+ rule with the bias ignored, on every linear layer, with another seed. Where an
+    input is negative its contribution counts as positive if the product ``a w`` is. Sums and means are layers of
+    weight 1: their positive terms share, so that ``P >= 0`` where a residual branch is negative too. Without negative
+    terms it is ``LRP(model, "alpha1_beta0_ignore_bias")`` over ``f``.
     Conserves: where every unit that is reached has a positive contribution, ``sum P = 1``; delta is ``1 - sum P``.
 
     Args:
@@ -43,6 +50,9 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
 
     def _rules(self, stabilizer: float) -> Rules:
         return everywhere(ZPlus(bias="ignore", stabilizer=stabilizer))
+
+    def make_call(self, **options: Any) -> Call:
+        return super().make_call(table=_TABLE, **options)
 
     def seed(self, output: Tensor) -> Tensor:
         if bool((output == 0).any()):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -346,6 +347,11 @@ for _enter_all in (
 def operation_of(func: Callable[..., Any]) -> Operation | None:
     """Return what a function does, or None for a function the table does not know."""
     return _TABLE.get(func)
+
+
+def all_operations() -> Mapping[Any, Operation]:
+    """Return the operations of the rules, by function."""
+    return MappingProxyType(_TABLE)
 
 
 def makes_constants(func: Callable[..., Any]) -> bool:
