@@ -281,7 +281,16 @@ def test_no_root_on_the_path_is_an_error() -> None:
         flat[0].bias.fill_(-100.0)
         flat[2].bias.fill_(1.0)
     with pytest.raises(InputError, match="which is zero"):
+        SimpleTaylor(flat, "gradient").attribute(x, 0)
+    with pytest.raises(
+        InputError, match="samples 0, 1 has no root along the gradient, nor from any of 8 other starts on"
+    ):
         SimpleTaylor(flat).attribute(x, 0)
+    with torch.no_grad():
+        flat[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
+        flat[0].bias.fill_(-12.0)
+        flat[2].weight.fill_(-0.5)
+    close(SimpleTaylor(flat).expand(x, 0).distance, torch.full((2,), 1.4, dtype=DTYPE))  # 3 a + 4 b = 14 from (1, 1)
 
 
 BAD: dict[str, tuple[dict[str, Any], Any, dict[str, Any], type[Exception], str]] = {

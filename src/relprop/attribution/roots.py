@@ -137,15 +137,17 @@ def nearest_of(
     """Return the nearest of the roots that several searches lead to; NaN where none does.
 
     The first begins at ``root``, the others go to as far as the nearest root so far, each in one direction, downhill
-    from there, and back to the first root on the way. Every one goes on to the nearest root around it.
+    from there, and back to the first root on the way. Every one goes some steps on to the nearest root around it, and
+    the nearest of all goes on to the end.
 
     Args:
         start: ``f(x)``.
         root: roots to begin with, NaN where there is none.
         directions: ``[D]`` each, of any length, the same for every sample.
     """
-    far = start.abs() / slope(x).norm(dim=1)
-    far = torch.where(far.isfinite(), far, 1.0)  # as far as a linear function's root, where there is no other
+    few = max(1, iterations // 5)
+    far = start.abs() / slope(x).norm(dim=1)  # as far as a linear function's root, where no other is known
+    far = torch.where(far.isfinite(), far, x.norm(dim=1).clamp(min=1.0))
     best, nearest = root, torch.full_like(start, torch.nan)
     for begin in (None, *directions):
         if begin is not None:
@@ -153,11 +155,13 @@ def nearest_of(
             point = x + radius[:, None] * _unit(begin[None])
             root = first_roots(value, slope, x, start, point, n_steps, iterations)
         found = ~root.isnan().any(1)
-        root = nearest_root(value, slope, x, start, torch.where(found[:, None], root, x), n_steps, iterations)
+        root = nearest_root(value, slope, x, start, torch.where(found[:, None], root, x), n_steps, few)
         distance = (root - x).norm(dim=1)
         nearer = found & (nearest.isnan() | (distance < nearest))
         best, nearest = torch.where(nearer[:, None], root, best), torch.where(nearer, distance, nearest)
-    return best
+    found = ~nearest.isnan()[:, None]
+    polished = nearest_root(value, slope, x, start, torch.where(found, best, x), n_steps, iterations)
+    return torch.where(found, polished, torch.nan)
 
 
 def nearest_root(

@@ -135,7 +135,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
             ``return_convergence_delta`` a pair of that and delta.
 
         Raises:
-            InputError: where there is no root on the path, for a gradient of zero, for a structure of inputs, or for
+            InputError: where no root is found (along a gradient of zero there is none), for a structure of inputs, or for
                 baselines of another shape or without ``root="segment"``.
             InputTypeError: for token ids.
             RelpropError: what every method raises.
@@ -198,7 +198,9 @@ class SimpleTaylor(Method, name="simple_taylor"):
             return path(t[:, None])
         gradient = slope(x)
         steepness = gradient.norm(dim=1)
-        _check_found(torch.where((steepness == 0) & (output != 0), torch.nan, 0.0), "along the gradient, which is zero")
+        if self.root == "gradient":
+            flat = (steepness == 0) & (output != 0)
+            _check_found(torch.where(flat, torch.nan, 0.0), "along the gradient, which is zero")
         steepness = torch.where(steepness == 0, 1.0, steepness)
         path = ray(x, -output.sign()[:, None] * gradient / steepness[:, None])
         far = self.reach * output.abs() / steepness
