@@ -135,8 +135,8 @@ class SimpleTaylor(Method, name="simple_taylor"):
             ``return_convergence_delta`` a pair of that and delta.
 
         Raises:
-            InputError: where no root is found (along a gradient of zero there is none), for a structure of inputs, or for
-                baselines of another shape or without ``root="segment"``.
+            InputError: where no root is found (along a gradient of zero there is none), for a structure of inputs, or
+                for baselines of another shape or without ``root="segment"``.
             InputTypeError: for token ids.
             RelpropError: what every method raises.
         """
