@@ -67,7 +67,7 @@ def methods(model: nn.Module, background: Tensor) -> list[tuple[str, Method, dic
         ("DeepLIFT, Rescale", relprop.DeepLift(model), {}),
         ("DeepLIFT, RevealCancel", relprop.DeepLift(model, "reveal_cancel"), {}),
         ("DeepLIFT SHAP", relprop.DeepLiftShap(model), {"baselines": background}),
-        ("Simple Taylor", relprop.SimpleTaylor(model, iterations=10), {}),
+        ("Simple Taylor", relprop.SimpleTaylor(model, iterations=10, starts=2), {}),
         ("Deep Taylor, z+ and zB", relprop.DeepTaylor(model, bounds=(LOW, HIGH)), {}),
         ("LRP-0", LRP(model, "lrp0"), {}),
         ("LRP epsilon-gamma", LRP(model), {}),
