@@ -16,8 +16,10 @@ from relprop import (
     GradientXInput,
     InputError,
     InputTypeError,
+    NumericalError,
     Sensitivity,
     SimpleTaylor,
+    TrainingModeWarning,
     explain,
 )
 from relprop.rules import WSquare
@@ -176,6 +178,43 @@ def test_the_nearest_root_is_not_on_the_side_of_the_gradient(seed: int) -> None:
     assert bool((found.distance <= one + 1e-9).all()) and float((one / brute).max()) > 1.3
     again = SimpleTaylor(model, seed=0).expand(x[1:], 0)
     close(again.root, found.root[1:], 1e-6)
+
+
+def test_a_sample_is_expanded_alone_as_in_a_batch() -> None:
+    """Roots that lie where several kinks meet: whose side the limit takes must not hang on the last digits."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)).double()
+    for parameter in model.parameters():
+        parameter.data *= 2
+    x = 2 * torch.randn(6, 2).double()
+    method = SimpleTaylor(model)
+    together = method.expand(x)
+    for n in range(6):
+        alone = method.expand(x[n : n + 1])
+        close(alone.relevance[0], together.relevance[n], 1e-9)
+        close(alone.root[0], together.root[n], 1e-9)
+
+
+def test_a_search_may_leave_the_domain_of_the_model() -> None:
+    model = Of(lambda x: x.sqrt().sum(1, keepdim=True) - 1)
+    x = torch.tensor([[0.1, 0.1], [0.3, 0.3]], dtype=DTYPE)
+    found = SimpleTaylor(model).expand(x, 0)
+    close(found.root, torch.full((2, 2), 0.25, dtype=DTYPE), 1e-7)
+    close(found.relevance, x - 0.25, 1e-7)
+    for n in range(2):
+        close(SimpleTaylor(model).attribute(x[n : n + 1], 0)[0], found.relevance[n], 1e-7)
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        SimpleTaylor(model).attribute(-x, 0)
+
+
+@pytest.mark.parametrize("root", ["nearest", "gradient"])
+def test_a_network_that_draws_is_one_network_in_all_passes(root: Any) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.5), nn.ReLU(), nn.Linear(40, 1)).double().train()
+    with pytest.warns(TrainingModeWarning):
+        found = SimpleTaylor(model, root).expand(torch.randn(1, 3).double(), 0)
+    assert float(found.at_root.abs().max()) < 1e-12 < float(found.distance.min())
+    assert float(found.output.abs().min()) > 1e-3
 
 
 def test_the_nearest_root_where_the_gradient_turns() -> None:

@@ -1,6 +1,7 @@
 """Where a function of every sample is zero: on a path from the input, and nearest to it.
 
 Functions take rows ``[N, D]`` and give one number for each, ``[N]``; what is found for a sample depends on it alone.
+Where a function is not defined (NaN), there is no root, and no way on.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def first_root(value: Value, path: Path, start: Tensor, length: Tensor, n_steps:
     sign = start.sign()
 
     def remaining(t: Tensor) -> Tensor:
-        """Return the values, positive as long as they are of the sign they start with."""
-        return value(path(t[:, None])) * sign
+        """Return the values, positive as long as they are of the sign they start with, or none."""
+        return (value(path(t[:, None])) * sign).nan_to_num(torch.inf, torch.inf, -torch.inf)
 
     low, high = torch.zeros_like(length), torch.where(sign == 0, 0.0, torch.nan).to(length)
     above, below = start * sign, torch.zeros_like(length)
@@ -112,7 +113,7 @@ def other_side(value: Value, slope: Value, point: Tensor, sign: Tensor, iteratio
         gradient = slope(point)
         size = gradient.square().sum(1)
         step = torch.where(within & (size > 0), 1.5 * output / torch.where(size > 0, size, 1.0), 0.0)
-        point = point - step[:, None] * gradient
+        point = torch.where(step[:, None] != 0, point - step[:, None] * gradient, point)
     return point
 
 
@@ -180,17 +181,18 @@ def nearest_root(
     distance = (root - x).norm(dim=1)
     direction = _unit(root - x)
     eps = float(torch.finfo(x.dtype).eps)
-    rate, smallest = torch.ones_like(distance), eps**0.5
+    rate, smallest = torch.ones_like(distance), 4 * eps  # at a kink, on which no gradient lies, all digits count
     looks = max(1, n_steps // 10)  # any nearer root will do, it need not be the first
     for _ in range(iterations):
         towards = -start.sign()[:, None] * _unit(slope(limit(x, root)))
-        rate = torch.where((towards - direction).norm(dim=1) < smallest, 0.0, rate)
-        if bool((rate < smallest).all()):
+        rate = torch.where((towards - direction).norm(dim=1) < eps**0.5, 0.0, rate)
+        moving = rate >= smallest
+        if not bool(moving.any()):
             break
         turned = _unit(torch.lerp(direction, towards, rate[:, None]))
         path = ray(x, turned)
         t = first_root(value, path, start, distance, looks)
-        nearer = t < distance * (1 - 4 * eps)
+        nearer = moving & (t < distance * (1 - 4 * eps))
         distance = torch.where(nearer, t, distance)
         direction = torch.where(nearer[:, None], turned, direction)
         root = torch.where(nearer[:, None], path(distance[:, None]), root)

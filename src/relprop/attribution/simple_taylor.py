@@ -15,10 +15,11 @@ from relprop.attribution.passes import positive_number, whole_number
 from relprop.attribution.randomness import as_seed, draws
 from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment
-from relprop.errors import InputError, InputTypeError
+from relprop.errors import InputError, InputTypeError, NumericalError
 from relprop.inputs import Given, as_inputs
 from relprop.tables import text_table
 from relprop.targets import Target
+from relprop.training import SameDraws
 
 RootSearch = Literal["nearest", "gradient", "segment"]
 
@@ -138,6 +139,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
             InputError: where no root is found (along a gradient of zero there is none), for a structure of inputs, or
                 for baselines of another shape or without ``root="segment"``.
             InputTypeError: for token ids.
+            NumericalError: where the output is NaN or infinite. On the way to a root that only ends the way there.
             RelpropError: what every method raises.
         """
         found = self.expand(inputs, target, additional_forward_args, baselines=baselines, forward_kwargs=forward_kwargs)
@@ -162,21 +164,26 @@ class SimpleTaylor(Method, name="simple_taylor"):
         _check(given)
         if baselines is not None and self.root != "segment":
             raise InputError(f"Only root='segment' searches towards baselines; root={self.root!r} has no use for them.")
-        gradient = Gradient(self.model)
+        gradient, draws = Gradient(self.model), SameDraws(self.model, given.tensors)
+        x = _joined(given.tensors)
 
         def value(rows: Tensor) -> Tensor:
             points = given.replaced(_split(rows, given))
-            found = self.explained(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
+            with draws.again():
+                found = self.explained(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
             return found.to(rows.dtype)
 
         def slope(rows: Tensor) -> Tensor:
-            points = given.replaced(_split(rows, given))
-            found = gradient.attribute(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
-            return _joined(given.aligned(found, "The gradient"))
+            within = value(rows).isfinite()[:, None]  # a search may leave the domain of the model
+            points = given.replaced(_split(torch.where(within, rows, x), given))
+            with draws.again():
+                found = gradient.attribute(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
+            return torch.where(within, _joined(given.aligned(found, "The gradient")), 0.0)
 
-        x = _joined(given.tensors)
         with torch.no_grad():
             output = value(x)
+            if not bool(output.isfinite().all()):
+                raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
             root = self._root(value, slope, x, output, given, baselines)
             moved = x - root
             relevance = slope(limit(x, root)) * moved
