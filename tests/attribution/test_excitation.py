@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -229,3 +231,63 @@ def test_probabilities_of_deep_residual_networks() -> None:
     model, x = Deep().double(), vectors(8, 8).abs()
     found = ExcitationBackprop(model, stabilizer=0).attribute(x, 1)
     assert bool((found >= 0).all()) and float(found.sum(1).max()) <= 1 + 1e-9
+
+
+PLACES = torch.tensor([0, 1, 1, 0, 1, 1])
+
+
+def nothing(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), 2, dtype=x.dtype)
+
+
+def places(x: Tensor) -> Tensor:
+    return PLACES.expand(len(x), -1)
+
+
+SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "index_add": lambda x: nothing(x).index_add(1, PLACES, x),
+    "index_add, subtracted": lambda x: nothing(x).index_add(1, PLACES, x, alpha=-2),
+    "scatter_add": lambda x: nothing(x).scatter_add(1, places(x), x),
+    "scatter_reduce": lambda x: nothing(x).scatter_reduce(1, places(x), x, "mean", include_self=False),
+    "index_reduce": lambda x: nothing(x).index_reduce(1, PLACES, x, "mean"),
+    "index_put": lambda x: nothing(x).T.index_put((PLACES,), x.T, accumulate=True).T,
+    "mean": lambda x: x.reshape(-1, 3, 2).mean(1),
+    "sum": lambda x: torch.stack([x[:, :2].sum(1), x[:, 2:].sum(1)], 1),
+    "cumsum": lambda x: x.cumsum(1)[:, 2::3],
+    "avg_pool": lambda x: nn.functional.avg_pool1d(x[:, None], 3)[:, 0],
+    "adaptive_avg_pool": lambda x: nn.functional.adaptive_avg_pool1d(x[:, None], 2)[:, 0],
+    "interpolate": lambda x: nn.functional.interpolate(x[:, None], 2, mode="linear", antialias=False)[:, 0],
+    "fold": lambda x: nn.functional.fold(x.reshape(-1, 2, 3), (1, 4), (1, 2))[:, 0, 0, 1:3],
+}
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
+@pytest.mark.parametrize("name", SUMS)
+def test_every_sum_is_a_layer_of_positive_weight(name: str) -> None:
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(SUMS[name](x))
+            return out
+
+    model, x = settle(Summing()), vectors(5, 6)
+    matrix = SUMS[name](torch.eye(6, dtype=x.dtype)).T  # [2, 6]
+    p = winning(model.out.weight, SUMS[name](x))[:, 1]
+    found = ExcitationBackprop(model, stabilizer=0).attribute(x, 1)
+    close(found, torch.einsum("nk,nkj->nj", p, winning(matrix, x)).detach())
+    assert bool((found > 0).any())
+    ExcitationBackprop(model).report(x, 1).check(1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float16, 1e-4), (torch.bfloat16, 1e-37), (torch.float32, 1e-37)])
+def test_a_small_term_beside_a_large_one(dtype: torch.dtype, small: float) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :1] + x[:, 1:]
+
+    x = torch.tensor([[small, -8.0], [0.0, -8.0]], dtype=dtype)
+    found = ExcitationBackprop(Sum()).attribute(x)
+    assert torch.allclose(found, torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=dtype), atol=1e-2)

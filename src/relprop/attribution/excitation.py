@@ -23,9 +23,10 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
 
     Definition: ``P_j = sum_k a_j (w_jk)+ / sum_i a_i (w_ik)+ P_k``, beginning with ``P = 1`` at the explained output;
     biases take no part. It is the z+ rule with the bias ignored, on every linear layer, with another seed. Where an
-    input is negative its contribution counts as positive if the product ``a w`` is. Sums and means are layers of
-    weight 1: their positive terms share, so that ``P >= 0`` where a residual branch is negative too. Without negative
-    terms it is ``LRP(model, "alpha1_beta0_ignore_bias")`` over ``f``.
+    input is negative its contribution counts as positive if the product ``a w`` is. Sums and means, in places and of
+    neighbours too, are layers of positive weight: their positive terms share, so that ``P >= 0`` where a residual
+    branch is negative too. (Products with matrices that are no parameters share as under LRP.) Without negative terms
+    it is ``LRP(model, "alpha1_beta0_ignore_bias")`` over ``f``.
     Conserves: where every unit that is reached has a positive contribution, ``sum P = 1``; delta is ``1 - sum P``.
 
     Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from relprop.propagation.handler import Here
 from relprop.propagation.operations import Operation, all_operations, functions_named
 from relprop.propagation.storage import map_tensors
+
+Handler = Callable[..., Any]
 
 
 def add(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -35,6 +38,27 @@ def total(here: Here, *args: Any, **kwargs: Any) -> Tensor:
     return _explained(here, here.func(*args, **kwargs), here.func(*plus[0], **plus[1]))
 
 
+def index_add(here: Here, input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """``input`` with ``alpha source`` added in places."""
+    terms = _excites(here, source, -1.0 if alpha < 0 else 1.0)
+    plus = here.func(_excites(here, input, 1.0), dim, index, terms, alpha=abs(alpha))
+    return _explained(here, here.func(input, dim, index, source, alpha=alpha), plus)
+
+
+def scattered(handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
+    """What is added in places, or averaged there; what takes a place, and the largest of several, are as they are."""
+    reduce = next((value for value in (*args, *kwargs.values()) if isinstance(value, str)), None)
+    accumulate = kwargs.get("accumulate", args[-1] is True)
+    adds = accumulate if reduce is None else reduce in ("sum", "add", "mean")
+    return total(here, *args, **kwargs) if adds else handler(here, *args, **kwargs)
+
+
+def interpolated(handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
+    """Means of neighbours; bicubic ones have weights of both signs."""
+    bicubic = "bicubic" in (value for value in (*args, *kwargs.values()) if isinstance(value, str))
+    return handler(here, *args, **kwargs) if bicubic else total(here, *args, **kwargs)
+
+
 def _sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     out = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
     plus = sum(_excites(here, x, weight) for x, weight in ((first, 1.0), (second, alpha)) if here.active(x))
@@ -52,10 +76,11 @@ def _excites(here: Here, x: Tensor, weight: float) -> Tensor:
 def _explained(here: Here, out: Tensor, plus: Tensor) -> Tensor:
     """Return ``out``, of which every term receives its part of the sum ``plus`` of those that excite it."""
     here.by_autograd()
-    none = plus.detach() == 0
+    none = plus.detach() <= 4 / torch.finfo(plus.dtype).max  # less has no reciprocal
     here.declared = lambda c, value: {"rule": torch.where(none, c * value, 0.0)}
-    share = here.call.constant(out / torch.where(none, 1.0, plus))
-    return here.call.switch(out, plus * share)
+    share = torch.where(none, 0.0, 1 / torch.where(none, 1.0, plus))
+    # The relevance c out first, which is no larger than any: out / plus may be.
+    return here.call.switch(out, plus * here.call.constant(share) * here.call.constant(out))
 
 
 _SUMS = {
@@ -67,16 +92,28 @@ _SUMS = {
     "__sub__": sub,
     "rsub": rsub,
     "__rsub__": rsub,
+    "index_add": index_add,
 }
 _TOTALS = (
-    "sum", "nansum", "mean", "nanmean", "cumsum", "trace", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "index_add", "scatter_add",
+    "sum", "nansum", "mean", "nanmean", "cumsum", "trace", "fold", "sum_to_size", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "scatter_add",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_nearest",
+    "upsample_bilinear",
 )  # fmt: skip
+
+
+_SCATTERED = ("scatter", "scatter_reduce", "index_reduce", "index_put", "put", "segment_reduce")
 
 
 def table() -> Mapping[Any, Operation]:
     """Return the operations of the rules, with sums that are shared by what excites them."""
-    handlers = {**_SUMS, **dict.fromkeys(_TOTALS, total)}
     rules = all_operations()
-    changed = {function: name for name in handlers for function in functions_named(name) if function in rules}
-    return {**rules, **{f: replace(rules[f], handler=handlers[name]) for f, name in changed.items()}}
+
+    def named(names: Iterable[str]) -> Iterator[Any]:
+        return (function for name in names for function in functions_named(name) if function in rules)
+
+    changed: dict[Any, Handler] = dict.fromkeys(named(_TOTALS), total)
+    changed |= {function: handler for name, handler in _SUMS.items() for function in named([name])}
+    changed |= {function: partial(scattered, rules[function].handler) for function in named(_SCATTERED)}
+    changed |= {function: partial(interpolated, rules[function].handler) for function in named(["interpolate"])}
+    return {**rules, **{function: replace(rules[function], handler=handler) for function, handler in changed.items()}}
