@@ -71,7 +71,9 @@ def one_attribution(method: F) -> F:
 
 def warn_of_training(model: nn.Module, what: str = "explanation") -> bool:
     """Warn where dropout or batch norm in training mode would change the answer, and say if so; change nothing."""
-    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase)
+    changing = (
+        nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase, nn.MultiheadAttention,
+    )  # fmt: skip
     for name, module in model.named_modules():
         rate = getattr(module, "p", getattr(module, "dropout", 1))
         if isinstance(module, changing) and module.training and rate != 0:

@@ -19,6 +19,7 @@ from relprop import (
     InputError,
     IntegratedGradients,
     SimpleTaylor,
+    TrainingModeWarning,
 )
 from tests.attribution.checks import refuses
 from tests.attribution.models import close, mlp, settle, vectors
@@ -123,3 +124,20 @@ def test_why_a_combination_claims_no_sum() -> None:
     several = Combined([GradientXInput(model), DeepLift(model)])
     with refuses(model, InputError, ValueError, "GradientXInput to f, DeepLift to f - f'"):
         several.attribute(x, 1, return_convergence_delta=True)
+
+
+def test_dropout_inside_attention_warns() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.attention(x, x, x)[0].sum(1)
+            return out
+
+    model, x = Attending().double().train(), torch.randn(2, 3, 4, dtype=torch.float64)
+    with pytest.warns(TrainingModeWarning, match=r"'attention' \(MultiheadAttention\)"):
+        Gradient(model).attribute(x, 1)
+    model.attention.dropout = 0.0
+    Gradient(model).attribute(x, 1)

@@ -104,6 +104,7 @@ def other_mask(x: Tensor) -> Tensor:
 NO_RELUS: dict[str, Activation] = {
     "maximum": lambda x: torch.maximum(x, 0.1 + zero(x)),
     "clamp by a tensor": lambda x: x.clamp(min=zero(x) - 0.2),
+    "clamp by what depends on the input": lambda x: torch.clamp(x, min=(x - x.detach()).sum(1, keepdim=True)),
     "clamp to a tensor": lambda x: x.clamp(zero(x), 1 + zero(x)),
     "max over a dimension": lambda x: x - x.max(1, keepdim=True)[0],
     "hardtanh": lambda x: F.hardtanh(x, 0.0, 1.0),

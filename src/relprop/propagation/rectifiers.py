@@ -71,7 +71,7 @@ def _relu(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None
 
 
 def _clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:
-    return input if is_zero(min) and _is_unbounded(max) else None
+    return input if is_zero(min) and not here.active(min) and _is_unbounded(max) else None
 
 
 def _hardtanh(
