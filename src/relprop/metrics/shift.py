@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from relprop.errors import InputError, ModelError
 from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
-from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
+from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained, finite
 from relprop.metrics._randomised import has_parameters, kept_random_numbers
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
@@ -116,8 +116,8 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
     Raises:
         ModelError: the first layer is another, or gets other values than the input's; a model that returns no tensor or
             cannot be copied.
-        InputError: a shift that does not fit, or a copy that computes something else: the input goes to other layers,
-            too, or to the first one more than once.
+        InputError: a shift that does not fit; NaN or infinity in it, in x or in what comes out; or a copy that computes
+            something else: the input goes to other layers, too, or to the first one more than once.
         InputTypeError: an input of integers.
 
     >>> model = nn.Conv2d(1, 2, 3, padding=1)
@@ -133,7 +133,10 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
 def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Module, Tensor]:
     """Return the shifted model, not yet checked, and ``x + m``."""
     must_be_numbers(x, "a shift is added to it")
-    m = torch.as_tensor(shift, dtype=x.dtype, device=x.device).detach()
+    finite(x, "x")
+    m = torch.as_tensor(shift, dtype=torch.float64, device=x.device).detach().to(x.dtype)
+    if not bool(m.isfinite().all()):
+        raise InputError(f"shift holds NaN or infinity in {x.dtype}; expected finite numbers")
     try:
         whole = m.expand(x.shape[1:])[None]
     except RuntimeError as error:
@@ -173,19 +176,20 @@ def _check_outputs(
     model: nn.Module, other: nn.Module, x: Tensor, moved: Tensor, tolerance: float | None, size: int | None
 ) -> None:
     """Raise unless the other model computes for the moved inputs what the model does for x."""
-    apart = largest = 0.0
+    apart, largest = [], []
     ours = x
     for rows in chunks(len(x), size):
         ours, theirs = (
             tensor_output(model, each(inputs[rows].clone()), "input_invariance")
             for each, inputs in ((model, x), (other, moved))
         )
-        apart = max(apart, float((ours.double() - theirs.double()).abs().max()))
-        largest = max(largest, float(ours.double().abs().max()))
+        apart.append((ours.double() - theirs.double()).abs().max())
+        largest.append(ours.double().abs().max())
     share = allowed(tolerance, 1e-3, ours.dtype, x.dtype)
-    if not apart <= share * largest:
+    far, reach = (float(torch.stack(each).max()) for each in (apart, largest))  # NaN where there is one
+    if not far <= share * reach:
         raise InputError(
-            f"the shifted model is up to {apart:.3g} away from the model, whose outputs reach {largest:.3g}; expected "
+            f"the shifted model is up to {far:.3g} away from the model, whose outputs reach {reach:.3g}; expected "
             f"at most {share:g} of that. The input may reach other layers than the first, or that more than once"
             f"{in_precision(ours.dtype)}"
         )
