@@ -1,8 +1,11 @@
-"""Shifted models are checked: NaN is no agreement."""
+"""Shifted models are checked: NaN is no agreement, and the model stays as it is."""
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,3 +51,41 @@ def test_outputs_that_are_nan_do_not_agree() -> None:
         input_invariance(ones, model, first, shift=-10.0, internal_batch_size=3)
     with pytest.raises(InputError, match="x holds NaN or infinity in 1 of 8 samples"):
         shifted_model(nn.Linear(4, 1), x.clone().index_fill_(0, torch.tensor([5]), math.nan), 1.0)
+
+
+@pytest.fixture
+def training() -> Iterator[nn.Module]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)).double().train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of training mode
+        yield model
+
+
+@pytest.mark.parametrize("metric", ["shifted_model", "input_invariance"])
+def test_the_model_and_the_random_numbers_stay(training: nn.Module, metric: str) -> None:
+    x = torch.randn(6, 4, dtype=torch.float64)
+    before, numbers = copy.deepcopy(training.state_dict()), torch.get_rng_state()
+    seen: list[nn.Module] = []
+
+    def explain(model: nn.Module, x: Tensor, target: Any) -> Tensor:
+        seen.append(model)
+        return torch.ones_like(x)
+
+    if metric == "shifted_model":
+        seen = [shifted_model(training, x, 2.0)]
+    else:
+        input_invariance(explain, training, x, shift=2.0, internal_batch_size=3)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    for key, value in training.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    for model in seen:
+        assert int(model[1].num_batches_tracked) == 0
+        assert torch.equal(model[1].running_mean, torch.zeros(6, dtype=torch.float64))
+
+
+def test_one_sample_in_training_mode(training: nn.Module) -> None:
+    x = torch.randn(1, 4, dtype=torch.float64)
+    for call in (shifted_model, lambda model, x, m: input_invariance(ones, model, x, shift=m)):
+        with pytest.raises(InputError, match=r"does not run on \(1, 4\) .*more than 1 value per channel.*model.eval"):
+            call(training, x, 1.0)

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from relprop.errors import InputError, ModelError
 from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
 from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained, finite
-from relprop.metrics._randomised import has_parameters, kept_random_numbers
+from relprop.metrics._randomised import has_parameters, run
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
 from relprop.training import one_measurement
@@ -175,12 +175,13 @@ def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Mod
 def _check_outputs(
     model: nn.Module, other: nn.Module, x: Tensor, moved: Tensor, tolerance: float | None, size: int | None
 ) -> None:
-    """Raise unless the other model computes for the moved inputs what the model does for x."""
+    """Raise unless the other model computes for the moved inputs what the model does for x; copies of both run."""
+    model, other = (copied(each, "shifting the input") for each in (model, other))
     apart, largest = [], []
     ours = x
     for rows in chunks(len(x), size):
         ours, theirs = (
-            tensor_output(model, each(inputs[rows].clone()), "input_invariance")
+            tensor_output(model, run(each, inputs[rows]), "input_invariance")
             for each, inputs in ((model, x), (other, moved))
         )
         apart.append((ours.double() - theirs.double()).abs().max())
@@ -211,8 +212,7 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
                     calls.append((name, module, given.clone() if isinstance(given, Tensor) else given))
 
             module.register_forward_pre_hook(note)
-    with torch.no_grad(), kept_random_numbers(x):
-        model(x.clone())  # it may write its input
+    run(model, x)
     if not calls:
         raise ModelError(f"{type(model).__name__} calls no module that has parameters; there is no bias to compensate")
     name, layer, entered = calls[0]
