@@ -1,4 +1,4 @@
-"""Shifted models are checked: NaN is no agreement, and the model stays as it is."""
+"""Shifted models are checked: NaN is no agreement, blank samples hide no order, and the model stays as it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import InputError
+from relprop import InputError, ModelError
 from relprop.metrics import input_invariance, shifted_model
 
 
@@ -89,3 +89,35 @@ def test_one_sample_in_training_mode(training: nn.Module) -> None:
     for call in (shifted_model, lambda model, x, m: input_invariance(ones, model, x, shift=m)):
         with pytest.raises(InputError, match=r"does not run on \(1, 4\) .*more than 1 value per channel.*model.eval"):
             call(training, x, 1.0)
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self, before: Any = lambda x: x) -> None:
+        super().__init__()
+        self.conv, self.out, self.before = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2), before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(self.before(x.permute(0, 3, 1, 2)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("blank", [0.0, 0.7])
+def test_blank_samples_first(dtype: torch.dtype, blank: float) -> None:
+    torch.manual_seed(0)
+    model = ChannelsLast().double()
+    x = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    x[:2] = blank
+    m = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    other = shifted_model(model.to(dtype), x.to(dtype), m)
+    expected = model.conv.bias.double() - torch.einsum("ochw,c->o", model.conv.weight.double(), m)
+    torch.testing.assert_close(other.conv.bias, expected.to(dtype))
+    if dtype == torch.float64:
+        torch.testing.assert_close(other(x + m), model(x))
+
+
+def test_blank_samples_hide_nothing() -> None:
+    """Before the layer something stands that leaves zeros as they are."""
+    x = torch.zeros(2, 3, 3, 3, dtype=torch.float64)
+    for before in (torch.relu, lambda x: 2 * x):
+        with pytest.raises(ModelError, match="gets other values than the input"):
+            shifted_model(ChannelsLast(before).double(), x, 1.0)

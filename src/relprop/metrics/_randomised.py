@@ -93,8 +93,8 @@ def run(model: nn.Module, x: Tensor) -> Any:
             return model(x.clone())
     except ValueError as error:
         raise InputError(
-            f"a copy of the model does not run on {tuple(x.shape)} ({error}); expected inputs that it takes; batch norm "
-            "in training mode takes more samples than one: pass more, or call model.eval()"
+            f"a copy of the model does not run on {tuple(x.shape)} ({error}); expected inputs that it takes; batch "
+            "norm in training mode takes more samples than one: pass more, or call model.eval()"
         ) from error
 
 

@@ -201,6 +201,28 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
 
     What enters is ``x.permute(order).reshape(shape)``.
     """
+    name, entered = _entering(model, x)
+    shape = tuple(entered.shape)
+    orders = [
+        order for order in permutations(range(x.dim())) if torch.equal(x.permute(order).reshape(shape), entered.to(x))
+    ]
+    places = torch.arange(x.numel(), device=x.device).view(x.shape)
+    if any(not torch.equal(places.permute(order).flatten(), places.permute(orders[0]).flatten()) for order in orders):
+        # Blank samples look the same in several orders: numbers that differ, also when rounded, of both signs.
+        probe = ((places + 1) * (1 - 2 * (places % 2)) / x.numel()).to(x.dtype)
+        entered = _entering(model, probe)[1].to(x)
+        orders = [order for order in orders if torch.equal(probe.permute(order).reshape(shape), entered)]
+    if not orders:
+        raise ModelError(
+            f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as "
+            "it is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes "
+            "before"
+        )
+    return name, shape, orders[0]
+
+
+def _entering(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
+    """Return the name of the first layer with parameters that is called, and what enters it."""
     model = copied(model, "shifting the input")
     calls: list[tuple[str, nn.Module, Any]] = []
     for name, module in model.named_modules():
@@ -226,13 +248,7 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
         raise ModelError(
             f"the first layer, {name!r}, gets {tuple(entered.shape)}; expected the input, {tuple(x.shape)}"
         )
-    for order in permutations(range(x.dim())):
-        if torch.equal(x.permute(order).reshape(entered.shape), entered.to(x.dtype)):
-            return name, tuple(entered.shape), order
-    raise ModelError(
-        f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as it "
-        "is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes before"
-    )
+    return name, entered
 
 
 def _pad_with(layer: Any, values: Tensor) -> None:
