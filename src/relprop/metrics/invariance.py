@@ -174,7 +174,7 @@ def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size:
     def gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            total = selected(model(x), target, output).sum()
+            total = selected(model(x.clone()), target, output).sum()  # it may write its input
             if not total.requires_grad:
                 return torch.zeros_like(x)  # a constant function
             found: Tensor | None = torch.autograd.grad(total, x, allow_unused=True)[0]
