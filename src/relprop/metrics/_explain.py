@@ -45,7 +45,7 @@ def checked_input(x: Any, name: str = "x") -> Tensor:
 
 
 def checked_target(target: Any, samples: int) -> int | Tensor | None:
-    """Return None, an int, or integers ``[N]``.
+    """Return None, an int, or integers ``[N]``, a copy: an explainer may write it.
 
     Raises:
         TargetError, TargetTypeError: another number of targets than of samples, or no integers.
@@ -62,7 +62,7 @@ def checked_target(target: Any, samples: int) -> int | Tensor | None:
             raise TargetError(
                 f"target has shape {tuple(found.shape)}; expected None, an int, or one for each of {samples} samples"
             )
-        return found.long()
+        return found.to(torch.long, copy=True)
     try:
         return operator.index(target)
     except TypeError as error:
@@ -100,7 +100,7 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
-    The explainer gets copies of x, so that it, or the model, may write into them.
+    The explainer gets copies of x and of the target, so that it, or the model, may write into them.
     A tensor in the place of the explainer is relevance that is there already.
 
     Raises:
@@ -209,7 +209,7 @@ def scores(
 ) -> Tensor:
     """Return what is explained of every sample, ``[N]``, in batches; the model stays in the mode it is in.
 
-    It gets copies of x, so that it may write into them.
+    It gets copies of x, and ``output`` of the target, so that they may write into them.
 
     Raises:
         NumericalError: the model returns NaN or infinity.
