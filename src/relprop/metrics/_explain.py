@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -287,6 +288,21 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         number = least - 1
     if isinstance(value, bool) or number < least:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return a finite number of at least 0.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
     return number
 
 
