@@ -23,7 +23,7 @@ def test_images_that_are_not_finite(value: float, place: int) -> None:
     torch.testing.assert_close(noisy_linear_imputation(IMAGE, GONE, noise=0)[0, 0, 0], expected)
     x = torch.cat([IMAGE, IMAGE])
     x[1, 0, 0, place] = value
-    with pytest.raises(InputError, match="x holds NaN or infinity in 1 of 2 samples, .* sample 1; expected finite"):
+    with pytest.raises(InputError, match=r"x holds NaN or infinity in 1 of 2 samples, .* sample 1; expected finite"):
         noisy_linear_imputation(x, GONE.expand(2, -1, -1), noise=0)
 
 

@@ -106,13 +106,18 @@ def explained(
 
     Raises:
         InputError: an empty x, relevance of another shape, or NaN or infinity in it.
-        InputTypeError: x or what the explainer returns is no tensor.
+        InputTypeError: x or what the explainer returns is no tensor; no explainer.
         TargetError: another number of targets than of samples.
     """
     x = checked_input(x)
     found = checked_target(target, len(x))
     if isinstance(explain, Tensor):
         return checked_relevance(explain, x)
+    if not callable(explain):
+        raise InputTypeError(
+            f"explain is a {type(explain).__name__}; expected a callable explain(model, x, target) -> relevance, or "
+            "relevance, a tensor"
+        )
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from relprop.errors import InputError, ModelError, near
 from relprop.metrics._checked import allowed, copied, in_precision, tensor_output
-from relprop.metrics._explain import checked_input
+from relprop.metrics._explain import checked_input, generator
 from relprop.metrics._randomised import run
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -62,7 +62,8 @@ def rewrites(
     Raises:
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
             between the layers of a chain, or what the first returns goes elsewhere, too); one sample for batch norm in
-            training mode.
+            training mode; a tolerance that is negative or not finite.
+        InputTypeError: a seed that is no integer.
         ModelError: a layer that is not of these types or is parametrized; a model that cannot be copied, or returns
             no tensor.
 
@@ -91,9 +92,9 @@ def rewrites(
     with torch.no_grad():
         for name, step in steps.items():
             rewritten = copy.deepcopy(model)
-            generator = torch.Generator().manual_seed(seed)
+            source = generator(seed)
             for chain in found:
-                step(rewritten, chain, generator)
+                step(rewritten, chain, source)
             _verify(name, found, expected, rewritten, x, tolerance)
             made[name] = rewritten
     return made

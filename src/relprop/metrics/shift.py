@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from relprop.errors import InputError, ModelError
+from relprop.errors import InputError, InputTypeError, ModelError
 from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
 from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained, finite
 from relprop.metrics._randomised import has_parameters, run
@@ -75,7 +75,8 @@ def input_invariance(
 
     Raises:
         InputTypeError: relevance in the place of the explainer.
-        InputError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes elsewhere, too.
+        InputError, InputTypeError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes
+            elsewhere, too.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     >>> x = torch.randn(2, 3).double()
@@ -118,7 +119,7 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
             cannot be copied.
         InputError: a shift that does not fit; NaN or infinity in it, in x or in what comes out; or a copy that computes
             something else: the input goes to other layers, too, or to the first one more than once.
-        InputTypeError: an input of integers.
+        InputTypeError: an input of integers; a shift that is no number.
 
     >>> model = nn.Conv2d(1, 2, 3, padding=1)
     >>> x = torch.randn(1, 1, 5, 5)
@@ -134,7 +135,12 @@ def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Mod
     """Return the shifted model, not yet checked, and ``x + m``."""
     must_be_numbers(x, "a shift is added to it")
     finite(x, "x")
-    m = torch.as_tensor(shift, dtype=torch.float64, device=x.device).detach().to(x.dtype)
+    try:
+        if isinstance(shift, Tensor) and shift.is_complex():
+            raise TypeError("complex numbers")
+        m = torch.as_tensor(shift, dtype=torch.float64, device=x.device).detach().to(x.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(f"shift is {shift!r:.80}; expected a number or a tensor of real numbers") from error
     if not bool(m.isfinite().all()):
         raise InputError(f"shift holds NaN or infinity in {x.dtype}; expected finite numbers")
     try:
