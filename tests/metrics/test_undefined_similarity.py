@@ -83,3 +83,14 @@ def test_the_public_ones_say_the_same() -> None:
     a, b = maps()
     for measure in (rank_correlation, hog_similarity):
         assert measure(a, b).isnan().tolist() == [False, True, True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["spearman", "pearson", "cosine", "ssim", "hog"])
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e160, 1e307])
+def test_no_similarity_depends_on_the_scale(name: Any, size: float) -> None:
+    a, b = torch.rand(2, 3, 4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.4
+    measure = similarity_of(name)
+    expected = measure(a, b)
+    assert float(expected.abs().min()) > 1e-3
+    for found in (measure(a * size, b), measure(a, b * size), measure(a * size, b * size)):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0.0)

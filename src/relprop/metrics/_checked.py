@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputTypeError, ModelError
+from relprop.metrics._explain import real_number
 
 
 def must_explain(explain: Any, metric: str, what: str) -> None:
@@ -72,9 +73,12 @@ def allowed(tolerance: float | None, least: float, *dtypes: torch.dtype) -> floa
 
     Half the digits, the square root of epsilon: 1.5e-8 for float64, 3.5e-4 for float32, 0.03 for float16, 0.09 for
     bfloat16; of several dtypes, the coarsest.
+
+    Raises:
+        InputError: a tolerance that is negative or no finite number.
     """
     if tolerance is not None:
-        return tolerance
+        return real_number("tolerance", tolerance)
     digits = [math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes if dtype.is_floating_point]
     return max(least, *digits)
 

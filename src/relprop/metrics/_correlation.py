@@ -11,12 +11,21 @@ def pearson(a: Tensor, b: Tensor, undefined: float = 0.0) -> Tensor:
 
     Constant is what varies by less than 1e-12 of its size: sums of equal numbers differ by rounding errors.
     """
-    a, b = a.double(), b.double()
+    a, b = (of_unit_size(each.double()) for each in (a, b))
     centred = [each - each.mean(dim=1, keepdim=True) for each in (a, b)]
     sizes = [each.norm(dim=1) for each in centred]
     constant = (sizes[0] <= 1e-12 * a.norm(dim=1)) | (sizes[1] <= 1e-12 * b.norm(dim=1))
     found = (centred[0] * centred[1]).sum(dim=1) / (sizes[0] * sizes[1])
     return torch.where(constant, undefined, found.clamp(-1, 1))
+
+
+def of_unit_size(values: Tensor) -> Tensor:
+    """Divide each of ``[N, ...]`` by its largest absolute value, so that squares and sums neither vanish nor overflow.
+
+    What is all zero stays.
+    """
+    largest = values.abs().flatten(1).amax(dim=1).view(-1, *(1,) * (values.dim() - 1))
+    return torch.where(largest == 0, values, values / largest)
 
 
 def spearman(a: Tensor, b: Tensor, undefined: float = 0.0) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -45,7 +46,7 @@ def checked_input(x: Any, name: str = "x") -> Tensor:
 
 
 def checked_target(target: Any, samples: int) -> int | Tensor | None:
-    """Return None, an int, or integers ``[N]``.
+    """Return None, an int, or integers ``[N]``, a copy: an explainer may write it.
 
     Raises:
         TargetError, TargetTypeError: another number of targets than of samples, or no integers.
@@ -62,7 +63,7 @@ def checked_target(target: Any, samples: int) -> int | Tensor | None:
             raise TargetError(
                 f"target has shape {tuple(found.shape)}; expected None, an int, or one for each of {samples} samples"
             )
-        return found.long()
+        return found.to(torch.long, copy=True)
     try:
         return operator.index(target)
     except TypeError as error:
@@ -100,18 +101,23 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
-    The explainer gets copies of x, so that it, or the model, may write into them.
+    The explainer gets copies of x and of the target, so that it, or the model, may write into them.
     A tensor in the place of the explainer is relevance that is there already.
 
     Raises:
         InputError: an empty x, relevance of another shape, or NaN or infinity in it.
-        InputTypeError: x or what the explainer returns is no tensor.
+        InputTypeError: x or what the explainer returns is no tensor; no explainer.
         TargetError: another number of targets than of samples.
     """
     x = checked_input(x)
     found = checked_target(target, len(x))
     if isinstance(explain, Tensor):
         return checked_relevance(explain, x)
+    if not callable(explain):
+        raise InputTypeError(
+            f"explain is a {type(explain).__name__}; expected a callable explain(model, x, target) -> relevance, or "
+            "relevance, a tensor"
+        )
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
@@ -209,7 +215,7 @@ def scores(
 ) -> Tensor:
     """Return what is explained of every sample, ``[N]``, in batches; the model stays in the mode it is in.
 
-    It gets copies of x, so that it may write into them.
+    It gets copies of x, and ``output`` of the target, so that they may write into them.
 
     Raises:
         NumericalError: the model returns NaN or infinity.
@@ -287,6 +293,21 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
         number = least - 1
     if isinstance(value, bool) or number < least:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return a finite number of at least 0.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
     return number
 
 

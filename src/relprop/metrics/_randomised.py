@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from relprop.errors import ModelError, near
+from relprop.errors import InputError, ModelError, near
 from relprop.metrics._checked import copied
 
 
@@ -44,8 +44,8 @@ def layers_in_order(model: nn.Module, x: Tensor) -> list[str]:
             module.register_forward_pre_hook(note(name))
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(id(parameter), name)
-    with torch.no_grad(), kept_random_numbers(x), _Seen(lambda each: use(owners[id(each)]), owners):
-        model(x.clone())  # it may write its input
+    with _Seen(lambda each: use(owners[id(each)]), owners):
+        run(model, x)
     if not order:
         raise ModelError(f"{type(model).__name__} uses no module that has parameters; there is nothing to randomise")
     return order
@@ -77,6 +77,25 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
 def kept_random_numbers(x: Tensor) -> AbstractContextManager[None]:
     """Keep the global random numbers of the CPU and of x's device as they are while a copy of the model runs."""
     return torch.random.fork_rng([x.device] if x.is_cuda else [])
+
+
+@torch.no_grad()
+def run(model: nn.Module, x: Tensor) -> Any:
+    """Return what a copy of a model returns for a copy of x, which it may write; the global random numbers are kept.
+
+    It has to be a copy: batch norm in training mode counts the call. Two copies draw the same numbers.
+
+    Raises:
+        InputError: the model refuses x by a ValueError, as batch norm in training mode does with one sample.
+    """
+    try:
+        with kept_random_numbers(x):
+            return model(x.clone())
+    except ValueError as error:
+        raise InputError(
+            f"a copy of the model does not run on {tuple(x.shape)} ({error}); expected inputs that it takes; batch "
+            "norm in training mode takes more samples than one: pass more, or call model.eval()"
+        ) from error
 
 
 def has_parameters(module: nn.Module) -> bool:

@@ -72,7 +72,8 @@ def evaluate(
     Raises:
         InputError: no batch, no explainer or no metric; a batch that is no pair or has no sample; a metric that returns
             anything else than a number for each sample.
-        InputTypeError: batches that are not iterable, or an x that is no tensor.
+        InputTypeError: explainers or metrics that are no mapping; a metric that cannot be called; batches that are not
+            iterable; an x that is no tensor.
         TargetError, TargetTypeError: a list of another number of targets than of samples, or no integers.
         MissingExtraError: ``progress=True`` without tqdm.
 
@@ -84,6 +85,14 @@ def evaluate(
     >>> found.values["W x"]["selectivity"].shape
     torch.Size([10])
     """
+    for what, given in (("explainers", explainers), ("metrics", metrics)):
+        if not isinstance(given, Mapping):
+            raise InputTypeError(f"{what} is a {type(given).__name__}; expected a dict from names to callables")
+    for name, metric in metrics.items():
+        if not callable(metric):
+            raise InputTypeError(
+                f"metric {name!r} is a {type(metric).__name__}; expected a callable metric(explain, model, x, target)"
+            )
     if not explainers or not metrics:
         raise InputError(f"got {len(explainers)} explainers and {len(metrics)} metrics; expected at least one of each")
     parts: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in metrics} for method in explainers}

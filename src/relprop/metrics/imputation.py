@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from relprop.errors import InputError, NumericalError
-from relprop.metrics._explain import checked_input, generator
+from relprop.errors import InputError, InputTypeError, NumericalError
+from relprop.metrics._explain import checked_input, finite, generator, real_number
 
 
 def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
@@ -29,7 +29,9 @@ def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, see
     Shapes: those of x.
 
     Raises:
-        InputError: not images, no image, a mask of another shape or dtype, or an image of which nothing stays.
+        InputError: not images, no image, NaN or infinity in x, a mask of another shape or dtype, an image of which
+            nothing stays, or noise that is negative or not finite.
+        InputTypeError: x or gone is no tensor.
         NumericalError: the system was not solved.
 
     >>> x = torch.tensor([[[[1.0, 9.0, 3.0]]]])
@@ -39,6 +41,10 @@ def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, see
     x = checked_input(x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"imputation needs images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
+    finite(x, "x")  # one number that is none is in the equations of its whole channel
+    noise = real_number("noise", noise)
+    if not isinstance(gone, Tensor):
+        raise InputTypeError(f"gone is a {type(gone).__name__}; expected a tensor, [N, H, W], bool")
     if gone.shape != (len(x), *x.shape[2:]) or gone.dtype != torch.bool:
         expected = (len(x), *x.shape[2:])
         raise InputError(f"gone is {gone.dtype} of shape {tuple(gone.shape)}; expected bool of shape {expected}")
@@ -62,6 +68,8 @@ def _neighbours(values: Tensor) -> Tensor:
 
 def _solve(mask: Tensor, right: Tensor) -> Tensor:
     """Solve ``degree_p u_p - sum_q w_pq u_q = right_p`` for the pixels of the mask, by conjugate gradients."""
+    largest = right.abs().amax((2, 3), keepdim=True)  # so that squares are neither 0 nor infinite
+    right = torch.where(largest == 0, 0.0, right / largest)
     degree = _neighbours(torch.ones_like(mask))
     flat = (2, 3)
     u = torch.zeros_like(right)
@@ -71,7 +79,7 @@ def _solve(mask: Tensor, right: Tensor) -> Tensor:
     for _ in range(20 * (mask.shape[2] + mask.shape[3]) + 100):
         active = size > limit
         if not bool(active.any()):
-            return u
+            return u * largest
         image = mask * (degree * direction - _neighbours(direction))
         step = torch.where(active, size / (direction * image).sum(flat, keepdim=True), 0.0)
         u = u + step * direction

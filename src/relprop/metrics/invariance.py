@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError
+from relprop.errors import InputError, InputTypeError
 from relprop.metrics._checked import allowed, in_precision, must_explain
 from relprop.metrics._explain import Explain, Output, Target, checked_input, explained, scores, selected
 from relprop.tables import text_table
@@ -95,7 +95,7 @@ def implementation_invariance(
     Raises:
         InputError: outputs that differ; gradients that differ at every sample (the two agree on the data but not around
             it); an explainer that returns another shape, or NaN.
-        InputTypeError: relevance in the place of the explainer.
+        InputTypeError: relevance in the place of the explainer; ties that are no tensor.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> other = torch.nn.Sequential(model, torch.nn.Identity())
@@ -105,6 +105,8 @@ def implementation_invariance(
     """
     must_explain(explain, "implementation_invariance", "two models")
     x = checked_input(x)
+    if ties is not None and not isinstance(ties, Tensor):
+        raise InputTypeError(f"ties is a {type(ties).__name__}; expected a tensor [{len(x)}], bool, or None")
     difference = _same_outputs(model, other, x, target, output, tolerance, internal_batch_size)
     if ties is None and not x.is_floating_point():
         ties = torch.zeros(len(x), dtype=torch.bool)
@@ -174,7 +176,7 @@ def _gradient(model: nn.Module, x: Tensor, target: Target, output: Output, size:
     def gradient(model: nn.Module, x: Tensor, target: Target) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            total = selected(model(x), target, output).sum()
+            total = selected(model(x.clone()), target, output).sum()  # it may write its input
             if not total.requires_grad:
                 return torch.zeros_like(x)  # a constant function
             found: Tensor | None = torch.autograd.grad(total, x, allow_unused=True)[0]

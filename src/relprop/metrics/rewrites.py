@@ -15,8 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from relprop.errors import InputError, ModelError, near
 from relprop.metrics._checked import allowed, copied, in_precision, tensor_output
-from relprop.metrics._explain import checked_input
-from relprop.metrics._randomised import kept_random_numbers
+from relprop.metrics._explain import checked_input, generator
+from relprop.metrics._randomised import run
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -61,7 +61,9 @@ def rewrites(
 
     Raises:
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
-            between the layers of a chain, or what the first returns goes elsewhere, too).
+            between the layers of a chain, or what the first returns goes elsewhere, too); one sample for batch norm in
+            training mode; a tolerance that is negative or not finite.
+        InputTypeError: a seed that is no integer.
         ModelError: a layer that is not of these types or is parametrized; a model that cannot be copied, or returns
             no tensor.
 
@@ -70,7 +72,7 @@ def rewrites(
     ['split', 'permuted', 'scaled', 'identity']
     """
     x = checked_input(x)
-    original = copied(model, "rewrites")  # in training mode batch norm would count a call of the model itself
+    original = copied(model, "rewrites")
     found = list(_found(model)) if chains is None else [_named(model, tuple(names)) for names in chains]
     if not found:
         for name, module in model.named_modules():
@@ -85,14 +87,14 @@ def rewrites(
     if any(chain.norm for chain in found):
         steps["fused"] = _fused
     steps["identity"] = _with_identity
-    with torch.no_grad(), kept_random_numbers(x):
-        expected = tensor_output(model, original(x.clone()), "rewrites")
-        made: dict[str, nn.Module] = {}
+    expected = tensor_output(model, run(original, x), "rewrites")
+    made: dict[str, nn.Module] = {}
+    with torch.no_grad():
         for name, step in steps.items():
             rewritten = copy.deepcopy(model)
-            generator = torch.Generator().manual_seed(seed)
+            source = generator(seed)
             for chain in found:
-                step(rewritten, chain, generator)
+                step(rewritten, chain, source)
             _verify(name, found, expected, rewritten, x, tolerance)
             made[name] = rewritten
     return made
@@ -301,17 +303,16 @@ def _verify(
 ) -> None:
     """Raise unless the copy returns what the model does."""
     try:
-        apart = float(
-            (tensor_output(rewritten, rewritten(x.clone()), "rewrites").double() - expected.double()).abs().max()
-        )
+        found = tensor_output(rewritten, run(copy.deepcopy(rewritten), x), "rewrites")
+        apart = float((found.double() - expected.double()).abs().max())
         share = allowed(tolerance, 1e-4, expected.dtype, x.dtype)
         if apart <= share * float(expected.double().abs().max()):
             return
-        found = f"differs from the model by {apart:.3g} on x (tolerance {share:g} of the largest output)"
+        what = f"differs from the model by {apart:.3g} on x (tolerance {share:g} of the largest output)"
     except RuntimeError as error:
-        found = f"does not run ({str(error).splitlines()[0]})"
+        what = f"does not run ({str(error).splitlines()[0]})"
     raise InputError(
-        f"the copy {name!r} {found}: between the layers of a chain stands something that does not work channel by "
+        f"the copy {name!r} {what}: between the layers of a chain stands something that does not work channel by "
         f"channel, is not positively homogeneous or is random, or what the first returns goes elsewhere, too; chains: "
         f"{', '.join(map(str, chains))}{in_precision(expected.dtype)}"
     )

@@ -9,8 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import InputError, ModelError
-from relprop.metrics._explain import Explain, Output, bar, checked_input, checked_target, explained, scores, selected
+from relprop.errors import InputError, InputTypeError, ModelError
+from relprop.metrics._explain import (
+    Explain,
+    Output,
+    bar,
+    checked_input,
+    checked_target,
+    explained,
+    real_number,
+    scores,
+    selected,
+)
 from relprop.metrics._features import units
 from relprop.metrics.curves import standard_error
 from relprop.metrics.imputation import noisy_linear_imputation
@@ -97,6 +107,7 @@ def road(
     Raises:
         InputError: as ``perturbation_curve``; not images, a fraction outside (0, 1) or so large that no pixel stays, no
             target.
+        InputTypeError: fractions that are no sequence.
         ModelError: outputs that are no tensor ``[N, C]``, C at least 2, and no callable to read them.
         NumericalError: the model returns NaN, or infinity for the target.
         TargetIndexError: a target out of range.
@@ -118,9 +129,10 @@ def road(
     if found is None:
         raise InputError("ROAD measures the accuracy of a class; expected a target")
     parts, pixels = units(x, "pixels"), x[0, 0].numel()
-    counts = [round(part * pixels) for part in fractions]
-    if not counts or min(fractions) <= 0 or max(counts) >= pixels:
-        raise InputError(f"fractions are {tuple(fractions)}; expected parts above 0 that leave a pixel of {pixels}")
+    removed = _parts(fractions)
+    counts = [round(part * pixels) for part in removed]
+    if not counts or min(removed) <= 0 or max(counts) >= pixels:
+        raise InputError(f"fractions are {removed}; expected parts above 0 that leave a pixel of {pixels}")
     with torch.enable_grad():
         relevance = explained(explain, model, x, found, internal_batch_size=internal_batch_size, progress=progress)
     totals = parts.total(relevance, absolute)
@@ -133,7 +145,15 @@ def road(
             imputed = noisy_linear_imputation(x, places < count, noise=noise, seed=seed)
             right.append(scores(model, imputed, found, read, internal_batch_size=internal_batch_size))
         kept[name] = torch.stack(right, dim=1).double()
-    return Road(tuple(fractions), kept["morf"], kept["lerf"], "accuracy" if output == "accuracy" else "score")
+    return Road(removed, kept["morf"], kept["lerf"], "accuracy" if output == "accuracy" else "score")
+
+
+def _parts(fractions: Any) -> tuple[float, ...]:
+    try:
+        given = list(fractions)
+    except TypeError as error:
+        raise InputTypeError(f"fractions is {fractions!r}; expected a sequence of parts, as (0.1, 0.5)") from error
+    return tuple(real_number("a fraction", each) for each in given)
 
 
 def _right(outputs: Any, target: Any) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from relprop.errors import InputError, ModelError
+from relprop.errors import InputError, InputTypeError, ModelError
 from relprop.metrics._checked import allowed, copied, in_precision, must_be_numbers, must_explain, tensor_output
-from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained
-from relprop.metrics._randomised import has_parameters, kept_random_numbers
+from relprop.metrics._explain import Explain, Target, checked_input, chunks, explained, finite
+from relprop.metrics._randomised import has_parameters, run
 from relprop.metrics.curves import standard_error
 from relprop.tables import text_table
 from relprop.training import one_measurement
@@ -75,7 +75,8 @@ def input_invariance(
 
     Raises:
         InputTypeError: relevance in the place of the explainer.
-        InputError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes elsewhere, too.
+        InputError, InputTypeError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes
+            elsewhere, too.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     >>> x = torch.randn(2, 3).double()
@@ -116,9 +117,9 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
     Raises:
         ModelError: the first layer is another, or gets other values than the input's; a model that returns no tensor or
             cannot be copied.
-        InputError: a shift that does not fit, or a copy that computes something else: the input goes to other layers,
-            too, or to the first one more than once.
-        InputTypeError: an input of integers.
+        InputError: a shift that does not fit; NaN or infinity in it, in x or in what comes out; or a copy that computes
+            something else: the input goes to other layers, too, or to the first one more than once.
+        InputTypeError: an input of integers; a shift that is no number.
 
     >>> model = nn.Conv2d(1, 2, 3, padding=1)
     >>> x = torch.randn(1, 1, 5, 5)
@@ -133,7 +134,15 @@ def shifted_model(model: nn.Module, x: Tensor, shift: float | Tensor) -> nn.Modu
 def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Module, Tensor]:
     """Return the shifted model, not yet checked, and ``x + m``."""
     must_be_numbers(x, "a shift is added to it")
-    m = torch.as_tensor(shift, dtype=x.dtype, device=x.device).detach()
+    finite(x, "x")
+    try:
+        if isinstance(shift, Tensor) and shift.is_complex():
+            raise TypeError("complex numbers")
+        m = torch.as_tensor(shift, dtype=torch.float64, device=x.device).detach().to(x.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(f"shift is {shift!r:.80}; expected a number or a tensor of real numbers") from error
+    if not bool(m.isfinite().all()):
+        raise InputError(f"shift holds NaN or infinity in {x.dtype}; expected finite numbers")
     try:
         whole = m.expand(x.shape[1:])[None]
     except RuntimeError as error:
@@ -172,20 +181,22 @@ def _shifted(model: nn.Module, x: Tensor, shift: float | Tensor) -> tuple[nn.Mod
 def _check_outputs(
     model: nn.Module, other: nn.Module, x: Tensor, moved: Tensor, tolerance: float | None, size: int | None
 ) -> None:
-    """Raise unless the other model computes for the moved inputs what the model does for x."""
-    apart = largest = 0.0
+    """Raise unless the other model computes for the moved inputs what the model does for x; copies of both run."""
+    model, other = (copied(each, "shifting the input") for each in (model, other))
+    apart, largest = [], []
     ours = x
     for rows in chunks(len(x), size):
         ours, theirs = (
-            tensor_output(model, each(inputs[rows].clone()), "input_invariance")
+            tensor_output(model, run(each, inputs[rows]), "input_invariance")
             for each, inputs in ((model, x), (other, moved))
         )
-        apart = max(apart, float((ours.double() - theirs.double()).abs().max()))
-        largest = max(largest, float(ours.double().abs().max()))
+        apart.append((ours.double() - theirs.double()).abs().max())
+        largest.append(ours.double().abs().max())
     share = allowed(tolerance, 1e-3, ours.dtype, x.dtype)
-    if not apart <= share * largest:
+    far, reach = (float(torch.stack(each).max()) for each in (apart, largest))  # NaN where there is one
+    if not far <= share * reach:
         raise InputError(
-            f"the shifted model is up to {apart:.3g} away from the model, whose outputs reach {largest:.3g}; expected "
+            f"the shifted model is up to {far:.3g} away from the model, whose outputs reach {reach:.3g}; expected "
             f"at most {share:g} of that. The input may reach other layers than the first, or that more than once"
             f"{in_precision(ours.dtype)}"
         )
@@ -196,6 +207,28 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
 
     What enters is ``x.permute(order).reshape(shape)``.
     """
+    name, entered = _entering(model, x)
+    shape = tuple(entered.shape)
+    orders = [
+        order for order in permutations(range(x.dim())) if torch.equal(x.permute(order).reshape(shape), entered.to(x))
+    ]
+    places = torch.arange(x.numel(), device=x.device).view(x.shape)
+    if any(not torch.equal(places.permute(order).flatten(), places.permute(orders[0]).flatten()) for order in orders):
+        # Blank samples look the same in several orders: numbers that differ, also when rounded, of both signs.
+        probe = ((places + 1) * (1 - 2 * (places % 2)) / x.numel()).to(x.dtype)
+        entered = _entering(model, probe)[1].to(x)
+        orders = [order for order in orders if torch.equal(probe.permute(order).reshape(shape), entered)]
+    if not orders:
+        raise ModelError(
+            f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as "
+            "it is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes "
+            "before"
+        )
+    return name, shape, orders[0]
+
+
+def _entering(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
+    """Return the name of the first layer with parameters that is called, and what enters it."""
     model = copied(model, "shifting the input")
     calls: list[tuple[str, nn.Module, Any]] = []
     for name, module in model.named_modules():
@@ -207,8 +240,7 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
                     calls.append((name, module, given.clone() if isinstance(given, Tensor) else given))
 
             module.register_forward_pre_hook(note)
-    with torch.no_grad(), kept_random_numbers(x):
-        model(x.clone())  # it may write its input
+    run(model, x)
     if not calls:
         raise ModelError(f"{type(model).__name__} calls no module that has parameters; there is no bias to compensate")
     name, layer, entered = calls[0]
@@ -222,13 +254,7 @@ def _first_layer(model: nn.Module, x: Tensor) -> tuple[str, tuple[int, ...], tup
         raise ModelError(
             f"the first layer, {name!r}, gets {tuple(entered.shape)}; expected the input, {tuple(x.shape)}"
         )
-    for order in permutations(range(x.dim())):
-        if torch.equal(x.permute(order).reshape(entered.shape), entered.to(x.dtype)):
-            return name, tuple(entered.shape), order
-    raise ModelError(
-        f"the first layer, {name!r}, gets other values than the input, or in another order; expected the input as it "
-        "is, so that the layer's bias can compensate the shift: explain the part of the model behind what comes before"
-    )
+    return name, entered
 
 
 def _pad_with(layer: Any, values: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import InputError, MissingExtraError
-from relprop.metrics._correlation import pearson, spearman
+from relprop.metrics._correlation import of_unit_size, pearson, spearman
 from relprop.metrics._explain import whole_number
 
 Similarity: TypeAlias = Literal["spearman", "pearson", "cosine", "ssim", "hog"] | Callable[[Tensor, Tensor], Tensor]
@@ -130,7 +130,7 @@ def similarity_of(similarity: Similarity) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a.double().flatten(1), b.double().flatten(1)
+    a, b = (of_unit_size(each.double().flatten(1)) for each in (a, b))
     # Each by its own size: their product may be too small a number where neither is. 0 / 0 is NaN.
     found = (a / a.norm(dim=1, keepdim=True) * (b / b.norm(dim=1, keepdim=True))).sum(dim=1)
     return _or_equal(a, b, found.clamp(-1, 1))
@@ -164,9 +164,8 @@ def _images(a: Tensor, b: Tensor, what: str) -> None:
 
 def _scaled(maps: Tensor) -> list[Any]:
     """Return each map as an array ``[H, W]`` between -1 and 1."""
-    values = maps.detach().cpu().double().sum(dim=1)
-    largest = values.flatten(1).abs().amax(dim=1)[:, None, None]
-    return list(torch.where(largest == 0, 0.0, values / largest).numpy())
+    values = of_unit_size(maps.detach().cpu().double()).sum(dim=1)  # of so large numbers the sum may be infinite
+    return list(of_unit_size(values).numpy())
 
 
 def _skimage(part: str) -> Any:
