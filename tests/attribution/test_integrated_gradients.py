@@ -256,8 +256,8 @@ def test_no_steps(steps: Any) -> None:
         ({"method": "simpson"}, ("method must be one of", "gausslegendre", "simpson")),
         ({"method": "riemann_mid"}, ("Did you mean 'riemann_middle'",)),
         ({"method": "riemann_trapezoid", "n_steps": 1}, ("riemann_trapezoid", "at least 2")),
-        ({"tolerance": 0.0}, ("tolerance must be positive",)),
-        ({"tolerance": float("nan")}, ("tolerance must be positive",)),
+        ({"tolerance": 0.0}, ("tolerance must be a finite number above 0",)),
+        ({"tolerance": float("nan")}, ("tolerance must be a finite number above 0",)),
         ({"max_steps": 0}, ("max_steps", "at least 1")),
     ],
 )

@@ -338,7 +338,7 @@ BAD: dict[str, tuple[dict[str, Any], Any, dict[str, Any], type[Exception], str]]
     "iterations": ({"iterations": 0}, None, {}, InputError, "iterations"),
     "starts": ({"starts": -1}, None, {}, InputError, "starts"),
     "seed": ({"seed": 1.5}, None, {}, InputTypeError, "seed must be an int"),
-    "reach": ({"reach": 0.0}, None, {}, InputError, "reach must be positive, got 0.0"),
+    "reach": ({"reach": 0.0}, None, {}, InputError, "reach must be a finite number above 0, got 0.0"),
     "baselines": ({}, None, {"baselines": 0.0}, InputError, "Only root='segment'"),
     "shape": ({"root": "segment"}, None, {"baselines": torch.zeros(3, 4)}, InputError, r"shape \(3, 4\)"),
     "tokens": ({}, torch.ones(2, 4, dtype=torch.int64), {}, InputTypeError, "lie on no path"),

@@ -38,22 +38,22 @@ def evaluated(explainers: Any, metrics: Any) -> Any:
     return evaluate(explainers, metrics, network(), [(images(), TARGET)])
 
 
-NUMBER = r"expected a finite number of at least 0"
+NUMBER = "must be a finite number of at least 0, got"
 CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "ties": (lambda: invariance(ties=[False] * 3), InputTypeError, r"ties is a list; expected a tensor \[3\], bool"),
     "ties of ints": (lambda: invariance(ties=torch.zeros(3)), InputError, r"dtype torch.float32; expected \[3\], bool"),
-    "tolerance": (lambda: invariance(tolerance="a"), InputError, f"tolerance is 'a'; {NUMBER}"),
-    "nan tolerance": (lambda: invariance(tolerance=math.nan), InputError, f"tolerance is nan; {NUMBER}"),
+    "tolerance": (lambda: invariance(tolerance="a"), InputError, f"tolerance {NUMBER} 'a'"),
+    "nan tolerance": (lambda: invariance(tolerance=math.nan), InputError, f"tolerance {NUMBER} nan"),
     "shift": (lambda: shifted(shift="a"), InputTypeError, "shift is 'a'; expected a number or a tensor"),
     "no shift": (lambda: shifted(shift=None), InputTypeError, "shift is None; expected a number or a tensor"),
     "complex": (lambda: shifted(shift=torch.tensor(1j)), InputTypeError, "shift is .*; expected a number or a tensor"),
-    "shift tolerance": (lambda: shifted(tolerance="a"), InputError, f"tolerance is 'a'; {NUMBER}"),
-    "below": (lambda: rewritten(tolerance=-1.0), InputError, f"tolerance is -1.0; {NUMBER}"),
+    "shift tolerance": (lambda: shifted(tolerance="a"), InputError, f"tolerance {NUMBER} 'a'"),
+    "below": (lambda: rewritten(tolerance=-1.0), InputError, f"tolerance {NUMBER} -1.0"),
     "seed": (lambda: rewritten(seed="a"), InputTypeError, "seed must be an int.*got 'a'"),
     "fractions": (lambda: removed(0.5), InputTypeError, "fractions is 0.5; expected a sequence of parts"),
     "one tensor": (lambda: removed(torch.tensor(0.5)), InputTypeError, "fractions is .*; expected a sequence of parts"),
-    "nan fraction": (lambda: removed((0.1, math.nan)), InputError, f"a fraction is nan; {NUMBER}"),
-    "words": (lambda: removed(("a",)), InputError, f"a fraction is 'a'; {NUMBER}"),
+    "nan fraction": (lambda: removed((0.1, math.nan)), InputError, f"a fraction {NUMBER} nan"),
+    "words": (lambda: removed(("a",)), InputError, f"a fraction {NUMBER} 'a'"),
     "large": (lambda: removed((0.5, 1.0)), InputError, r"fractions are \(0.5, 1.0\); expected parts above 0"),
     "explainers": (
         lambda: evaluated(["a"], {"s": selectivity}),

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.attribution.base import Condition, convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.noise import Levels, deviations, noisy
-from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
+from relprop.attribution.passes import Passes, Variant, weighted_sum
 from relprop.attribution.randomness import draws
 from relprop.attribution.references import as_distribution, batched, check_movable
 from relprop.targets import Target

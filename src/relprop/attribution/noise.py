@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from relprop.attribution.passes import Passes, weighted_sum, whole_number, wide, zipped
+from relprop.arguments import whole_number
+from relprop.attribution.passes import Passes, weighted_sum, wide, zipped
 from relprop.attribution.randomness import Draws, draws
 from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError, InputTypeError, near

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relprop.errors import InputError, MissingExtraError, TargetError
+from relprop.arguments import bar, whole_number
+from relprop.errors import InputError, TargetError
 from relprop.inputs import Given
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.targets import Target, Unit
@@ -70,7 +70,7 @@ class Passes:
             variants: taken one after the other, as they are needed.
             total: how many there are, for the progress bar.
         """
-        shown = bar(variants, total) if self.progress else variants
+        shown = bar(variants, self.progress, total=total)
         samples, limit = self.given.samples, self.internal_batch_size
         if samples is None or limit is None or samples <= limit < 2 * samples:
             for variant in shown:
@@ -132,47 +132,6 @@ def weighted_sum(found: Iterable[Any], weights: Sequence[float]) -> Any:
 
 def _scaled(tensor: Tensor, weight: float) -> Tensor:
     return wide(tensor) * weight
-
-
-def bar(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Return the items behind a progress bar.
-
-    Raises:
-        MissingExtraError: tqdm is not installed.
-    """
-    try:
-        tqdm = importlib.import_module("tqdm.auto").tqdm
-    except ImportError as error:
-        raise MissingExtraError(
-            "progress=True shows a bar by tqdm, which is not installed; pip install relprop[progress]"
-        ) from error
-    shown: Iterable[Any] = tqdm(items, total=total, leave=False)
-    return shown
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Return a number of things.
-
-    Raises:
-        InputError: where it is no whole number, or less than ``least``.
-    """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return int(value)
-
-
-def positive_number(name: str, value: Any) -> float:
-    """Return a number above zero.
-
-    Raises:
-        InputError: where it is none, or not finite.
-    """
-    kinds = (int, float, np.integer, np.floating)
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, kinds):
-        raise InputError(f"{name} must be a number, got {value!r}.")
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} must be positive, got {value!r}; expected a finite number above 0.")
-    return float(value)
 
 
 def _target(target: Any, rows: Sequence[int], samples: int) -> Any:

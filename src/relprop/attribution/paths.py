@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from relprop.arguments import positive_number, whole_number
 from relprop.attribution.base import Condition, convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
-from relprop.attribution.passes import Passes, Variant, positive_number, weighted_sum, whole_number
+from relprop.attribution.passes import Passes, Variant, weighted_sum
 from relprop.attribution.quadrature import Rule, quadrature
 from relprop.attribution.references import as_baselines, change, check_movable
 from relprop.errors import ConvergenceWarning, InputTypeError, warn

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.attribution.base import convergence_delta
 from relprop.attribution.contract import Contract, Method
-from relprop.attribution.passes import Passes, whole_number
+from relprop.attribution.passes import Passes
 from relprop.attribution.perturbation import feature_labels
 from relprop.attribution.randomness import as_seed
 from relprop.attribution.references import as_baselines, batched, change

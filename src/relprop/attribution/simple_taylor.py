@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import positive_number, whole_number
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
-from relprop.attribution.passes import positive_number, whole_number
 from relprop.attribution.randomness import as_seed, draws
 from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.attribution.contract import Method
-from relprop.attribution.passes import Passes, Variant, weighted_sum, whole_number
+from relprop.attribution.passes import Passes, Variant, weighted_sum
 from relprop.attribution.randomness import draws
 from relprop.attribution.references import batched
 from relprop.attribution.wrapper import Wrapper, check_options

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import nonnegative_number
 from relprop.errors import InputTypeError, ModelError
-from relprop.metrics._explain import real_number
 
 
 def must_explain(explain: Any, metric: str, what: str) -> None:
@@ -78,7 +78,7 @@ def allowed(tolerance: float | None, least: float, *dtypes: torch.dtype) -> floa
         InputError: a tolerance that is negative or no finite number.
     """
     if tolerance is not None:
-        return real_number("tolerance", tolerance)
+        return nonnegative_number("tolerance", tolerance)
     digits = [math.sqrt(torch.finfo(dtype).eps) for dtype in dtypes if dtype.is_floating_point]
     return max(least, *digits)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar, whole_number
 from relprop.attribution.randomness import as_seed
 from relprop.errors import (
     InputError,
     InputTypeError,
-    MissingExtraError,
     ModelError,
     NumericalError,
     TargetError,
@@ -261,54 +259,6 @@ def ranking(values: Tensor, seed: int | torch.Generator, *, descending: bool = T
     shuffle = permutations(values.shape[0], values.shape[1], seed).to(values.device)
     order = values.gather(1, shuffle).argsort(dim=1, descending=descending, stable=True)
     return shuffle.gather(1, order)
-
-
-def bar(items: Iterable[T], progress: bool, what: str) -> Iterable[T]:
-    """Return the items, behind a progress bar if asked; without an end where their number is not known.
-
-    Raises:
-        MissingExtraError: ``progress=True`` without tqdm.
-    """
-    if not progress:
-        return items
-    try:
-        tqdm = importlib.import_module("tqdm.auto").tqdm
-    except ImportError as error:
-        raise MissingExtraError(
-            "progress=True shows a bar by tqdm, which is not installed; pip install relprop[progress]"
-        ) from error
-    shown: Iterable[T] = tqdm(items, desc=what, leave=False)
-    return shown
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Return a number of things.
-
-    Raises:
-        InputError: where it is no whole number, or less than ``least``.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
-    return number
-
-
-def real_number(name: str, value: Any) -> float:
-    """Return a finite number of at least 0.
-
-    Raises:
-        InputError: anything else.
-    """
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise InputError(f"{name} is {value!r}; expected a finite number of at least 0")
-    return number
 
 
 def _name(explain: Any) -> str:

@@ -9,8 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError, InputTypeError
-from relprop.metrics._explain import ranking, whole_number
+from relprop.metrics._explain import ranking
 
 Features: TypeAlias = Literal["pixels", "elements"] | int | tuple[int, int] | Tensor | None
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar
 from relprop.metrics._explain import (
     Explain,
     Output,
     Target,
-    bar,
     checked_input,
     checked_target,
     chunks,

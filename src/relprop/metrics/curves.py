@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from relprop.arguments import bar, whole_number
 from relprop.errors import InputError
-from relprop.metrics._explain import Explain, bar, explained, generator, permutations, whole_number
+from relprop.metrics._explain import Explain, explained, generator, permutations
 from relprop.metrics._features import Units
 from relprop.metrics._removal import Removal
 from relprop.tables import text_table

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar
 from relprop.errors import InputError, InputTypeError
-from relprop.metrics._explain import Explain, bar, checked_input, checked_target
+from relprop.metrics._explain import Explain, checked_input, checked_target
 from relprop.metrics.curves import standard_error
 from relprop.tables import html_table, text_table
 from relprop.training import one_measurement

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError
 from relprop.metrics._correlation import pearson
-from relprop.metrics._explain import Explain, Output, Target, generator, permutations, whole_number
+from relprop.metrics._explain import Explain, Output, Target, generator, permutations
 from relprop.metrics._features import Features, Units
 from relprop.metrics._removal import Removal, removal
 from relprop.metrics.baselines import Baseline

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from relprop.arguments import nonnegative_number
 from relprop.errors import InputError, InputTypeError, NumericalError
-from relprop.metrics._explain import checked_input, finite, generator, real_number
+from relprop.metrics._explain import checked_input, finite, generator
 
 
 def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
@@ -42,7 +43,7 @@ def noisy_linear_imputation(x: Tensor, gone: Tensor, *, noise: float = 0.01, see
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"imputation needs images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
     finite(x, "x")  # one number that is none is in the equations of its whole channel
-    noise = real_number("noise", noise)
+    noise = nonnegative_number("noise", noise)
     if not isinstance(gone, Tensor):
         raise InputTypeError(f"gone is a {type(gone).__name__}; expected a tensor, [N, H, W], bool")
     if gone.shape != (len(x), *x.shape[2:]) or gone.dtype != torch.bool:

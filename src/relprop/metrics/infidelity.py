@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError
 from relprop.metrics._checked import must_be_numbers
 from relprop.metrics._explain import (
@@ -19,7 +20,6 @@ from relprop.metrics._explain import (
     explained,
     generator,
     scores,
-    whole_number,
 )
 from relprop.metrics._features import region_size
 from relprop.metrics._removal import copies_scores

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics._correlation import ranks
-from relprop.metrics._explain import checked_input, checked_relevance, whole_number
+from relprop.metrics._explain import checked_input, checked_relevance
 from relprop.metrics._features import on_places, place_mask
 
 

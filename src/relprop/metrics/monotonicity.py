@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import whole_number
 from relprop.metrics._correlation import spearman
-from relprop.metrics._explain import Explain, Output, Target, generator, whole_number
+from relprop.metrics._explain import Explain, Output, Target, generator
 from relprop.metrics._features import Features
 from relprop.metrics._removal import copies_scores, removal
 from relprop.metrics.baselines import Baseline

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError
-from relprop.metrics._explain import checked_input, generator, whole_number
+from relprop.metrics._explain import checked_input, generator
 
 
 def random_neighbours(

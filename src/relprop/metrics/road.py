@@ -9,18 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar, nonnegative_number
 from relprop.errors import InputError, InputTypeError, ModelError
-from relprop.metrics._explain import (
-    Explain,
-    Output,
-    bar,
-    checked_input,
-    checked_target,
-    explained,
-    real_number,
-    scores,
-    selected,
-)
+from relprop.metrics._explain import Explain, Output, checked_input, checked_target, explained, scores, selected
 from relprop.metrics._features import units
 from relprop.metrics.curves import standard_error
 from relprop.metrics.imputation import noisy_linear_imputation
@@ -150,10 +141,10 @@ def road(
 
 def _parts(fractions: Any) -> tuple[float, ...]:
     try:
-        given = list(fractions)
+        given = fractions.tolist() if isinstance(fractions, Tensor) and fractions.dim() else list(fractions)
     except TypeError as error:
         raise InputTypeError(f"fractions is {fractions!r}; expected a sequence of parts, as (0.1, 0.5)") from error
-    return tuple(real_number("a fraction", each) for each in given)
+    return tuple(nonnegative_number("a fraction", each) for each in given)
 
 
 def _right(outputs: Any, target: Any) -> Tensor:

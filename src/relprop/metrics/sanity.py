@@ -14,18 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar as with_bar
+from relprop.arguments import whole_number
 from relprop.errors import InputError, TargetError
 from relprop.metrics._checked import must_be_numbers, must_explain
-from relprop.metrics._explain import (
-    Explain,
-    Target,
-    checked_input,
-    checked_target,
-    explained,
-    generator,
-    whole_number,
-)
-from relprop.metrics._explain import bar as with_bar
+from relprop.metrics._explain import Explain, Target, checked_input, checked_target, explained, generator
 from relprop.metrics._randomised import chosen, layers_in_order, randomise
 from relprop.metrics.curves import standard_error
 from relprop.metrics.similarity import Similarity, similarity_of

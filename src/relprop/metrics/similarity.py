@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from relprop.arguments import whole_number
 from relprop.errors import InputError, MissingExtraError
 from relprop.metrics._correlation import of_unit_size, pearson, spearman
-from relprop.metrics._explain import whole_number
 
 Similarity: TypeAlias = Literal["spearman", "pearson", "cosine", "ssim", "hog"] | Callable[[Tensor, Tensor], Tensor]
 NAMES = ("spearman", "pearson", "cosine", "ssim", "hog")
