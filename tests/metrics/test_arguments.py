@@ -49,6 +49,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "complex": (lambda: shifted(shift=torch.tensor(1j)), InputTypeError, "shift is .*; expected a number or a tensor"),
     "shift tolerance": (lambda: shifted(tolerance="a"), InputError, f"tolerance {NUMBER} 'a'"),
     "below": (lambda: rewritten(tolerance=-1.0), InputError, f"tolerance {NUMBER} -1.0"),
+    "chains": (lambda: rewritten(chains=5), InputTypeError, "chains is 5; expected a list of tuples of names"),
+    "model": (lambda: selectivity(images(), 5, images(), TARGET), InputTypeError, "model is a int; expected an nn"),
     "seed": (lambda: rewritten(seed="a"), InputTypeError, "seed must be an int.*got 'a'"),
     "fractions": (lambda: removed(0.5), InputTypeError, "fractions is 0.5; expected a sequence of parts"),
     "one tensor": (lambda: removed(torch.tensor(0.5)), InputTypeError, "fractions is .*; expected a sequence of parts"),

@@ -230,8 +230,15 @@ def test_bad_input_is_named(model: nn.Sequential, x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: random_neighbours(x, 0.0), "distance is 0.0"),
-        (lambda x: random_neighbours(x, math.nan), "distance is nan"),
+        (
+            lambda x: random_neighbours(x, 0.0),
+            "distance, in units of the input, must be a finite number above 0, got 0.0",
+        ),
+        (lambda x: random_neighbours(x, "a"), "distance, in units of the input, must be .*, got 'a'"),  # type: ignore[arg-type]
+        (
+            lambda x: random_neighbours(x, math.nan),
+            "distance, in units of the input, must be a finite number above 0, got nan",
+        ),
         (lambda x: random_neighbours(x, 1, samples=0), "samples must be a whole number of at least 1, got 0"),
         (lambda x: random_neighbours(x, 1, shape="disc"), "shape is 'disc'"),
         (lambda x: random_neighbours(x.long(), 1), "dtype torch.int64"),

@@ -216,8 +216,11 @@ def scores(
     It gets copies of x, and ``output`` of the target, so that they may write into them.
 
     Raises:
+        InputTypeError: the model is nothing that can be called.
         NumericalError: the model returns NaN or infinity.
     """
+    if not callable(model):
+        raise InputTypeError(f"model is a {type(model).__name__}; expected an nn.Module, or a callable")
     found = checked_target(target, len(x))
     values = torch.cat(
         [

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from relprop.arguments import positive_number
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics._explain import checked_input, finite, generator
 from relprop.metrics._features import channel_dim
@@ -102,8 +103,7 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"blur needs images [N, C, H, W] of floats, got {x.dtype} of shape {tuple(x.shape)}")
     sigma = min(x.shape[2:]) / 8 if sigma is None else sigma
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise InputError(f"sigma is {sigma}; expected a positive number of pixels")
+    sigma = positive_number("sigma, in pixels,", sigma)
     radius = math.ceil(3 * sigma)
     steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-((steps / sigma) ** 2) / 2)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relprop.arguments import whole_number
+from relprop.arguments import positive_number, whole_number
 from relprop.errors import InputError
 from relprop.metrics._explain import checked_input, generator
 
@@ -53,8 +53,7 @@ def random_neighbours(
             f"x has dtype {x.dtype}: indices have no neighbours at a distance; expected floating numbers: explain the "
             "model behind its embedding"
         )
-    if not (math.isfinite(distance) and distance > 0):
-        raise InputError(f"distance is {distance}; expected a positive number, in units of the input")
+    distance = positive_number("distance, in units of the input,", distance)
     source = generator(seed)
     size = (whole_number("samples", samples), *x.shape)
     if shape == "cube":

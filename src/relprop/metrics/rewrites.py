@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-from relprop.errors import InputError, ModelError, near
+from relprop.errors import InputError, InputTypeError, ModelError, near
 from relprop.metrics._checked import allowed, copied, in_precision, tensor_output
 from relprop.metrics._explain import checked_input, generator
 from relprop.metrics._randomised import run
@@ -63,7 +63,7 @@ def rewrites(
         InputError: no chain, a name that does not exist, or a copy whose outputs differ (more than such steps stands
             between the layers of a chain, or what the first returns goes elsewhere, too); one sample for batch norm in
             training mode; a tolerance that is negative or not finite.
-        InputTypeError: a seed that is no integer.
+        InputTypeError: a seed that is no integer, chains that are no list.
         ModelError: a layer that is not of these types or is parametrized; a model that cannot be copied, or returns
             no tensor.
 
@@ -73,6 +73,8 @@ def rewrites(
     """
     x = checked_input(x)
     original = copied(model, "rewrites")
+    if chains is not None and (isinstance(chains, str) or not isinstance(chains, Sequence)):
+        raise InputTypeError(f"chains is {chains!r}; expected a list of tuples of names, [('layer1', 'layer2'), ...]")
     found = list(_found(model)) if chains is None else [_named(model, tuple(names)) for names in chains]
     if not found:
         for name, module in model.named_modules():
