@@ -216,6 +216,71 @@ def test_an_output_that_does_not_depend_on_one_of_two_inputs() -> None:
         LRP(model).attribute((vectors(), vectors(seed=1)), 0)
 
 
+class Gated(nn.Module):
+    """The second input opens and shuts what the first gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal, self.gate, self.out = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = self.out(self.signal(x).relu() * self.gate(y).sigmoid())
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::relprop.DeepTaylorWarning")
+@pytest.mark.parametrize("method", [LRP, DeepTaylor])
+def test_an_input_that_only_the_rules_hold_constant_receives_zero(method: Any) -> None:
+    model, x, y = settle(Gated()), vectors(), vectors(seed=1)
+    found = method(model).attribute((x, y), 1)
+    alone = method(model).attribute(x, 1, y)
+    assert torch.equal(found[0], alone) and torch.equal(found[1], torch.zeros_like(y))
+    delta = method(model).attribute((x, y), 1, return_convergence_delta=True)[1]
+    assert torch.equal(delta, method(model).attribute(x, 1, y, return_convergence_delta=True)[1])
+    method(model).report((x, y), 1).check(1e-9)
+    found = LRP(model, "lrp0").attribute((x, y), 1, create_graph=True)
+    assert torch.equal(found[1], torch.zeros_like(y))
+
+
+def test_queries_receive_zero_where_probabilities_are_constant() -> None:
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, q: Tensor, kv: Tensor) -> Tensor:
+            out: Tensor = self.attention(q, kv, kv)[0].mean(1)
+            return out
+
+    torch.manual_seed(0)
+    model = Cross().double()
+    q, kv = torch.randn(2, 3, 4).double(), torch.randn(2, 5, 4).double()
+    found = LRP(model, "cp_lrp").attribute((q, kv), 1)
+    assert torch.equal(found[0], torch.zeros_like(q))
+    assert float(found[1].abs().max()) > 1e-4
+    p = LRP(model, "attnlrp").attribute((q, kv), 1)
+    assert float(p[0].abs().max()) > 1e-4
+
+
+def test_an_input_that_divides_receives_zero() -> None:
+    class Quotient(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a / (1 + b.abs())
+
+    a, b = vectors(), vectors(seed=1)
+    found = LRP(Quotient()).attribute((a, b), 1)
+    expected = torch.zeros_like(a)
+    expected[:, 1] = (a / (1 + b.abs()))[:, 1]
+    assert torch.allclose(found[0], expected) and torch.equal(found[1], torch.zeros_like(b))
+
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 / (1 + x.abs())
+
+    with pytest.raises(InputError, match="does not depend on the input, or only through what the rules hold constant"):
+        LRP(Inverse()).attribute(b, 1)
+
+
 INPUTS: dict[str, tuple[Any, type[RelpropError], type[Exception], tuple[str, ...]]] = {
     "empty batch": (torch.empty(0, 4), InputError, ValueError, ("(0, 4)", "empty batch")),
     "no features": (torch.empty(2, 0), InputError, ValueError, ("(2, 0)", "nothing to explain")),

@@ -18,7 +18,7 @@ from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, a
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.reading import Reading
-from relprop.propagation.run import ChannelMask, Forward, Parts, forward
+from relprop.propagation.run import ChannelMask, Forward, Parts, forward, roots_of
 from relprop.propagation.tokens import Tokens
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
@@ -236,6 +236,8 @@ class Attribution(Method):
                     _check_output(call, output)
                 passed.seeds = [self.seed(output) for output in passed.selected]
                 self.after_forward(passed)
+                if len(inputs.tensors) > 1:
+                    passed.held = call.graph.held_roots()
                 call.forget_forward()
                 yield passed
             finally:
@@ -247,12 +249,13 @@ class Attribution(Method):
         found: list[Tensor | None] = []
         for position, (x, parts) in enumerate(zip(inputs.tensors, roots, strict=True)):
             name = f"input {position}" if len(roots) > 1 else "the input"
-            if all(c is None for _, c in parts):
+            start = passed.starts[position]
+            held = any(root.edge.node in passed.held for root in roots_of(start))
+            if all(c is None for _, c in parts) and not held:
                 if inputs.samples is None:  # a structure holds what it holds
                     found.append(None)
                     continue
                 raise InputError(f"The explained output does not depend on {name}.")
-            start = passed.starts[position]
             if isinstance(start, Tokens):
                 found.append(self._at_positions(passed.call, start, x, parts))
             else:
@@ -289,7 +292,8 @@ def _check_output(call: Call, output: Tensor) -> None:
             if call.without_gradient
             else ""
         )
-        raise InputError(f"The explained output does not depend on the input.{why}")
+        constants = ", or only through what the rules hold constant: denominators, gates" if call.graph.holds else ""
+        raise InputError(f"The explained output does not depend on the input{constants}.{why}")
 
 
 def convergence_delta(explained: Tensor, found: Sequence[Tensor | None], given: Given) -> Tensor:

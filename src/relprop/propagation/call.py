@@ -174,6 +174,7 @@ class Call:
 
     def constant(self, x: Tensor) -> Tensor:
         """Return ``x`` as a constant: nothing passes while explaining, everything afterwards."""
+        self.graph.hold(x)
         if not self.create_graph:
             return x.detach()
         out = self.scale(x, 0.0)

@@ -163,6 +163,28 @@ class Graph:
         self._is_input = is_input
         self._state: dict[Any, int] = {}
         self._roots: set[Any] = set()
+        self._held: list[Any] = []
+
+    def hold(self, tensor: Tensor) -> None:
+        """Note that a tensor which depends on the input goes on as a constant."""
+        if self._roots and self.reach(tensor):  # in the forward pass
+            self._held.append(tensor.grad_fn)
+
+    @property
+    def holds(self) -> bool:
+        """Say whether anything goes on as a constant."""
+        return bool(self._held)
+
+    def held_roots(self) -> set[Any]:
+        """Return the nodes of the inputs on which constants depend."""
+        seen: set[Any] = set()
+        stack = list(self._held)
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in seen and self._state.get(node):
+                seen.add(node)
+                stack.extend(parent for parent, _ in node.next_functions)
+        return seen & self._roots
 
     def add_root(self, tensor: Tensor) -> None:
         """Make the node of this tensor a source of activity."""
@@ -211,7 +233,7 @@ class Graph:
         return ACTIVE if self._is_input is not None and variable is not None and self._is_input(variable) else INACTIVE
 
     def clear(self) -> None:
-        self._state, self._roots = {}, set()
+        self._state, self._roots, self._held = {}, set(), []
 
 
 def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:

@@ -49,6 +49,7 @@ class Forward:
         seeds: the coefficients that the backward of every target begins with.
         passages: by module name, the outputs that were asked for, in call order.
         references: for every target, what its difference from is explained; empty where it is explained itself.
+        held: the nodes of the inputs on which something depends that the rules hold constant.
     """
 
     call: Call
@@ -58,6 +59,7 @@ class Forward:
     seeds: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
     references: list[Tensor] = field(default_factory=list)
+    held: set[Any] = field(default_factory=set)
 
     def explained(self, target: int) -> Tensor:
         """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
