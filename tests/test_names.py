@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import relprop
-from relprop import DeepTaylorWarning, Method, Rules
+from relprop import DeepTaylorWarning, Method, PatternWarning, Rules
 from relprop import rules as all_rules
 from relprop.rules.presets import PRESETS
 
@@ -54,6 +54,7 @@ def test_what_to_write_runs(code: str) -> None:
     x = torch.rand(2, 1, 3, 3, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeepTaylorWarning)
+        warnings.simplefilter("ignore", PatternWarning)  # of units that two images say nothing of
         found = eval(code.replace('Unit("0", 2)', 'Unit("0", (1, 1, 1))'), {**NAMES, "model": network(), "x": x})
         if isinstance(found, Method):
             found = found.attribute(x, target=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from relprop import (
     LRP,
     Combined,
     DeepLift,
+    DeepLiftShap,
     FeatureAblation,
     Gradient,
     GradientXInput,
     InputError,
     IntegratedGradients,
+    MissingExtraError,
     SimpleTaylor,
     TrainingModeWarning,
 )
@@ -141,3 +144,15 @@ def test_dropout_inside_attention_warns() -> None:
         Gradient(model).attribute(x, 1)
     model.attention.dropout = 0.0
     Gradient(model).attribute(x, 1)
+
+
+def test_long_work_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = mlp(), vectors()
+    shap, taylor = DeepLiftShap(model), SimpleTaylor(nn.Linear(4, 3).double(), starts=3)
+    close(shap.attribute(x, x + 1, 1, progress=True), shap.attribute(x, x + 1, 1))
+    assert "0/2" in capsys.readouterr().err
+    close(taylor.attribute(x, 1, progress=True), taylor.attribute(x, 1))
+    assert "0/3" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with refuses(model, MissingExtraError, ImportError, "relprop[progress]"):
+        shap.attribute(x, x + 1, 1, progress=True)

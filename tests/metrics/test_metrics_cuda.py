@@ -58,3 +58,9 @@ def test_a_device_says_what_the_cpu_says(name: str) -> None:
         found[device] = result if isinstance(result, Tensor) else result.values
         assert found[device].device.type == device
     torch.testing.assert_close(found["cuda"].cpu(), found["cpu"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["selectivity", "random_logit", "efficient"])
+def test_the_input_is_taken_to_the_device_of_the_model(name: str) -> None:
+    expected, found = (CALLS[name](network().to(device), images()) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(found.values.cpu(), expected.values, rtol=1e-6, atol=1e-9)

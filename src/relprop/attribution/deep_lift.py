@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import bar
 from relprop.attribution.base import Attribution, Condition
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.references import as_baselines, as_distribution
@@ -224,6 +225,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
         forward_kwargs: Mapping[str, Any] | None = None,
         condition: Condition = None,
         create_graph: bool = False,
+        progress: bool = False,
     ) -> Any:
         """Return the attribution of every input.
 
@@ -235,11 +237,13 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
                 :meth:`Attribution.attribute`.
             return_convergence_delta: also return ``delta = f(x) - mean f(x') - sum R``, ``[N]``. (Captum returns one
                 for every sample and baseline, with the other sign.)
+            progress: show a progress bar over the baselines, by tqdm.
 
         Returns:
             as :meth:`DeepLift.attribute`.
 
         Raises:
+            MissingExtraError: ``progress=True`` without tqdm.
             RelpropError: as :meth:`DeepLift.attribute`.
         """
         given = as_inputs(inputs)
@@ -249,7 +253,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
         count = len(pool[0])
         maps: list[Tensor] = []
         deltas: Tensor | float = 0.0
-        for index in range(count):
+        for index in bar(range(count), progress, total=count):
             found = self._single.attribute(
                 inputs,
                 given.packed([base[index : index + 1] for base in pool]),

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from relprop.arguments import positive_number, whole_number
+from relprop.arguments import bar, positive_number, whole_number
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.randomness import as_seed, draws
@@ -120,6 +120,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
         *,
         baselines: Any = None,
         forward_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
         return_convergence_delta: bool = False,
     ) -> Any:
         """Return the attribution of every input.
@@ -129,6 +130,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
             target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
             baselines: the reference that ``root="segment"`` searches towards: None (zero), a number, a tensor
                 ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with one of these for each.
+            progress: show a progress bar over the starts of ``root="nearest"``, by tqdm.
             return_convergence_delta: also return ``delta = f(x) - sum R``, ``[N]``.
 
         Returns:
@@ -139,10 +141,18 @@ class SimpleTaylor(Method, name="simple_taylor"):
             InputError: where no root is found (along a gradient of zero there is none), for a structure of inputs, or
                 for baselines of another shape or without ``root="segment"``.
             InputTypeError: for token ids.
+            MissingExtraError: ``progress=True`` without tqdm.
             NumericalError: where the output is NaN or infinite. On the way to a root that only ends the way there.
             RelpropError: what every method raises.
         """
-        found = self.expand(inputs, target, additional_forward_args, baselines=baselines, forward_kwargs=forward_kwargs)
+        found = self.expand(
+            inputs,
+            target,
+            additional_forward_args,
+            baselines=baselines,
+            forward_kwargs=forward_kwargs,
+            progress=progress,
+        )
         if not return_convergence_delta:
             return found.relevance
         return found.relevance, found.at_root + found.remainder
@@ -155,6 +165,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
         *,
         baselines: Any = None,
         forward_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
     ) -> Expansion:
         """Return the attribution with the root point, its distance, and what is left unexplained.
 
@@ -184,7 +195,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
             output = value(x)
             if not bool(output.isfinite().all()):
                 raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
-            root = self._root(value, slope, x, output, given, baselines)
+            root = self._root(value, slope, x, output, given, baselines, progress)
             moved = x - root
             relevance = slope(limit(x, root)) * moved
             at_root = value(root)
@@ -197,7 +208,9 @@ class SimpleTaylor(Method, name="simple_taylor"):
             output - at_root - relevance.sum(1),
         )
 
-    def _root(self, value: Value, slope: Value, x: Tensor, output: Tensor, given: Given, baselines: Any) -> Tensor:
+    def _root(
+        self, value: Value, slope: Value, x: Tensor, output: Tensor, given: Given, baselines: Any, progress: bool
+    ) -> Tensor:
         if self.root == "segment":
             path = segment(x, _joined(as_baselines(given, baselines)))
             t = first_root(value, path, output, torch.ones_like(output), self.n_steps)
@@ -220,7 +233,8 @@ class SimpleTaylor(Method, name="simple_taylor"):
         if bool(t.isnan().any()):  # the gradient turns on the way: follow it
             turned = first_roots(value, slope, x, output, x, self.n_steps, self.iterations)
             root = torch.where(t.isnan()[:, None], turned, root)
-        root = nearest_of(value, slope, x, output, root, self._directions(x), self.n_steps, self.iterations)
+        directions = bar(self._directions(x), progress, total=self.starts)
+        root = nearest_of(value, slope, x, output, root, directions, self.n_steps, self.iterations)
         where = f"along the gradient, nor from any of {self.starts} other starts on"
         _check_found(root.sum(1), where)
         return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -88,6 +89,13 @@ def chunks(count: int, size: int | None) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
+def handed(model: Any, x: Tensor) -> Tensor:
+    """Return a copy of x, which the model may write, on the device of its parameters."""
+    held = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+    first = next(held, x)
+    return x.clone() if first.device == x.device else x.to(first.device)
+
+
 def explained(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -99,7 +107,8 @@ def explained(
 ) -> Tensor:
     """Explain in batches and check what comes back: ``[N, ...] -> [N, ...]``, detached, on the device of x.
 
-    The explainer gets copies of x and of the target, so that it, or the model, may write into them.
+    The explainer gets copies of x, on the model's device, and of the target, so that it, or the model, may write into
+    them.
     A tensor in the place of the explainer is relevance that is there already.
 
     Raises:
@@ -119,7 +128,9 @@ def explained(
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
-            explain(model, x[rows].clone(), target_rows(found, rows)), x[rows], f"{_name(explain)} returned relevance"
+            explain(model, handed(model, x[rows]), target_rows(found, rows)),
+            x[rows],
+            f"{_name(explain)} returned relevance",
         )
         for rows in bar(parts, progress, "explain")
     ]
@@ -213,7 +224,7 @@ def scores(
 ) -> Tensor:
     """Return what is explained of every sample, ``[N]``, in batches; the model stays in the mode it is in.
 
-    It gets copies of x, and ``output`` of the target, so that they may write into them.
+    It gets copies of x on its device, and ``output`` of the target, so that they may write into them.
 
     Raises:
         InputTypeError: the model is nothing that can be called.
@@ -224,7 +235,7 @@ def scores(
     found = checked_target(target, len(x))
     values = torch.cat(
         [
-            selected(model(x[rows].clone()), target_rows(found, rows), output)
+            selected(model(handed(model, x[rows])), target_rows(found, rows), output).to(x.device)
             for rows in chunks(len(x), internal_batch_size)
         ]
     )

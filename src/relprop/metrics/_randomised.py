@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from relprop.errors import InputError, ModelError, near
 from relprop.metrics._checked import copied
+from relprop.metrics._explain import handed
 
 
 def layers_in_order(model: nn.Module, x: Tensor) -> list[str]:
@@ -90,7 +91,7 @@ def run(model: nn.Module, x: Tensor) -> Any:
     """
     try:
         with kept_random_numbers(x):
-            return model(x.clone())
+            return model(handed(model, x))
     except ValueError as error:
         raise InputError(
             f"a copy of the model does not run on {tuple(x.shape)} ({error}); expected inputs that it takes; batch "

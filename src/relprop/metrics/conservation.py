@@ -171,7 +171,10 @@ def absorbed_shares(report: Mapping[str, Any]) -> Absorbed:
     """Return which share of the output each cause absorbed, and where.
 
     Definition: with f and R summed over the batch, ``1 = sum R / f + sum_cause absorbed / f + unexplained / f``.
-    Range: any; a share is negative where a cause added relevance (a negative bias does).
+    Range: any; a share is negative where a cause added relevance (a negative bias does). Nearer to 0 leaves more to
+    the inputs.
+    Source: Montavon et al. 2019, 10.2 (doi:10.1007/978-3-030-28954-6_10), where biases absorb; Achtibat et al. 2024
+    (arXiv:2402.05602), where the softmax does.
 
     Args:
         report: a report as plain numbers, from ``ConservationReport.to_dict()``. A report sums over its batch: pass
