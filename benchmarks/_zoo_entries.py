@@ -48,6 +48,7 @@ TORCHVISION = [
     Entry("torchvision/mc3_18", (4, 32, 32)),
     Entry("torchvision/r2plus1d_18", (4, 32, 32)),
     Entry("torchvision/swin3d_t", (4, 32, 32)),
+    Entry("torchvision/s3d", (14, 224, 224)),
 ]
 
 # Where a family starts large, its smallest member with fewer layers.

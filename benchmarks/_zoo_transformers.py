@@ -18,6 +18,7 @@ _PYRAMID = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "num_atten
 _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "ViTForImageClassification": _PLAIN,
     "DeiTForImageClassification": _PLAIN,
+    "DeiTForImageClassificationWithTeacher": _PLAIN,
     "BeitForImageClassification": _PLAIN,
     "Data2VecVisionForImageClassification": _PLAIN,
     "ViTMSNForImageClassification": _PLAIN,
@@ -26,6 +27,10 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "Dinov2WithRegistersForImageClassification": _DINO,
     "CLIPForImageClassification": {"vision_config": _PLAIN},
     "SiglipForImageClassification": {"vision_config": _PLAIN},
+    "MetaClip2ForImageClassification": {"vision_config": _PLAIN},
+    "PerceiverForImageClassificationFourier": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1},
+    "PerceiverForImageClassificationLearned": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1, "image_size": 64},
+    "PerceiverForImageClassificationConvProcessing": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1},
     "SwinForImageClassification": _WINDOWS,
     "Swinv2ForImageClassification": _WINDOWS,
     "DonutSwinForImageClassification": _WINDOWS,
@@ -37,6 +42,9 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "FocalNetForImageClassification": {"image_size": 64, "embed_dim": 24},
     "CvtForImageClassification": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
     "LevitForImageClassification": {
+        "image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2],
+    },
+    "LevitForImageClassificationWithTeacher": {
         "image_size": 64, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [2, 2, 2],
     },
     "PvtForImageClassification": {**_PYRAMID, "image_size": 64},
