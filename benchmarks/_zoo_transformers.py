@@ -15,6 +15,10 @@ _STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 2, 2, 1]}
 _WINDOWS = {"image_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 _PYRAMID = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
 
+_LATENTS: dict[str, Any] = {
+    "num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4,
+    "num_cross_attention_heads": 1,
+}  # fmt: skip
 _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "ViTForImageClassification": _PLAIN,
     "DeiTForImageClassification": _PLAIN,
@@ -28,9 +32,9 @@ _CLASSIFIERS: dict[str, dict[str, Any]] = {
     "CLIPForImageClassification": {"vision_config": _PLAIN},
     "SiglipForImageClassification": {"vision_config": _PLAIN},
     "MetaClip2ForImageClassification": {"vision_config": _PLAIN},
-    "PerceiverForImageClassificationFourier": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1},
-    "PerceiverForImageClassificationLearned": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1, "image_size": 64},
-    "PerceiverForImageClassificationConvProcessing": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 4, "num_cross_attention_heads": 1},
+    "PerceiverForImageClassificationFourier": _LATENTS,
+    "PerceiverForImageClassificationLearned": {**_LATENTS, "image_size": 64},
+    "PerceiverForImageClassificationConvProcessing": _LATENTS,
     "SwinForImageClassification": _WINDOWS,
     "Swinv2ForImageClassification": _WINDOWS,
     "DonutSwinForImageClassification": _WINDOWS,
