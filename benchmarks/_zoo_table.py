@@ -17,7 +17,7 @@ looks at some of them.
 
 Not here: of torchvision the detectors, optical flow, and the video transformers that only take 16 frames of 224 x 224
 (`mvit`); of the image classifiers of transformers ImageGPT and Siglip2, which take clusters and packed patches in the
-place of pixels, Dinat, which needs a compiled extension, ShieldGemma2, a language model, and TimmWrapper, which is timm.
+place of pixels, Dinat, which needs a compiled extension, ShieldGemma2, a language model, and TimmWrapper (timm).
 
 {{summary}} This took {{minutes}} minutes on {{machine}}.
 
