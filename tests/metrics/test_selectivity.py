@@ -134,6 +134,23 @@ def test_a_recomputed_order_is_that_of_what_is_left() -> None:
     assert not torch.allclose(found.scores, once.scores)
 
 
+def test_a_recomputed_insertion_orders_what_is_missing_by_what_is_there() -> None:
+    model, x = network(), images()
+    options: dict[str, Any] = {"features": (2, 2), "baseline": 0.4, "output": "logit"}
+    found = insertion(gradient_x_input, model, x, TARGET, recompute=True, **options)
+    for n in range(3):
+        image, left = torch.full_like(x[n], 0.4), [(r, c) for r in (0, 2) for c in (0, 2, 4)]
+        for k in range(7):
+            assert float(found.scores[n, k]) == pytest.approx(score(model, image.numpy(), TARGET[n]), rel=1e-10)
+            if left:
+                relevance = gradient_x_input(model, image[None], TARGET[n])[0].sum(dim=0)
+                r, c = max(left, key=lambda at: float(relevance[at[0] : at[0] + 2, at[1] : at[1] + 2].sum()))
+                left.remove((r, c))
+                image[:, r : r + 2, c : c + 2] = x[n, :, r : r + 2, c : c + 2]
+    once = insertion(gradient_x_input, model, x, TARGET, **options)
+    assert not torch.allclose(found.scores, once.scores)
+
+
 def test_recomputation_changes_nothing_for_a_linear_model() -> None:
     model, x = nn.Linear(7, 3).double(), torch.randn(4, 7, dtype=torch.float64)
     for order in ("morf", "lerf"):

@@ -125,18 +125,20 @@ def random_places(given: Removal) -> Tensor:
     return given.parts.ranks(torch.zeros_like(given.parts.missing, dtype=torch.float64), source)
 
 
-def recomputed_places(given: Removal, explain: Explain, order: Order, counts: Tensor, absolute: bool) -> Tensor:
-    """Return the place of each unit where each step orders what is left by the explanation of what is left."""
+def recomputed_places(
+    given: Removal, explain: Explain, order: Order, counts: Tensor, absolute: bool, *, insert: bool = False
+) -> Tensor:
+    """Return the place of each unit where each step orders the units to come by the explanation of the input then."""
     found = torch.full(given.parts.missing.shape, given.parts.most, device=given.x.device)
     rows = torch.arange(len(given.x), device=given.x.device)
     for k in bar(range(counts.shape[1] - 1), given.progress, "explain"):
         gone = found < counts[:, k, None]
-        now = given.replaced(rows, gone)
+        now = given.replaced(rows, gone, insert=insert)
         relevance = explained(explain, given.model, now, given.target, internal_batch_size=given.size)
         values = given.parts.total(relevance, absolute)
         values = values.masked_fill(gone, float("-inf") if order == "morf" else float("inf"))
         ranks = given.parts.ranks(values, given.seed, descending=order == "morf")
-        # What is gone comes last: the first of the others take the places of this step.
+        # What has its place comes last: the first of the others take the places of this step.
         taken = ranks < counts[:, k + 1, None] - counts[:, k, None]
         found = torch.where(taken, ranks + counts[:, k, None], found)
     return found

@@ -207,6 +207,7 @@ def insertion(
     features: Features = None,
     baseline: Baseline = "blur",
     output: Output = "probability",
+    recompute: bool = False,
     seed: int = 0,
     internal_batch_size: int | None = 512,
     progress: bool = False,
@@ -218,8 +219,9 @@ def insertion(
     Range: [0, 1] for the probability; higher is better.
     Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), which begins with a blurred image.
 
-    Args: those of ``perturbation_curve``; there is nothing to explain again. The default ``baseline="blur"`` is for
-        images: give another for other inputs.
+    Args: those of ``perturbation_curve``; ``recompute`` explains again, at each step, the input as far as it is
+        inserted, and orders what is missing by that: a baseline of zero, where Gradient x Input is zero, says nothing
+        of it. The default ``baseline="blur"`` is for images: give another for other inputs.
 
     Raises:
         InputError: as ``perturbation_curve``.
@@ -243,7 +245,8 @@ def insertion(
         progress=progress,
     )
     counts = step_counts(given.parts, steps, 1.0)
-    scores = along(given, _places(given, explain, order, absolute, counts, False), counts, insert=True)
+    order_of_units = _places(given, explain, order, absolute, counts, recompute, insert=True)
+    scores = along(given, order_of_units, counts, insert=True)
     parts = fractions(given.parts, counts)
     return Curve(scores, parts, auc(scores, parts), "AUC of insertion", order)
 
@@ -350,7 +353,14 @@ def selectivity(
 
 
 def _places(
-    given: Removal, explain: Explain | Tensor, order: Order, absolute: bool, counts: Tensor, recompute: bool
+    given: Removal,
+    explain: Explain | Tensor,
+    order: Order,
+    absolute: bool,
+    counts: Tensor,
+    recompute: bool,
+    *,
+    insert: bool = False,
 ) -> Tensor:
     """Return the place of each unit in an order, ``[N, K]``."""
     if order not in ORDERS:
@@ -361,4 +371,4 @@ def _places(
         return places(given, order, given.relevance(explain), absolute)
     if isinstance(explain, Tensor):
         raise InputError("recompute=True explains again at each step; expected an explainer, got a tensor")
-    return recomputed_places(given, explain, order, counts, absolute)
+    return recomputed_places(given, explain, order, counts, absolute, insert=insert)
