@@ -121,6 +121,29 @@ def layers() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_all_uses_of_a_weight_that_is_computed_are_pooled(method: type[PatternMethod]) -> None:
+    """A parametrized layer that is used twice gives the maps of the same layer without parametrization."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(torch.relu(self.layer(torch.relu(self.layer(x)))))
+            return out
+
+    torch.manual_seed(1)
+    plain, normed, fitted, x = Twice().double(), Twice().double(), data(200, 4), data(6, 4, seed=4)
+    normed.load_state_dict(plain.state_dict())
+    parametrizations.weight_norm(normed.layer)
+    first, second = (method(model).fit(fitted.split(70)) for model in (plain, normed))
+    assert list(second.patterns) == ["layer#0", "out.weight"]
+    assert second.patterns.samples == {"layer#0": 400, "out.weight": 200}
+    torch.testing.assert_close(second.attribute(x, 1), first.attribute(x, 1), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", layers())
 def test_every_kind_of_layer_has_its_pattern_and_passes_it(name: str) -> None:
     """Against autograd on a copy of the network that holds the patterns for weights, on the units that are on."""

@@ -6,7 +6,6 @@ spellings, with batch norm folded, as rules see them; a :class:`Visit` gives eac
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -138,7 +137,7 @@ class Visit:
     def __init__(self, call: Call, names: Names, backward: Backward, recording: bool = False) -> None:
         self.call, self.names, self.backward, self.recording = call, names, backward, recording
         self.unknown: list[str] = []
-        self._computed: Counter[str] = Counter()
+        self._computed: dict[str, list[Tensor]] = {}
         self._views = WeakTensorKeyDictionary()
         call.make_site = self.site
         call.table = _table(self)
@@ -152,13 +151,21 @@ class Visit:
             return None
         name, view = self.names.of(weight)
         unit = name + view
-        if not name:  # computed by the model, as a parametrized weight is
-            place = here.call.place[0]
-            unit = f"{place}#{self._computed[place]}"
-            self._computed[place] += 1
+        if not name:
+            unit = self._computed_unit(here.call, weight)
         if getattr(geometry, "transposed", False):
             unit += " transposed"
         return UnitSite(self, Affine(geometry), a, parameters, unit, "" if view else name)
+
+    def _computed_unit(self, call: Call, weight: Tensor) -> str:
+        """Return the key of a weight that the model computes, as a parametrized one: one for all calls that use it."""
+        place = call.place[0]
+        known = self._computed.setdefault(place, [])
+        for number, other in enumerate(known):
+            if other.shape == weight.shape and torch.equal(other, weight):
+                return f"{place}#{number}"
+        known.append(weight.detach())
+        return f"{place}#{len(known) - 1}"
 
     def sites(self) -> list[UnitSite]:
         """Return the sites whose output was used."""
