@@ -11,7 +11,7 @@ goes out as [N, J]; a share is [N, K, J].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,7 +193,28 @@ def rho(
     return share(parts, incr(z), relevance, 0.0)
 
 
+def groups(
+    layer: Dense,
+    a: Tensor,
+    relevance: Tensor,
+    groups: Sequence[tuple[float, float, float, int]],
+    bias: str = "absorb",
+    stabilizer: float | Tensor = STABILIZER,
+) -> Tensor:
+    """Groups (p, n, share, sign): positive contributions count p times, negative ones n times."""
+    parts, b = layer.products(a), layer.offset(bias)
+    z = parts.sum(2) + b
+    found = torch.zeros_like(a)
+    for p, n, portion, where in groups:
+        counted = p * positive(parts) + n * negative(parts)
+        whole = counted.sum(2) + p * positive(b) + n * negative(b)
+        serves = sign(z) == where if where else torch.ones_like(z, dtype=torch.bool)
+        found = found + share(counted, whole, torch.where(serves, portion * relevance, 0.0), stabilizer)
+    return found
+
+
 RULES: dict[str, Rule] = {
+    "groups": groups,
     "lrp0": lrp0,
     "epsilon": epsilon,
     "gamma": gamma,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,22 @@ from tests.cases import RuleCase
 
 TOLERANCE = 1e-10
 
+
+@dataclass(frozen=True)
+class Groups(rules.GroupRule):
+    """A rule of one's own that is nothing but its groups."""
+
+    numbers: tuple[tuple[float, float, float, Any], ...]
+    bias: Any = "absorb"
+    stabilizer: Any = 1e-6
+
+    @property
+    def groups(self) -> tuple[rules.Group, ...]:
+        return tuple(rules.Group(*each) for each in self.numbers)
+
+
 PACKAGE: dict[str, Callable[..., Any]] = {
+    "groups": lambda groups, **options: Groups(tuple(groups), **options),
     "lrp0": rules.Zero,
     "epsilon": rules.Epsilon,
     "gamma": rules.Gamma,

@@ -53,6 +53,20 @@ class Geometry(ABC):
         """Return the weight with every output channel multiplied by its entry of ``scale``."""
         raise NotImplementedError(type(self).__name__)  # reached only where folds() says True
 
+    # Channels that are alike: where every weight of a map is 1, one of each group of them is enough ---
+
+    def one_channel(self, weight: Tensor) -> Tensor:
+        """Return a weight of ones that makes one output channel of every group."""
+        return torch.ones_like(weight)
+
+    def to_channels(self, z: Tensor, weight: Tensor) -> Tensor:
+        """Return the output of :meth:`one_channel` as it broadcasts to that of ``weight``."""
+        return z
+
+    def over_channels(self, c: Tensor) -> Tensor:
+        """Return ``c`` summed over the output channels of every group."""
+        return c
+
     # Units: the rows of the weight, each applied to every sample (or position) alike -------------
 
     has_units = True
@@ -95,6 +109,12 @@ class Dense(Geometry):
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight * scale[:, None]
+
+    def one_channel(self, weight: Tensor) -> Tensor:
+        return torch.ones_like(weight[:1])
+
+    def over_channels(self, c: Tensor) -> Tensor:
+        return c.sum(-1, keepdim=True)
 
     def rows(self, weight: Tensor) -> Tensor:
         return weight
@@ -175,6 +195,20 @@ class Convolution(Geometry):
         grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
         channels = scale.reshape(self.groups, 1, -1, *(1,) * self.dimensions)
         return (grouped * channels).reshape(weight.shape)
+
+    def one_channel(self, weight: Tensor) -> Tensor:
+        return torch.ones_like(weight[:, :1] if self.transposed else weight[: self.groups])
+
+    def to_channels(self, z: Tensor, weight: Tensor) -> Tensor:
+        if self.groups == 1:
+            return z
+        alike = weight.shape[1] if self.transposed else weight.shape[0] // self.groups
+        return z.repeat_interleave(alike, self.channels(z))
+
+    def over_channels(self, c: Tensor) -> Tensor:
+        channel = self.channels(c)
+        assert channel is not None
+        return c.reshape(*c.shape[:channel], self.groups, -1, *c.shape[channel + 1 :]).sum(channel + 1)
 
     def has_batch(self, z: Tensor) -> bool:
         return z.dim() == self.dimensions + 2
@@ -285,7 +319,11 @@ class LinearMap:
 
     def shift(self, z: Tensor) -> Tensor | float:
         """Return the bias as it broadcasts to the output, or 0."""
-        return 0.0 if self.bias is None else self.geometry.shift(self.bias, z)
+        return 0.0 if self.bias is None else self.per_channel(self.bias, z)
+
+    def per_channel(self, numbers: Tensor, z: Tensor) -> Tensor:
+        """Return numbers, one for every output channel, as they broadcast to the output ``z``."""
+        return self.geometry.shift(numbers, z)
 
     def channels(self, a: Tensor) -> int | None:
         """Return the dimension of the input's channels, where it has such a thing."""

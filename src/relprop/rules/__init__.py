@@ -1,5 +1,6 @@
 """The rules, the registry that says where they go, and the presets."""
 
+from relprop.propagation.layer import LinearMap
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
@@ -15,9 +16,11 @@ from relprop.rules.nonlinear import (
 )
 from relprop.rules.plan import Plan
 from relprop.rules.registry import Rules
+from relprop.rules.relevance import Contributions, Distances, Group, Ones, Products, Weights
 from relprop.rules.rule import (
     ActivationRule,
     FilterRule,
+    GroupRule,
     LinearRule,
     NormRule,
     PoolingRule,
@@ -37,19 +40,26 @@ __all__ = [
     "AveragePool",
     "Block",
     "Contrast",
+    "Contributions",
     "Detach",
+    "Distances",
     "Epsilon",
     "FilterRule",
     "Flat",
     "Gamma",
+    "Group",
+    "GroupRule",
+    "LinearMap",
     "LinearRule",
     "Mask",
     "Norm",
     "NormRule",
+    "Ones",
     "Pass",
     "Plan",
     "PoolingRule",
     "ProductRule",
+    "Products",
     "RescaledExcitation",
     "Rho",
     "Rule",
@@ -59,6 +69,7 @@ __all__ = [
     "TaylorSoftmax",
     "Uniform",
     "WSquare",
+    "Weights",
     "WinnerTakesAll",
     "ZBox",
     "ZPlus",

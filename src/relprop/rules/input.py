@@ -5,7 +5,6 @@ They give relevance to inputs of zero too. All three leave the bias out, and con
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
-from relprop.propagation.numerics import TAU, quotient, safe
-from relprop.rules.linear import check_nonnegative, negative, positive
-from relprop.rules.rule import LinearRule
+from relprop.rules.linear import check_nonnegative
+from relprop.rules.relevance import LRP_0, Contributions, Distances, Group, Ones, Weights
+from relprop.rules.rule import GroupRule
 
 
 @dataclass(frozen=True, eq=False)
-class ZBox(LinearRule):
+class ZBox(GroupRule):
     """The zB rule: for inputs in a box, such as pixels.
 
     Definition: ``R_j = sum_k (a_j w_jk - l_j (w_jk)+ - h_j (w_jk)-) / stab(sum_j ...) R_k``, computed as
@@ -48,7 +47,9 @@ class ZBox(LinearRule):
     low: float | Tensor
     high: float | Tensor
     stabilizer: float = 1e-6
+    bias = "ignore"
     reaches_zeros = True
+    groups = (LRP_0,)
 
     def __post_init__(self) -> None:
         check_nonnegative(self, stabilizer=self.stabilizer)
@@ -71,20 +72,8 @@ class ZBox(LinearRule):
     def __hash__(self) -> int:
         return hash((ZBox, self.stabilizer))
 
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        over, under = self._distances(layer, a)
-        c_in = quotient(z * c, self._sum(layer, over, under), self.stabilizer)
-        above = layer.transpose(c_in, layer.modified(positive))
-        below = layer.transpose(c_in, layer.modified(negative))
-        return (over * above + under * below) / safe(a)
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        total = self._sum(layer, *self._distances(layer, a))
-        return {"stabilizer": z * c - quotient(z * c, total, self.stabilizer) * total}
-
-    def _sum(self, layer: LinearMap, over: Tensor, under: Tensor) -> Tensor:
-        """Return ``sum_j (a_j - l_j) (w_jk)+ + (a_j - h_j) (w_jk)-``: no term cancels another inside the box."""
-        return layer.forward(over, layer.modified(positive)) + layer.forward(under, layer.modified(negative))
+    def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
+        return Distances(layer, a, *self._distances(layer, a))
 
     def _distances(self, layer: LinearMap, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``a - low`` and ``a - high``."""
@@ -109,34 +98,7 @@ class ZBox(LinearRule):
 
 
 @dataclass(frozen=True)
-class _ByWeight(LinearRule):
-    """Relevance shared in proportion to some non-negative function of the weights, whatever the input."""
-
-    stabilizer: float = 1e-6
-    reaches_zeros = True
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
-
-    @abstractmethod
-    def weight(self, w: Tensor) -> Tensor:
-        """Return the share of every weight, up to a common factor."""
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        weight = layer.modified(self.weight)
-        return layer.transpose(quotient(z * c, layer.forward(layer.ones(), weight), self.stabilizer), weight) / safe(a)
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        total = layer.forward(layer.ones(), layer.modified(self.weight))
-        kept = quotient(z * c, total, self.stabilizer) * total
-        return {
-            "stabilizer": torch.where(total.abs() <= TAU, 0.0, z * c - kept),
-            "rule": torch.where(total.abs() <= TAU, z * c, 0.0),
-        }
-
-
-@dataclass(frozen=True)
-class WSquare(_ByWeight):
+class WSquare(GroupRule):
     """The w^2 rule: for inputs without bounds.
 
     Definition: ``R_j = sum_k w_jk^2 / stab(sum_j w_jk^2) R_k``; padding is no input.
@@ -154,13 +116,20 @@ class WSquare(_ByWeight):
     tensor([[9., 1.]])
     """
 
-    def weight(self, w: Tensor) -> Tensor:
-        """Return ``w^2``."""
-        return w.square()
+    stabilizer: float = 1e-6
+    bias = "ignore"
+    reaches_zeros = True
+    groups = (Group(1, 0),)
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+
+    def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
+        return Weights(layer, a, torch.square)
 
 
 @dataclass(frozen=True)
-class Flat(_ByWeight):
+class Flat(GroupRule):
     """The flat rule: every input alike.
 
     Definition: ``R_j = sum_k 1 / n_k R_k``, with ``n_k`` the number of inputs that reach output ``k``; padding is none.
@@ -178,9 +147,16 @@ class Flat(_ByWeight):
     tensor([[1.5000, 1.5000]])
     """
 
-    def weight(self, w: Tensor) -> Tensor:
-        """Return 1 for every weight."""
-        return torch.ones_like(w)
+    stabilizer: float = 1e-6
+    bias = "ignore"
+    reaches_zeros = True
+    groups = (Group(1, 0),)
+
+    def __post_init__(self) -> None:
+        check_nonnegative(self, stabilizer=self.stabilizer)
+
+    def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
+        return Ones(layer, a)
 
 
 def _number_or_tensor(name: str, bound: Any) -> Tensor:

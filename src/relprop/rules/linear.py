@@ -22,22 +22,8 @@ from torch import Tensor
 from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
 from relprop.propagation.numerics import quotient
-from relprop.rules.rule import Bias, LinearRule
-
-
-def positive(x: Tensor) -> Tensor:
-    """Return ``(x)+``."""
-    return x.clamp(min=0)
-
-
-def negative(x: Tensor) -> Tensor:
-    """Return ``(x)-``; at 0 the derivative is that of one side, as that of ``(x)+`` is of the other."""
-    return torch.where(x < 0, x, 0.0)
-
-
-def bias_part(part: Callable[[Tensor], Tensor], bias: Tensor | None, how: Bias) -> Tensor | None:
-    """Return a part of the bias as it takes part in the denominator."""
-    return None if bias is None or how == "ignore" else part(bias)
+from relprop.rules.relevance import LRP_0, Group
+from relprop.rules.rule import Bias, GroupRule, LinearRule
 
 
 def check_nonnegative(rule: object, **numbers: Any) -> None:
@@ -54,7 +40,7 @@ def check_bias(rule: object, bias: str) -> None:
 
 
 @dataclass(frozen=True)
-class Zero(LinearRule):
+class Zero(GroupRule):
     """LRP-0: each input receives the share of its contribution.
 
     Definition: ``R_j = sum_k a_j w_jk / z_k R_k``; the coefficient is the gradient itself. Where a rule above gave
@@ -70,22 +56,13 @@ class Zero(LinearRule):
     tensor([[ 3., -2.]])
     """
 
+    groups = (LRP_0,)
+    stabilizer = None
     exact_by_autograd = True
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return layer.transpose(self._shared(layer, z, c))
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        shared = self._shared(layer, z, c)
-        shares = {"bias": shared * layer.shift(z)}
-        return {**shares, "rule": z * (c - shared)} if layer.zeros_receive else shares
-
-    def _shared(self, layer: LinearMap, z: Tensor, c: Tensor) -> Tensor:
-        return quotient(z * c, z) if layer.zeros_receive else c
 
 
 @dataclass(frozen=True)
-class Epsilon(LinearRule):
+class Epsilon(GroupRule):
     """LRP-epsilon: weak and contradictory contributions are absorbed.
 
     Definition: ``R_j = sum_k a_j w_jk / stab(z_k, epsilon) R_k``.
@@ -117,20 +94,9 @@ class Epsilon(LinearRule):
         check_nonnegative(self, epsilon=self.epsilon)
         check_bias(self, self.bias)
 
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        return layer.transpose(quotient(z * c, self._sum(layer, z), self._stabilizer(layer, z)))
+    groups = (LRP_0,)
 
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        total, epsilon = self._sum(layer, z), self._stabilizer(layer, z)
-        c_in = quotient(z * c, total, epsilon)
-        if self.bias == "ignore":
-            return {"stabilizer": z * c - c_in * total}
-        return {"bias": c_in * layer.shift(z), "stabilizer": z * c - c_in * z}
-
-    def _sum(self, layer: LinearMap, z: Tensor) -> Tensor:
-        return z if self.bias == "absorb" or layer.bias is None else z - layer.shift(z)
-
-    def _stabilizer(self, layer: LinearMap, z: Tensor) -> float | Tensor:
+    def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor:
         if not self.relative:
             return self.epsilon
         wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
@@ -140,7 +106,7 @@ class Epsilon(LinearRule):
 
 
 @dataclass(frozen=True)
-class Gamma(LinearRule):
+class Gamma(GroupRule):
     """LRP-gamma: contributions of the output's own sign are favoured, for inputs of any sign.
 
     Definition: where ``z_k >= 0``, with the part ``P_k = sum_j (a_j w_jk)+ + (b_k)+``,
@@ -174,55 +140,9 @@ class Gamma(LinearRule):
         check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
         check_bias(self, self.bias)
 
-    def favour_positive(self, w: Tensor) -> Tensor:
-        """Return ``w + gamma (w)+``."""
-        return torch.add(w, positive(w), alpha=self.gamma)
-
-    def favour_negative(self, w: Tensor) -> Tensor:
-        """Return ``w + gamma (w)-``."""
-        return torch.add(w, negative(w), alpha=self.gamma)
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        up = layer.modified(self.favour_positive)
-        if layer.nonnegative_input and layer.positive_output_only and self.bias == "absorb":
-            total = layer.forward(a, up, bias_part(self.favour_positive, layer.bias, self.bias))
-            return layer.transpose(torch.where(z > 0, quotient(z * c, total, self.stabilizer), 0.0), up)
-        above, below = self._quotients(layer, a, z, c)
-        down = layer.modified(self.favour_negative)
-        if layer.nonnegative_input:
-            return layer.transpose(above, up) + layer.transpose(below, down)
-        return torch.where(
-            a < 0,
-            layer.transpose(above, down) + layer.transpose(below, up),
-            layer.transpose(above, up) + layer.transpose(below, down),
-        )
-
-    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        above, below = self._quotients(layer, a, z, c)
-        total, favoured = self._sums(layer, a, z)
-        lower = (1 + self.gamma) * total - self.gamma * favoured
-        upper = total + self.gamma * favoured
-        shares = {"stabilizer": z * c - above * upper - below * lower}
-        if self.bias == "absorb" and layer.bias is not None:
-            b = layer.geometry.shift(layer.bias, z)
-            shares["bias"] = above * self.favour_positive(b) + below * self.favour_negative(b)
-        return shares
-
-    def _sums(self, layer: LinearMap, a: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of all contributions and that of the positive ones, with the bias as it takes part."""
-        bias = bias_part(positive, layer.bias, self.bias)
-        favoured = layer.forward(positive(a), layer.modified(positive), bias)
-        if not layer.nonnegative_input:
-            favoured = favoured + layer.forward(negative(a), layer.modified(negative))
-        return (z - layer.shift(z) if self.bias == "ignore" else z), favoured
-
-    def _quotients(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``R / denominator`` where ``z >= 0`` and where ``z < 0``, and 0 elsewhere."""
-        total, favoured = self._sums(layer, a, z)
-        # Of all contributions the negative ones are the total less the positive: no third sum is needed.
-        shared = torch.where(total < 0, (1 + self.gamma) * total - self.gamma * favoured, total + self.gamma * favoured)
-        every = quotient(z * c, shared, self.stabilizer)
-        return torch.where(total < 0, 0.0, every), torch.where(total < 0, every, 0.0)
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return Group(1 + self.gamma, 1, sign=1), Group(1, 1 + self.gamma, sign=-1)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, final
 
 from torch import Tensor
 
 from relprop.propagation.layer import LinearMap
+from relprop.rules import relevance
+from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
 
 if TYPE_CHECKING:
     from relprop.propagation.handler import Here
@@ -71,6 +73,54 @@ class LinearRule(Rule, ABC):
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
         """Return, by name, the relevance that by definition reaches no input, per output."""
         return {}
+
+
+class GroupRule(LinearRule):
+    """A rule that is data: groups of contributions, each of which shares relevance among its own.
+
+    Definition: ``R_j = sum_groups sum_k (p (a_j w_jk)+ + n (a_j w_jk)-) / stab(p P_k + n N_k) share R_k``, see
+    :mod:`relprop.rules.relevance`. What the bias, the stabilizer and the rule absorb is accounted for by itself.
+
+    Attributes:
+        groups: the groups.
+        bias: ``"absorb"``: the bias is one of the contributions, and keeps its share; ``"ignore"``: it is none.
+        stabilizer: in units of the sums; None for the exact quotient.
+
+    >>> import torch; from relprop import LRP
+    >>> class Doubled(GroupRule):
+    ...     '''Positive contributions count twice.'''
+    ...     groups = (Group(p=2, n=1),)
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Doubled()).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 1.5000, -0.5000]])
+    """
+
+    bias: Bias = "absorb"
+    stabilizer: Stabilizer = 1e-6
+
+    @property
+    @abstractmethod
+    def groups(self) -> Sequence[Group]:
+        """Return the groups."""
+
+    def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
+        """Return what the groups are groups of: by default the products ``a_j w_jk``."""
+        return Products(layer, a, z, self.bias == "absorb")
+
+    def stabilize(self, layer: LinearMap, z: Tensor) -> Stabilizer:
+        """Return what is added to the sums, as it broadcasts to the output ``z``: by default ``stabilizer``."""
+        return self.stabilizer
+
+    @final
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        contributions, stabilizer = self.contributions(layer, a, z), self.stabilize(layer, z)
+        return relevance.coefficient(self.groups, contributions, z, c, stabilizer)
+
+    @final
+    def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        contributions, stabilizer = self.contributions(layer, a, z), self.stabilize(layer, z)
+        return relevance.absorbed(self.groups, contributions, z, c, stabilizer)
 
 
 class ActivationRule(Rule, ABC):
@@ -131,6 +181,14 @@ class SoftmaxRule(Rule, ABC):
     @abstractmethod
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
         """Return the probabilities as they are to be explained."""
+
+    def shares(self, queries: bool, keys: bool, values: bool, mask: bool) -> tuple[float, float, float, float] | None:
+        """Return the shares of the queries, keys, values and the mask of an attention, given which of them are active.
+
+        Those of queries, keys and mask are what reaches the softmax, which passes its part on. By default None: the
+        rule for products shares the two products of the attention.
+        """
+        return None
 
 
 class FilterRule(Rule, ABC):

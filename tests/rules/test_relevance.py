@@ -1,0 +1,105 @@
+"""The one relevance function: groups drawn at random against the explicit form, and what they leave over."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relprop import LRP, Rules
+from relprop.rules import AlphaBeta, Epsilon, Gamma, GroupRule, LinearMap, RescaledExcitation, ZPlus
+from tests import reference
+from tests.attribution.shares import adds_up
+from tests.cases import DTYPE, LAYERS, LayerCase, RuleCase, seed_like, signed
+from tests.rules.compare import TOLERANCE, Groups, distance, sequence_distance, weighted
+from tests.rules.test_linear_rules import headed
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
+SEEDS = range(40)
+
+
+def drawn(seed: int) -> RuleCase:
+    """One to three groups: even and uneven ones, for outputs of one sign and of both, that share all or less."""
+    draw = random.Random(seed)
+    numbers = tuple(
+        (draw.choice([0, 0.5, 1, 1.25, 2]), draw.choice([0, 0.5, 1, 3]), draw.choice([1, 1, -1, 2, 0.3]), sign)
+        for sign in draw.choice([(0,), (1, -1), (-1, 1), (0, 0), (1,), (-1,), (0, 1, -1)])
+    )
+    return RuleCase("groups", {"groups": numbers, "bias": draw.choice(["absorb", "ignore"]), "stabilizer": 0.01})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("before", [True, False], ids=["relu-before", "signed"])
+@pytest.mark.parametrize("after", [True, False], ids=["relu-after", "linear-after"])
+def test_groups_in_a_network(seed: int, before: bool, after: bool) -> None:
+    case: LayerCase = random.Random(seed).choice(LAYERS)
+    layer, x = case.build(True), signed(case.shape, seed=seed)
+    modules, rule = headed(layer, x, before, after), drawn(seed)
+    seeds = seed_like(x.new_zeros(len(x), 3), seed=5)
+    assert sequence_distance(modules, x, seeds, [rule, RuleCase("lrp0")]) <= TOLERANCE, (case.name, rule.name)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_groups_absorb_is_accounted_for(seed: int) -> None:
+    case: LayerCase = random.Random(seed).choice(LAYERS)
+    layer, x = case.build(True), signed(case.shape, seed=seed)
+    options = dict(drawn(seed).options)
+    rule = Groups(tuple(options.pop("groups")), **options)
+    for before in (True, False):
+        model = nn.Sequential(*headed(layer, x, before, after=False))
+        report = LRP(model, Rules().set("1" if before else "0", rule)).report(x, 1)
+        report.check(1e-9)
+        assert max(abs(entry.unexplained) for entry in report.entries) < 1e-9 * (1 + abs(report.output))
+
+
+def test_groups_that_hand_on_nothing() -> None:
+    """Outputs below zero receive no relevance here: the map is zero, not an error."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.rand(2, 3, dtype=DTYPE)
+    found = LRP(model, Rules().set("0", Groups(((1, 0, 1, -1),)))).attribute(x)
+    assert torch.equal(found, torch.zeros_like(x))
+
+
+# ---------------------------------------------------------------------------------- what a user's rule may say
+
+
+class PerChannel(GroupRule):
+    """Epsilon whose stabilizer is the size of the bias, channel by channel."""
+
+    groups = Epsilon.groups
+
+    def stabilize(self, layer: LinearMap, z: Tensor) -> Tensor:
+        assert layer.bias is not None
+        return layer.per_channel(layer.bias.abs(), z)
+
+
+PLAIN = [case for case in LAYERS if "padding_mode" not in case.keywords]  # which pads in a step of its own
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=lambda case: case.name)
+def test_a_stabilizer_for_every_channel(case: LayerCase) -> None:
+    layer, x = case.build(True), signed(case.shape)
+    seed = seed_like(layer(x))
+    matrix = reference.dense(layer, x.shape[1:])
+    z = matrix.products(x.flatten(1)).sum(2) + matrix.bias
+    relevance = (layer(x) * seed).flatten(1)
+    expected = reference.share(matrix.products(x.flatten(1)), z, relevance, matrix.bias.abs()).reshape(x.shape)
+    model = nn.Sequential(layer)
+    assert distance(LRP(model, PerChannel()).attribute(x, target=weighted(seed)), expected) <= TOLERANCE
+    report = LRP(model, PerChannel()).report(x, weighted(seed))
+    report.check(1e-9)
+    adds_up(report)
+
+
+def test_rules_are_their_groups() -> None:
+    """Equal groups, equal maps: the rules of the package are nothing else."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    x = torch.randn(2, 2, 6, 6, dtype=DTYPE)
+    for rule in (Epsilon(), Gamma(0.3), Gamma(0.3, bias="ignore"), AlphaBeta(), ZPlus(), RescaledExcitation(0.5)):
+        numbers = tuple((g.p, g.n, g.share, g.sign) for g in rule.groups)
+        stabilizer = rule.epsilon if isinstance(rule, Epsilon) else rule.stabilizer
+        same = Groups(numbers, bias=rule.bias, stabilizer=stabilizer)
+        assert torch.equal(LRP(model, rule).attribute(x, 1), LRP(model, same).attribute(x, 1)), rule
