@@ -13,7 +13,7 @@ from relprop.propagation import softmaxes
 from relprop.propagation.formulas import Kind
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
-from relprop.propagation.products import joined, product
+from relprop.propagation.products import joined, product, shared
 from relprop.propagation.record import total
 
 
@@ -112,7 +112,12 @@ def scaled_dot_product_attention(
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
-    q, k = product(factors, (query, key))
+    given, count = (query, key, value, attn_mask), _factors(here, value)
+    shares = attention.shares(*map(here.active, given))
+    if shares is None:
+        q, k = product(factors, (query, key))
+    else:
+        q, k, value, attn_mask = (shared(here, x, share) for x, share in zip(given, shares, strict=True))
     scores = joined(factors, q @ k.mT, torch.matmul, (q, k.mT))
     scores = raw = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if is_causal:
@@ -120,23 +125,35 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~mask, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        raw = scores if here.active(attn_mask) else raw  # a bias that depends on the input has a share of its own
+        if here.active(attn_mask):  # a bias that depends on the input has a share of its own
+            raw = scores if here.active(raw) else attn_mask
     p = attention.probabilities(call, torch.softmax(scores, -1))
     if here.record is not None and call.measuring:
-        p = _tell_softmax(here, p, raw.detach())
-    p, v = product(factors, (torch.dropout(p, dropout_p, dropout_p > 0), value))
-    here.factors = factors.factors
-    out = joined(factors, p @ v, torch.matmul, (p, v))
+        p = _tell_softmax(here, p, raw.detach(), 1.0 if shares is None else shares[3])
+    p = torch.dropout(p, dropout_p, dropout_p > 0)
+    here.factors = count + here.active(p)
+    if shares is None:
+        p, value = product(factors, (p, value))
+        here.factors = factors.factors
+    out = joined(factors, p @ value, torch.matmul, (p, value))
     return out if dropout_p > 0 else call.switch(native, out)
 
 
-def _tell_softmax(here: Here, p: Tensor, scores: Tensor) -> Tensor:
-    """Return the probabilities with a tap that declares what the softmax between the two products absorbs."""
+def _factors(here: Here, x: Tensor) -> int:
+    """Return of how many active factors a tensor is a product, 0 for a constant."""
+    return here.call.origins.of(here.original(x)).factors if here.active(x) else 0
+
+
+def _tell_softmax(here: Here, p: Tensor, scores: Tensor, reaching: float) -> Tensor:
+    """Return the probabilities with a tap that declares what the softmax between the two products absorbs.
+
+    That is of the share ``reaching`` it, where the factors of the scores carry that below the softmax.
+    """
     record = here.record
     assert record is not None
 
     def measure(c: Tensor, value: Tensor) -> None:
-        share = c.double() * _offset(value.double(), scores.double(), -1)
+        share = reaching * c.double() * _offset(value.double(), scores.double(), -1)
         record.absorb({"softmax": total(share)})
 
     here.absorbs_nothing()

@@ -28,10 +28,14 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     here.choose()
     shares: tuple[float, ...] = here.rule.shares(counts, gates)
     here.factors = sum(count for count, share in zip(counts, shares, strict=True) if share)
-    return tuple(
-        factor if not count or share == 1.0 else call.constant(factor) if share == 0.0 else call.scale(factor, share)
-        for factor, count, share in zip(factors, counts, shares, strict=True)
-    )
+    return tuple(shared(here, factor, share) for factor, share in zip(factors, shares, strict=True))
+
+
+def shared(here: Here, factor: Any, share: float) -> Any:
+    """Return a factor through which a share of the relevance passes; a constant is one whatever its share."""
+    if share == 1.0 or not here.active(factor):
+        return factor
+    return here.call.constant(factor) if share == 0.0 else here.call.scale(factor, share)
 
 
 def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -112,17 +112,23 @@ class TaylorSoftmax(SoftmaxRule):
 
 @dataclass(frozen=True)
 class AttnLRP(SoftmaxRule):
-    """Attention: a Taylor softmax between two uniform products.
+    """Attention: a Taylor softmax between two products, each of which gives its active factors equal parts.
 
-    Definition: the values receive 1/2, the queries and the keys what the softmax passes on of the other half.
+    Definition: in ``softmax(q k^T) v`` the values receive 1/2, and queries and keys 1/4 each of what the softmax
+    passes on. Where one of them is a constant, the other factor of its product receives that part too.
     Conserves: but for the softmax.
-    Source: Achtibat et al. 2024 (arXiv:2402.05602).
+    Source: Achtibat et al. 2024, propositions 3.1 to 3.3 (arXiv:2402.05602).
     """
 
     serves = frozenset({"attention"})
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
         return p
+
+    def shares(self, queries: bool, keys: bool, values: bool, mask: bool) -> tuple[float, float, float, float]:
+        scores = queries or keys or mask
+        half = 1 / 2 if scores and values else 1.0
+        return half / 2 if keys else half, half / 2 if queries else half, half, half
 
 
 @dataclass(frozen=True)
@@ -136,3 +142,6 @@ class CPLRP(SoftmaxRule):
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
         return flow.constant(p)
+
+    def shares(self, queries: bool, keys: bool, values: bool, mask: bool) -> tuple[float, float, float, float]:
+        return 0.0, 0.0, 1.0, 0.0
