@@ -280,7 +280,7 @@ def absorbed(
     shares = {"bias": sum((q * bias for q, bias in biases if bias is not None), zero)}
     if stabilizer is None:
         return shares if contributions.exact else {**shares, "rule": lost}
-    if all(group.even and group.share == 1 for group in groups):
+    if _hand_on_all(groups):
         return {**shares, "stabilizer": lost}
     return {**shares, "stabilizer": lost - dropped, "rule": dropped}
 
@@ -325,6 +325,12 @@ def _shared(
         _Shared(group, total, torch.where(serves[group.sign], q, 0.0), serves[group.sign])
         for group, total, q in zip(served, totals, found, strict=True)
     ]
+
+
+def _hand_on_all(groups: Sequence[Group]) -> bool:
+    """Say whether contributions of either sign count, to outputs of either sign, and share all of the relevance."""
+    shares = [sum(group.share for group in groups if group.sign in (0, sign)) for sign in (1, -1)]
+    return shares == [1, 1] and all(group.p and group.n for group in groups)
 
 
 def _totals(groups: Sequence[Group], contributions: Contributions) -> list[Tensor]:
