@@ -13,7 +13,6 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
-from relprop.rules.linear import check_nonnegative
 from relprop.rules.relevance import LRP_0, Contributions, Distances, Group, Ones, Weights
 from relprop.rules.rule import GroupRule
 
@@ -52,7 +51,7 @@ class ZBox(GroupRule):
     groups = (LRP_0,)
 
     def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
+        super().__post_init__()
         low, high = (_number_or_tensor(name, bound) for name, bound in (("low", self.low), ("high", self.high)))
         try:
             ordered = bool((low.to(high.device) <= high).all())
@@ -121,9 +120,6 @@ class WSquare(GroupRule):
     reaches_zeros = True
     groups = (Group(1, 0),)
 
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
-
     def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
         return Weights(layer, a, torch.square)
 
@@ -151,9 +147,6 @@ class Flat(GroupRule):
     bias = "ignore"
     reaches_zeros = True
     groups = (Group(1, 0),)
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
 
     def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
         return Ones(layer, a)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,20 +22,7 @@ from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
 from relprop.propagation.numerics import quotient
 from relprop.rules.relevance import LRP_0, Group
-from relprop.rules.rule import Bias, GroupRule, LinearRule
-
-
-def check_nonnegative(rule: object, **numbers: Any) -> None:
-    """Raise where a parameter of a rule is negative or NaN."""
-    for name, number in numbers.items():
-        if not isinstance(number, (int, float)) or isinstance(number, bool) or not number >= 0:
-            raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")
-
-
-def check_bias(rule: object, bias: str) -> None:
-    """Raise where ``bias`` is neither of the two."""
-    if bias not in ("absorb", "ignore"):
-        raise RuleError(f"{type(rule).__name__}: bias must be 'absorb' or 'ignore', got {bias!r}.")
+from relprop.rules.rule import Bias, GroupRule, LinearRule, check_nonnegative
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,8 @@ class Epsilon(GroupRule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_nonnegative(self, epsilon=self.epsilon)
-        check_bias(self, self.bias)
 
     groups = (LRP_0,)
 
@@ -137,8 +123,8 @@ class Gamma(GroupRule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
-        check_bias(self, self.bias)
+        super().__post_init__()
+        check_nonnegative(self, gamma=self.gamma)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.numerics import quotient
-from relprop.rules.linear import check_nonnegative
-from relprop.rules.rule import Flow, NormRule, PoolingRule, ProductRule, SoftmaxRule
+from relprop.rules.rule import Flow, NormRule, PoolingRule, ProductRule, SoftmaxRule, check_nonnegative
 
 
 @dataclass(frozen=True)

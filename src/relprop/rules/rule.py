@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
 
 from torch import Tensor
 
+from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
 from relprop.rules import relevance
 from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
@@ -98,6 +99,12 @@ class GroupRule(LinearRule):
 
     bias: Bias = "absorb"
     stabilizer: Stabilizer = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.bias not in ("absorb", "ignore"):
+            raise RuleError(f"{type(self).__name__}: bias must be 'absorb' or 'ignore', got {self.bias!r}.")
+        if self.stabilizer is not None and not isinstance(self.stabilizer, Tensor):
+            check_nonnegative(self, stabilizer=self.stabilizer)
 
     @property
     @abstractmethod
@@ -204,3 +211,10 @@ class FilterRule(Rule, ABC):
     def filters(self, kind: str) -> bool:
         """Say whether it acts on the output of operations of this kind."""
         return True
+
+
+def check_nonnegative(rule: object, **numbers: Any) -> None:
+    """Raise where a parameter of a rule is negative or NaN."""
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not number >= 0:
+            raise RuleError(f"{type(rule).__name__}: {name} must be a number >= 0, got {number!r}.")

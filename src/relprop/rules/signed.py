@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relprop.errors import RuleError
-from relprop.rules.linear import check_bias, check_nonnegative
 from relprop.rules.relevance import Group
-from relprop.rules.rule import Bias, GroupRule
+from relprop.rules.rule import Bias, GroupRule, check_nonnegative
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class AlphaBeta(GroupRule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_nonnegative(self, alpha=self.alpha, beta=self.beta, stabilizer=self.stabilizer)
-        check_bias(self, self.bias)
+        super().__post_init__()
+        check_nonnegative(self, alpha=self.alpha, beta=self.beta)
         if abs(self.alpha - self.beta - 1.0) > 1e-6:
             raise RuleError(
                 f"AlphaBeta: alpha - beta must be 1 for relevance to be conserved, "
@@ -81,11 +80,6 @@ class ZPlus(GroupRule):
 
     bias: Bias = "absorb"
     stabilizer: float = 1e-6
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
-        check_bias(self, self.bias)
-
     groups = (Group(1, 0),)
 
 
@@ -123,7 +117,8 @@ class RescaledExcitation(GroupRule):
     bias = "ignore"
 
     def __post_init__(self) -> None:
-        check_nonnegative(self, gamma=self.gamma, stabilizer=self.stabilizer)
+        super().__post_init__()
+        check_nonnegative(self, gamma=self.gamma)
         if self.gamma > 1.0:
             raise RuleError(f"RescaledExcitation: gamma must be between 0 and 1, got {self.gamma!r}.")
 
@@ -154,8 +149,4 @@ class Contrast(GroupRule):
 
     stabilizer: float = 1e-6
     bias = "ignore"
-
-    def __post_init__(self) -> None:
-        check_nonnegative(self, stabilizer=self.stabilizer)
-
     groups = (Group(1, 0), Group(0, 1, share=-1))
