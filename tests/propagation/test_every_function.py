@@ -13,7 +13,7 @@ import torch.overrides
 from torch import Tensor, nn
 
 from relprop import LRP, GradientXInput, InputError, Rules, UncoveredOperationWarning
-from relprop.propagation.operations import Operation, operation_of
+from relprop.operations.table import Operation, operation_of
 from relprop.propagation.storage import tensors_in
 from relprop.propagation.writes import twin_of, written_by
 from tests.propagation.function_calls import SAMPLES, Sample

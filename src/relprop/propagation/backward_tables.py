@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.table import Operation, functions_named, operation_of
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, functions_named, operation_of
 from relprop.propagation.primitives import Rectify, apply
 from relprop.propagation.rectifiers import comparisons, like_output, named_rectifiers, rectified
 

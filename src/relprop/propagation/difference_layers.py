@@ -13,8 +13,7 @@ from torch import Tensor
 from relprop.propagation import secants
 from relprop.propagation.differences import actives, call_of, pairs, uncovered
 from relprop.propagation.handler import Here
-from relprop.propagation.normalization import per_channel
-from relprop.propagation.pooling import AVERAGES
+from relprop.propagation.numerics import AVERAGES, per_channel
 from relprop.propagation.secants import SMOOTH, Pair
 
 # Softmax and attention ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from relprop.propagation import secants
 from relprop.propagation.difference_layers import statistics_of_batch
 from relprop.propagation.differences import actives, call_of, halfway, product, quotient, steered
 from relprop.propagation.handler import Here
-from relprop.propagation.normalization import per_channel
+from relprop.propagation.numerics import per_channel
 from relprop.propagation.provenance import Origin
 from relprop.propagation.rectifiers import rectified
 from relprop.propagation.storage import map_tensors, tensors_in

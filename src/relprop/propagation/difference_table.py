@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from relprop.operations.table import Operation, functions_named, operation_of
 from relprop.propagation import difference_extremes as ext
 from relprop.propagation import difference_layers as lay
 from relprop.propagation import difference_sums as sums
 from relprop.propagation import differences as dif
 from relprop.propagation.handler import native
-from relprop.propagation.operations import Operation, functions_named, operation_of
 from relprop.propagation.rectifiers import comparisons
 from relprop.propagation.secants import KINKED, POLES, SCALED, SMOOTH, of_inverse_root, of_reciprocal, of_root, stepped
 from relprop.propagation.writes import copied, set_item

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.table import Operation, all_operations, functions_named
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, all_operations, functions_named
 from relprop.propagation.storage import map_tensors
 
 Handler = Callable[..., Any]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from relprop.operations.table import Operation, makes_constants, operation_of
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.cuts import Cuts
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
 from relprop.propagation.lookups import EMBEDDINGS, check_ids
-from relprop.propagation.operations import Operation, makes_constants, operation_of
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.provenance import NOTHING
 from relprop.propagation.rectifiers import follow_masks

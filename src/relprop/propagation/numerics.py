@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 TAU = 1e-30
@@ -56,3 +59,17 @@ def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor 
     empty = denominator.abs() <= TAU
     # The division is guarded on both sides: its derivative must not meet 0 / 0 either.
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+
+
+def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """Return a parameter of the channels (dimension 1), so that it broadcasts."""
+    return parameter.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+AVERAGES: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE_AVERAGES: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+"""Average pooling, by the number of dimensions."""

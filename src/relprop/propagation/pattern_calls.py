@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from relprop.operations.table import Operation, functions_named, operation_of
 from relprop.propagation.call import Call, Choice
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Affine, Geometry, LinearMap
-from relprop.propagation.operations import Operation, functions_named, operation_of
 from relprop.propagation.rectifiers import comparisons, named_rectifiers, rectified
 from relprop.propagation.site import Site
 from relprop.propagation.storage import Saved, tensors_in

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.table import Operation, functions_named
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operations import Operation, functions_named
 from relprop.propagation.provenance import Mask
 from relprop.propagation.writes import set_item
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
+from relprop.operations.table import operation_of
 from relprop.propagation.call import Choice
-from relprop.propagation.operations import operation_of
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
 from relprop.rules.nonlinear import (

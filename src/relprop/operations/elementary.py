@@ -1,6 +1,6 @@
 """Quotients ``q(z) = (f(z) - f(0)) / z`` of the functions of analysis, in closed form or by their series.
 
-As in :mod:`relprop.propagation.quotients`: at 0 the derivative ``f'(0)``, nothing cancels, all is differentiable.
+As in :mod:`relprop.operations.quotients`: at 0 the derivative ``f'(0)``, nothing cancels, all is differentiable.
 The logarithms have no value at 0, and are expanded about their own zero: ``q(z) = f(z) / (z - root)``.
 """
 

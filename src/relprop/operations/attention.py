@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import softmaxes
+from relprop.operations import softmax_by_hand
+from relprop.operations.products import joined, product, shared
 from relprop.propagation.formulas import Kind
 from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
-from relprop.propagation.products import joined, product, shared
 from relprop.propagation.record import total
 
 
@@ -56,7 +56,7 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": -c * offset.detach()}
     found = call.switch(out, input.to(out.dtype) - divisor)
-    softmaxes.note_logarithm(here, Kind.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
+    softmax_by_hand.note_logarithm(here, Kind.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
     return found
 
 
@@ -67,7 +67,7 @@ def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Ten
     tangent = _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
     if here.call.selector is not None:
-        softmaxes.note_logarithm(here, Kind.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
+        softmax_by_hand.note_logarithm(here, Kind.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
     return out
 
 

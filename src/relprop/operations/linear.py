@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import InputError
+from relprop.operations.normalization import over_batch
+from relprop.operations.products import product
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
-from relprop.propagation.normalization import over_batch, per_channel
-from relprop.propagation.numerics import TAU, safe
+from relprop.propagation.numerics import TAU, per_channel, safe
 from relprop.propagation.primitives import Linear, apply
-from relprop.propagation.products import product
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
 from relprop.propagation.tokens import embedded

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import quotients, softmaxes
-from relprop.propagation.elementary import exp, exponential, nonzero, power, powers
+from relprop.operations import quotients, softmax_by_hand
+from relprop.operations.elementary import exp, exponential, nonzero, power, powers
+from relprop.operations.products import denominator
+from relprop.operations.quotients import hardsigmoid
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import safe
 from relprop.propagation.primitives import Spare, apply
-from relprop.propagation.products import denominator
-from relprop.propagation.quotients import hardsigmoid
 
 Function = Callable[..., Any]
 
@@ -49,12 +49,12 @@ def applied(
 
 def exponential_function(here: Here, input: Tensor) -> Tensor:
     """``exp``, which may come to be part of a softmax that is written by hand."""
-    found = softmaxes.exponential(here, input)
+    found = softmax_by_hand.exponential(here, input)
     if found is not None:
         return found
     out = elementwise(exp, here, input)
     if here.call.selector is not None and not input.is_complex():
-        softmaxes.note_exponential(here, input, out)
+        softmax_by_hand.note_exponential(here, input, out)
     return out
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import products
-from relprop.propagation.activations import Function, divided
+from relprop.operations import products
+from relprop.operations.activations import Function, divided
 from relprop.propagation.handler import Here
 
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from relprop.operations.products import passed_on
+from relprop.operations.sums import combined, evenly
 from relprop.propagation.handler import Here
-from relprop.propagation.numerics import safe
-from relprop.propagation.products import passed_on
-from relprop.propagation.sums import combined, evenly
+from relprop.propagation.numerics import per_channel, safe
 
 
 def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:
@@ -165,8 +165,3 @@ def _instance_norm(
         return native
     x = standardized(here, input, range(2, input.dim()), eps)
     return with_channels(here, native, x, weight, bias)
-
-
-def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """Return a parameter of the channels (dimension 1), so that it broadcasts."""
-    return parameter.reshape(1, -1, *(1,) * (x.dim() - 2))

@@ -7,19 +7,11 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from relprop.operations.sums import averaged
 from relprop.propagation.handler import Here
-from relprop.propagation.numerics import TAU, quotient, safe
-from relprop.propagation.sums import averaged
-
-AVERAGES: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-ADAPTIVE: dict[int, Callable[..., Tensor]] = {
-    1: F.adaptive_avg_pool1d,
-    2: F.adaptive_avg_pool2d,
-    3: F.adaptive_avg_pool3d,
-}
+from relprop.propagation.numerics import ADAPTIVE_AVERAGES, AVERAGES, TAU, quotient, safe
 
 
 def max_pool(dimensions: int) -> Callable[..., Any]:
@@ -54,7 +46,7 @@ def adaptive_max_pool(dimensions: int) -> Callable[..., Any]:
 
     def handler(here: Here, input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
         out = here.func(input, output_size, *((True,) if return_indices else ()))
-        return _pooled(here, input, out, lambda x: ADAPTIVE[dimensions](x, output_size))
+        return _pooled(here, input, out, lambda x: ADAPTIVE_AVERAGES[dimensions](x, output_size))
 
     return handler
 

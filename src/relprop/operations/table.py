@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relprop.propagation import activations as act
-from relprop.propagation import attention, composites, losses, products, recurrent, rounding, sums
-from relprop.propagation import contractions as con
-from relprop.propagation import elementary as ele
-from relprop.propagation import linear_calls as lin
-from relprop.propagation import normalization as norm
-from relprop.propagation import pooling as pool
-from relprop.propagation import quotients as quo
-from relprop.propagation import reductions as red
+from relprop.operations import activations as act
+from relprop.operations import attention, composites, losses, products, recurrent, rounding, sums
+from relprop.operations import contractions as con
+from relprop.operations import elementary as ele
+from relprop.operations import linear as lin
+from relprop.operations import normalization as norm
+from relprop.operations import pooling as pool
+from relprop.operations import quotients as quo
+from relprop.operations import reductions as red
 from relprop.propagation.handler import native
 from relprop.propagation.inherit import Keeps, keeps_nothing
 from relprop.propagation.keeps import keeps_of

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.products import scaled
 from relprop.propagation.handler import Here
 from relprop.propagation.numerics import TAU, safe
-from relprop.propagation.products import scaled
 from relprop.propagation.storage import map_tensors, tensors_in
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.sums import averaged, extremum
 from relprop.propagation.handler import Here
 from relprop.propagation.storage import map_tensors
-from relprop.propagation.sums import averaged, extremum
 
 
 def _share(here: Here, x: Tensor, factors: int) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.linear import apply_linear, is_weight
+from relprop.operations.products import joined, product
+from relprop.operations.sums import combined
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Contraction, Dense
-from relprop.propagation.linear_calls import apply_linear, is_weight
-from relprop.propagation.products import joined, product
-from relprop.propagation.sums import combined
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 

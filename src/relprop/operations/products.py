@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation import softmaxes
+from relprop.operations import softmax_by_hand
 from relprop.propagation.handler import Here, declares_nothing
 from relprop.propagation.numerics import TAU, safe
 from relprop.propagation.provenance import Origin
@@ -52,7 +52,7 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
     """``*``: by a constant it is linear, by another active tensor a product."""
-    found = softmaxes.product(here, input, other)
+    found = softmax_by_hand.product(here, input, other)
     if found is not None:
         return found
     if not (here.active(input) and here.active(other)):
@@ -65,7 +65,7 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
 def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
     if here.active(other):
-        found = softmaxes.quotient(here, input, other)
+        found = softmax_by_hand.quotient(here, input, other)
         if found is not None:
             return found
         here.declared = declares_nothing

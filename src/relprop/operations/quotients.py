@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relprop.propagation.elementary import expm1, nonzero, ratio, tanh
+from relprop.operations.elementary import expm1, nonzero, ratio, tanh
 
 
 def gelu(z: Tensor, approximate: str = "none") -> Tensor:

@@ -1,0 +1,1 @@
+"""What every operation is: one row each, declared beside its handler."""
