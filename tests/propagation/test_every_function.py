@@ -13,7 +13,8 @@ import torch.overrides
 from torch import Tensor, nn
 
 from relprop import LRP, GradientXInput, InputError, Rules, UncoveredOperationWarning
-from relprop.operations.table import Operation, operation_of
+from relprop.operations.table import operation_of
+from relprop.propagation.operation import Operation
 from relprop.propagation.storage import tensors_in
 from relprop.propagation.writes import twin_of, written_by
 from tests.propagation.function_calls import SAMPLES, Sample

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
+from relprop.operations.table import operations
 from relprop.propagation.backward_tables import deconvolved, guided, variants
 from relprop.propagation.call import Call
+from relprop.propagation.operation import Derived
 
-_DECONVOLUTION = variants(deconvolved)
-_GUIDED = variants(guided)
+_DECONVOLUTION = Derived(partial(variants, deconvolved))
+_GUIDED = Derived(partial(variants, guided))
 
 
 class Deconvolution(Attribution, name="deconvolution"):
@@ -41,7 +44,7 @@ class Deconvolution(Attribution, name="deconvolution"):
     contract = Contract("1", "coefficient")
 
     def make_call(self, **options: Any) -> Call:
-        return super().make_call(table=_DECONVOLUTION, **options)
+        return super().make_call(table=_DECONVOLUTION(operations()), **options)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return c
@@ -70,7 +73,7 @@ class GuidedBackprop(Attribution, name="guided_backprop"):
     contract = Contract("1", "coefficient")
 
     def make_call(self, **options: Any) -> Call:
-        return super().make_call(table=_GUIDED, **options)
+        return super().make_call(table=_GUIDED(operations()), **options)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return c

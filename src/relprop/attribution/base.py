@@ -15,6 +15,7 @@ from relprop.attribution.contract import Method
 from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
+from relprop.operations.table import operations
 from relprop.propagation.call import Call, Selector
 from relprop.propagation.mode import foremost
 from relprop.propagation.reading import Reading
@@ -51,7 +52,7 @@ class Attribution(Method):
 
     def make_call(self, **options: Any) -> Call:
         """Return the state of one call."""
-        return Call(self.model, self.selector(), **options)
+        return Call(self.model, self.selector(), operations(), **options)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from relprop.errors import InputError, MethodError
 from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
+from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.run import forward
 from relprop.targets import Target, reading
@@ -98,7 +99,7 @@ class Method(ABC):
         """
         given = as_inputs(inputs)
         read = reading(self.model, target, given.samples)
-        call = Call(self.model, None)
+        call = Call(self.model, None, operations())
         with attribution_of(self.model), torch.inference_mode(False), torch.no_grad():
             try:
                 first, named = given.arguments([tensor.clone() for tensor in given.tensors])

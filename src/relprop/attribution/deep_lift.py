@@ -15,14 +15,17 @@ from relprop.attribution.contract import Contract, Method
 from relprop.attribution.references import as_baselines, as_distribution
 from relprop.errors import InputError, NumericalError
 from relprop.inputs import Given, as_inputs
+from relprop.operations.table import operations
 from relprop.propagation.call import Call
-from relprop.propagation.difference_table import DIFFERENCES
+from relprop.propagation.difference_table import Differences
 from relprop.propagation.mode import foremost
+from relprop.propagation.operation import Derived
 from relprop.propagation.pairs import PairedCall
 from relprop.propagation.reading import Reading
 from relprop.propagation.run import ChannelMask, Forward, forward
 from relprop.targets import Target
 
+_DIFFERENCES = Derived(Differences)
 DifferenceRule = Literal["rescale", "reveal_cancel"]
 _WHERE = "ReLU, pooling, products, softmax and all else that has a rule"
 
@@ -155,7 +158,10 @@ class _Against(Attribution):
 
     def make_call(self, **options: Any) -> PairedCall:
         reveal = self.rule == "reveal_cancel"
-        return PairedCall(self.model, None, table=DIFFERENCES, strict=self.strict, reveal=reveal, **options)
+        rows = operations()
+        return PairedCall(
+            self.model, None, rows, table=_DIFFERENCES(rows), strict=self.strict, reveal=reveal, **options
+        )
 
     def forward(
         self,

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from relprop.attribution.contract import Contract
 from relprop.attribution.lrp import LRP
 from relprop.errors import NumericalError
+from relprop.operations.table import operations
 from relprop.propagation import excited
 from relprop.propagation.call import Call
+from relprop.propagation.operation import Derived
 from relprop.rules.presets import everywhere
 from relprop.rules.registry import Rules
 from relprop.rules.signed import Contrast, ZPlus
 
-_TABLE = excited.table()
+_TABLE = Derived(excited.table)
 
 
 class ExcitationBackprop(LRP, name="excitation_backprop"):
@@ -53,7 +55,7 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
         return everywhere(ZPlus(bias="ignore", stabilizer=stabilizer))
 
     def make_call(self, **options: Any) -> Call:
-        return super().make_call(table=_TABLE, **options)
+        return super().make_call(table=_TABLE(operations()), **options)
 
     def seed(self, output: Tensor) -> Tensor:
         if bool((output == 0).any()):

@@ -14,6 +14,7 @@ from relprop.attribution.pattern_store import Patterns, make_pattern
 from relprop.attribution.pattern_sums import REGIONS, Estimator, Sums
 from relprop.errors import InputError, InputTypeError, PatternError, PatternWarning, UncoveredOperationWarning, warn
 from relprop.inputs import as_inputs, grad_mode
+from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.mode import foremost
 from relprop.propagation.pattern_calls import Names, UnitSite, Visit
@@ -61,7 +62,7 @@ def show_calls(model: nn.Module, loader: Iterable[Any], look: Look, progress: bo
         batches += 1
         inputs = _first(batch)
         given = as_inputs(inputs if device is None else map_tensors(lambda tensor: tensor.to(device), inputs))
-        call = Call(model, None)
+        call = Call(model, None, operations())
         call.saving = Unsaved()
         visit = Visit(call, names, _no_backward, recording=True)
         with grad_mode(), foremost(call):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.operations import quotients, softmax_by_hand
+from relprop.operations import elementary, quotients, softmax_by_hand
 from relprop.operations.elementary import exp, exponential, nonzero, power, powers
 from relprop.operations.products import denominator
 from relprop.operations.quotients import hardsigmoid
+from relprop.operations.rows import Rows, activation, rows
+from relprop.propagation import rectifiers
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import Keeps, clipped, function, keeps_nothing
 from relprop.propagation.numerics import safe
+from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.primitives import Spare, apply
 
 Function = Callable[..., Any]
@@ -220,3 +226,167 @@ def _powers(func: Function, here: Here, input: Tensor, exponent: Tensor) -> Tens
     here.absorbs(torch.where(exponent > 0, 0.0, out))
     surrogate = here.rule.surrogate(call, input, out, q)
     return call.switch(out, surrogate.expand_as(out))
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+_REAL = (-math.inf, math.inf)
+_ABOVE = (0.0, math.inf)
+
+
+def curve(
+    *names: str,
+    quotient: Callable[..., Tensor],
+    bounds: tuple[float, float],
+    difference: Difference,
+    gate: bool = False,
+) -> Rows:
+    """Functions that are explained by their quotients; none of them is ever a ReLU."""
+    keeps = function(*bounds, gate=gate, homogeneous=False)
+    handler = partial(elementwise, quotient)
+    return activation(*names, handler=handler, keeps=keeps, difference=difference, rectifies=None, image=Image.NOTHING)
+
+
+def _about(*names: str, root: float, quotient: Callable[..., Tensor], difference: Difference, image: Image) -> Rows:
+    """Functions without a value at 0, by their quotients about their zero."""
+    keeps = function(*_REAL, gate=False, homogeneous=False)
+    handler = partial(about, root, quotient)
+    return activation(*names, handler=handler, keeps=keeps, difference=difference, rectifies=None, image=image)
+
+
+def _kinked(*names: str, handler: Handler, keeps: Keeps, rectifies: Rectifies | None, image: Image) -> Rows:
+    """Functions linear on both sides of kinks, which may be ReLUs."""
+    return activation(
+        *names, handler=handler, keeps=keeps, difference=Difference.KINKED, rectifies=rectifies, image=image
+    )
+
+
+def _relu_bounds(input: Any, inplace: bool = False) -> tuple[Any, Any]:
+    return 0.0, None
+
+
+def _relu6_bounds(input: Any, inplace: bool = False) -> tuple[Any, Any]:
+    return 0.0, 6.0
+
+
+def _hardtanh_bounds(input: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> tuple[Any, Any]:
+    return min_val, max_val
+
+
+def _clamp_bounds(input: Any, min: Any = None, max: Any = None) -> tuple[Any, Any]:
+    return min, max
+
+
+def _clamp_max_bounds(input: Any, max: Any) -> tuple[Any, Any]:
+    return None, max
+
+
+_anything = function(*_REAL, gate=False, homogeneous=False)
+_multiple = function(*_REAL, gate=False, homogeneous=True)
+
+ROWS: Rows = [
+    # Smooth everywhere, explained by their quotients.
+    *curve("gelu", quotient=quotients.gelu, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("silu", quotient=quotients.silu, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("mish", quotient=quotients.mish, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("softplus", quotient=quotients.softplus, bounds=_ABOVE, difference=Difference.SMOOTH),
+    *curve("logsigmoid", "log_sigmoid", quotient=quotients.logsigmoid, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("softsign", quotient=quotients.softsign, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
+    *curve("tanhshrink", quotient=quotients.tanhshrink, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("tanh", quotient=elementary.tanh, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
+    *curve("sinh", quotient=elementary.sinh, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("cosh", quotient=elementary.cosh, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("sin", quotient=elementary.sin, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("cos", quotient=elementary.cos, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("sinc", quotient=elementary.sinc, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("atan", "arctan", quotient=elementary.atan, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("asinh", "arcsinh", quotient=elementary.asinh, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("exp2", quotient=elementary.exp2, bounds=_ABOVE, difference=Difference.SMOOTH),
+    *curve("expm1", quotient=elementary.expm1, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("erf", quotient=elementary.erf, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
+    *curve("erfc", quotient=elementary.erfc, bounds=(0.0, 2.0), difference=Difference.SMOOTH, gate=True),
+    *curve("ndtr", quotient=elementary.ndtr, bounds=(0.0, 1.0), difference=Difference.SMOOTH, gate=True),
+    *activation(
+        "sigmoid", "expit", label="sigmoid", handler=sigmoid, keeps=function(0.0, 1.0, gate=True, homogeneous=False),
+        difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,
+    ),
+    *activation(
+        "exp", handler=exponential_function, keeps=function(*_ABOVE, gate=False, homogeneous=False),
+        difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,  # its handler begins an image
+    ),
+    # With poles, or not defined everywhere.
+    *curve("tan", quotient=elementary.tan, bounds=_REAL, difference=Difference.POLES),
+    *curve("asin", "arcsin", quotient=elementary.asin, bounds=_REAL, difference=Difference.POLES),
+    *curve("acos", "arccos", quotient=elementary.acos, bounds=_REAL, difference=Difference.POLES),
+    *curve("atanh", "arctanh", quotient=elementary.atanh, bounds=_REAL, difference=Difference.POLES),
+    *curve("log1p", quotient=elementary.log1p, bounds=_REAL, difference=Difference.POLES),
+    *curve("erfinv", quotient=elementary.erfinv, bounds=_REAL, difference=Difference.POLES),
+    *curve("erfcx", quotient=elementary.erfcx, bounds=_REAL, difference=Difference.UNCOVERED),
+    *curve("log_ndtr", quotient=elementary.log_ndtr, bounds=_REAL, difference=Difference.POLES),
+    *curve("entr", quotient=elementary.entr, bounds=_REAL, difference=Difference.POLES),
+    *curve("i0", quotient=elementary.i0, bounds=_REAL, difference=Difference.POLES),
+    *curve("i0e", quotient=elementary.i0e, bounds=_REAL, difference=Difference.POLES),
+    *curve("i1", quotient=elementary.i1, bounds=_REAL, difference=Difference.POLES),
+    *curve("i1e", quotient=elementary.i1e, bounds=_REAL, difference=Difference.POLES),
+    *curve("square", quotient=elementary.square, bounds=_ABOVE, difference=Difference.SQUARE),
+    *curve("sqrt", quotient=elementary.sqrt, bounds=_ABOVE, difference=Difference.SQUARE_ROOT),
+    *_about("log", root=1.0, quotient=elementary.log, difference=Difference.SCALED, image=Image.LOGARITHM),
+    *_about("log2", root=1.0, quotient=elementary.log2, difference=Difference.SCALED, image=Image.NOTHING),
+    *_about("log10", root=1.0, quotient=elementary.log10, difference=Difference.SCALED, image=Image.NOTHING),
+    *_about(
+        "acosh", "arccosh", root=1.0, quotient=elementary.acosh, difference=Difference.POLES, image=Image.NOTHING
+    ),
+    *_about("logit", root=0.5, quotient=elementary.logit, difference=Difference.POLES, image=Image.NOTHING),
+    *_about("ndtri", root=0.5, quotient=elementary.ndtri, difference=Difference.POLES, image=Image.NOTHING),
+    # With kinks.
+    *curve("hardswish", quotient=quotients.hardswish, bounds=_REAL, difference=Difference.KINKED),
+    *curve("celu", quotient=quotients.celu, bounds=_REAL, difference=Difference.KINKED),
+    *curve("selu", quotient=quotients.selu, bounds=_REAL, difference=Difference.KINKED),
+    *curve("softshrink", quotient=quotients.softshrink, bounds=_REAL, difference=Difference.KINKED),
+    *curve("hardshrink", quotient=quotients.hardshrink, bounds=_REAL, difference=Difference.KINKED),
+    *activation(
+        "hardsigmoid", handler=hard_sigmoid, keeps=function(0.0, 1.0, gate=True, homogeneous=False),
+        difference=Difference.HARD_SIGMOID, rectifies=None, image=Image.NOTHING,
+    ),
+    *_kinked("elu", handler=partial(elementwise, quotients.elu), keeps=_anything, rectifies=rectifiers.of_elu,
+             image=Image.NOTHING),
+    *_kinked("relu", handler=relu, keeps=clipped(_relu_bounds, homogeneous=True), rectifies=rectifiers.of_relu,
+             image=Image.NOTHING),
+    *_kinked("leaky_relu", handler=piecewise, keeps=_multiple, rectifies=rectifiers.of_leaky_relu,
+             image=Image.NOTHING),
+    *activation("rrelu", handler=piecewise, keeps=_multiple, difference=Difference.RRELU,
+                rectifies=rectifiers.of_rrelu, image=Image.NOTHING),
+    *_kinked("prelu", handler=prelu, keeps=_multiple, rectifies=rectifiers.of_prelu, image=Image.NOTHING),
+    *_kinked("abs", "absolute", handler=piecewise, keeps=function(*_ABOVE, gate=False, homogeneous=True),
+             rectifies=None, image=Image.NOTHING),
+    *_kinked("relu6", handler=partial(elementwise, quotients.relu6), keeps=clipped(_relu6_bounds, homogeneous=False),
+             rectifies=None, image=Image.NOTHING),
+    *_kinked("hardtanh", handler=partial(elementwise, quotients.hardtanh),
+             keeps=clipped(_hardtanh_bounds, homogeneous=False), rectifies=rectifiers.of_hardtanh,
+             image=Image.NOTHING),
+    *_kinked("clamp", "clip", handler=partial(clamp, quotients.clamp), keeps=clipped(_clamp_bounds, homogeneous=False),
+             rectifies=rectifiers.of_clamp, image=Image.KEEPS),
+    *_kinked("clamp_min", handler=partial(elementwise, quotients.clamp_min),
+             keeps=clipped(_clamp_bounds, homogeneous=False), rectifies=rectifiers.of_clamp, image=Image.KEEPS),
+    *_kinked("clamp_max", handler=partial(elementwise, quotients.clamp_max),
+             keeps=clipped(_clamp_max_bounds, homogeneous=False), rectifies=None, image=Image.NOTHING),
+    *rows(
+        "threshold", kind=Kind.AFFINE, handler=threshold, keeps=_anything, difference=Difference.KINKED,
+        excitation=Excitation.AS_RULES, rectifies=rectifiers.of_threshold, ids=Ids.NONE, entering=(),
+        image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    ),
+    # Powers, of which a number says what they are.
+    *activation("pow", "__pow__", label="pow", handler=raise_to, keeps=_anything, difference=Difference.POWER,
+                rectifies=None, image=Image.NOTHING),
+    *activation("__rpow__", label="pow", handler=reversed_power, keeps=_anything,
+                difference=Difference.REVERSED_POWER, rectifies=None, image=Image.NOTHING),
+    *activation("float_power", handler=float_power, keeps=_anything, difference=Difference.POWER, rectifies=None,
+                image=Image.NOTHING),
+    # Of which only the values are known.
+    *activation("sign", "sgn", "round", "floor", "ceil", "trunc", "fix", handler=stepwise, keeps=_anything,
+                difference=Difference.STEPPED, rectifies=None, image=Image.NOTHING),
+    *activation("frac", handler=stepwise, keeps=_anything, difference=Difference.KINKED, rectifies=None,
+                image=Image.NOTHING),
+    *activation("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", handler=stepwise,
+                keeps=keeps_nothing, difference=Difference.UNCOVERED, rectifies=None, image=Image.NOTHING),
+]  # fmt: skip

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from relprop.operations import softmax_by_hand
 from relprop.operations.products import joined, product, shared
-from relprop.propagation.formulas import Kind
+from relprop.operations.rows import Rows, affine, weighted
+from relprop.propagation.formulas import Form
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import Keeps, Terms, keeps_nothing, of_active
+from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Image, Kind
 from relprop.propagation.primitives import Tap, apply
+from relprop.propagation.provenance import Origin
 from relprop.propagation.record import total
 
 
@@ -56,7 +60,7 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": -c * offset.detach()}
     found = call.switch(out, input.to(out.dtype) - divisor)
-    softmax_by_hand.note_logarithm(here, Kind.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
+    softmax_by_hand.note_logarithm(here, Form.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
     return found
 
 
@@ -67,7 +71,7 @@ def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Ten
     tangent = _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
     if here.call.selector is not None:
-        softmax_by_hand.note_logarithm(here, Kind.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
+        softmax_by_hand.note_logarithm(here, Form.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
     return out
 
 
@@ -158,3 +162,44 @@ def _tell_softmax(here: Here, p: Tensor, scores: Tensor, reaching: float) -> Ten
 
     here.absorbs_nothing()
     return apply(Tap, here.call, p, measure)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _probabilities(terms: Terms) -> Origin:
+    return Origin(low=0.0)
+
+
+def _rule(name: str, *, kind: Kind, handler: Handler, keeps: Keeps, difference: Difference) -> Rows:
+    return weighted(
+        name, kind=kind, handler=handler, keeps=keeps, difference=difference, holds=Holds.NOTHING, updates=None
+    )
+
+
+def _logarithm(name: str, *, handler: Handler, difference: Difference) -> Rows:
+    return affine(
+        name,
+        handler=handler,
+        keeps=keeps_nothing,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        image=Image.NOTHING,  # their handlers say what they are
+    )
+
+
+ROWS: Rows = [
+    *_rule(
+        "softmax", kind=Kind.SOFTMAX, handler=softmax, keeps=of_active(_probabilities), difference=Difference.SOFTMAX
+    ),
+    *_rule("log_softmax", kind=Kind.NORM, handler=log_softmax, keeps=keeps_nothing, difference=Difference.LOG_SOFTMAX),
+    *_logarithm("logsumexp", handler=logsumexp, difference=Difference.LOGSUMEXP),
+    *_logarithm("logcumsumexp", handler=logcumsumexp, difference=Difference.UNCOVERED),
+    *_rule(
+        "scaled_dot_product_attention",
+        kind=Kind.ATTENTION,
+        handler=scaled_dot_product_attention,
+        keeps=keeps_nothing,
+        difference=Difference.ATTENTION,
+    ),
+]

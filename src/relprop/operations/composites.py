@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, reduce, wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.errors import UncoveredOperationError
+from relprop.operations.rows import SPACES, Rows, composite, rows
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import keeps_nothing
+from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -330,3 +334,73 @@ def embedding_bag(
     if mode == "sum":
         return total
     return total / torch.bincount(bags, minlength=number).clamp(min=1).unsqueeze(-1)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+_FOREACH: dict[str, Callable[..., Any]] = {
+    "addcmul": foreach_addcmul,
+    "addcdiv": foreach_addcdiv,
+    "clamp_max": lambda x, bound: torch.clamp(x, max=bound),
+    "clamp_min": lambda x, bound: torch.clamp(x, min=bound),
+    "norm": torch.linalg.vector_norm,
+} | {
+    name: getattr(torch, name)
+    for name in (
+        "abs", "acos", "add", "asin", "atan", "ceil", "clone", "cos", "cosh", "div", "erf", "erfc", "exp", "expm1",
+        "floor", "frac", "lerp", "log", "log10", "log1p", "log2", "max", "maximum", "minimum", "mul", "neg", "pow",
+        "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "sub", "tan", "tanh", "trunc",
+    )
+}  # fmt: skip
+"""Functions on lists of tensors, by what they are for one."""
+
+
+def _written(
+    body: Callable[..., Any],
+    name: str | None = None,
+    *,
+    difference: Difference = Difference.AS_RULES,
+    holds: Holds = Holds.NOTHING,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
+    """A function of torch that is written here once more, under its own name."""
+    return composite(name or body.__name__, handler=rewritten(body), difference=difference, holds=holds, spaces=spaces)
+
+
+ROWS: Rows = [
+    *_written(glu, difference=Difference.GLU, spaces=(torch._C._nn,)),
+    *composite("glu", handler=opened, difference=Difference.GLU, holds=Holds.NOTHING, spaces=(F,)),
+    *_written(addcmul, difference=Difference.PRODUCT),
+    *(
+        row
+        for body in (
+            addcdiv, lerp, ldexp, xlogy, xlog1py, hypot, dist, cdist, pdist, pairwise_distance, cosine_similarity,
+            renorm, corrcoef, logaddexp, logaddexp2, trapezoid, cumulative_trapezoid,
+        )
+        for row in _written(body)
+    ),
+    *_written(trapezoid, "trapz"),
+    *_written(diff, difference=Difference.LINEAR),
+    *_written(vander, spaces=(torch,)),
+    *_written(linalg_vander, "vander", spaces=(torch.linalg,)),
+    *_written(multi_dot, holds=Holds.LINEAR),
+    *_written(chain_matmul, holds=Holds.LINEAR),
+    *_written(conv_tbc, difference=Difference.LINEAR, holds=Holds.LINEAR),
+    *_written(convolution, difference=Difference.LAYER, holds=Holds.LINEAR),
+    *rows(
+        "embedding_bag", spaces=(F,), kind=Kind.COMPOSITE, handler=rewritten(embedding_bag), keeps=keeps_nothing,
+        difference=Difference.AS_RULES, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.LOOKS_UP, entering=(0,),
+        image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=True, deterministic=True,
+    ),
+    *(
+        row
+        for name, one in _FOREACH.items()
+        for row in composite(
+            f"_foreach_{name}", spaces=(torch,), handler=each(one), difference=Difference.AS_RULES, holds=Holds.NOTHING
+        )
+    ),
+    *composite("multi_head_attention_forward", spaces=(F,), handler=opened, difference=Difference.AS_RULES,
+               holds=Holds.LINEAR),
+    *composite("normalize", "local_response_norm", "softmin", "gumbel_softmax", spaces=(F,), handler=opened,
+               difference=Difference.AS_RULES, holds=Holds.NOTHING),
+]  # fmt: skip

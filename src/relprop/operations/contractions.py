@@ -12,9 +12,12 @@ from torch import Tensor
 
 from relprop.operations.linear import apply_linear, is_weight
 from relprop.operations.products import joined, product
+from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import linear_terms, of_active
 from relprop.propagation.layer import Contraction, Dense
+from relprop.propagation.operation import Difference, Handler, Holds, Kind
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
@@ -183,3 +186,34 @@ def _by_sample(here: Here, a: Tensor, weight: Tensor, compute: Callable[[], Tens
         return (mixing @ x.unsqueeze(-1)).squeeze(-1)
 
     return apply_linear(here, Contraction(forward), a, weight, None, compute)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+_SPARSE = (torch._C._sparse,)  # type: ignore[attr-defined]
+
+
+def _matrix_product(
+    *names: str, handler: Handler, difference: Difference, label: str | None = None, spaces: Sequence[Any] = SPACES
+) -> Rows:
+    """Products of matrices; against a parameter they are linear layers."""
+    return weighted(
+        *names, label=label, spaces=spaces, kind=Kind.PRODUCT, handler=handler, keeps=of_active(linear_terms),
+        difference=difference, holds=Holds.LINEAR, updates=None,
+    )  # fmt: skip
+
+
+ROWS: Rows = [
+    *_matrix_product("matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul", handler=matmul,
+                     difference=Difference.MATMUL),
+    *_matrix_product("_sparse_mm", label="matmul", spaces=_SPARSE, handler=matmul, difference=Difference.UNCOVERED),
+    *_matrix_product("__rmatmul__", label="matmul", handler=reversed_matmul, difference=Difference.MATMUL),
+    *_matrix_product("addmm", "addmv", "baddbmm", handler=addmm, difference=Difference.ADDMM),
+    *_matrix_product("_sparse_addmm", label="addmm", spaces=_SPARSE, handler=addmm, difference=Difference.UNCOVERED),
+    *_matrix_product("addbmm", handler=addbmm, difference=Difference.PRODUCT),
+    *_matrix_product("addr", handler=addr, difference=Difference.PRODUCT),
+    *_matrix_product("einsum", handler=einsum, difference=Difference.CONTRACTION),
+    *_matrix_product("bilinear", handler=bilinear, difference=Difference.CONTRACTION),
+    *_matrix_product("tensordot", "inner", "outer", "ger", "kron", "cross", "vdot", "vecdot", handler=contraction,
+                     difference=Difference.PRODUCT),
+]  # fmt: skip

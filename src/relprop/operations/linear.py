@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop.errors import InputError
 from relprop.operations.normalization import over_batch
 from relprop.operations.products import product
+from relprop.operations.rows import Rows, weighted
 from relprop.propagation.handler import Here, declares_nothing
+from relprop.propagation.inherit import linear_terms, of_active
 from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
 from relprop.propagation.numerics import TAU, per_channel, safe
+from relprop.propagation.operation import Difference, Handler, Holds, Kind, Updates
 from relprop.propagation.primitives import Linear, apply
 from relprop.propagation.provenance import ACTIVE, Origin
 from relprop.propagation.site import Site
-from relprop.propagation.tokens import embedded
 
 
 def apply_linear(
@@ -37,7 +40,7 @@ def apply_linear(
             here.by_autograd()
             return compute()
     else:
-        here.kind = "linear"
+        here.kind = Kind.LINEAR
         here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
         call.linear.append(call.place[0])
         if a.is_complex() or weight.is_complex():
@@ -305,24 +308,48 @@ def consumed(here: Here, z: Tensor) -> None:
         site.consumers.append(False)
 
 
-def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``F.embedding``."""
-    return _embedded(here, input, here.func(input, weight, *args, **kwargs))
-
-
-def torch_embedding(here: Here, weight: Tensor, indices: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``torch.embedding``, which takes the same tensors in another order."""
-    return _embedded(here, indices, here.func(weight, indices, *args, **kwargs))
-
-
-def _embedded(here: Here, ids: Tensor, value: Tensor) -> Tensor:
-    """Return the embedding of ids; where these are explained, activity starts there."""
-    here.by_autograd()
-    return embedded(here.call, ids, value)
-
-
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
     """Return one number per dimension."""
     if isinstance(value, int):
         return (value,) * dimensions
     return tuple(value) * dimensions if len(value) == 1 else tuple(value)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _updates(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor | None]:  # fmt: skip
+    return [running_mean, running_var] if training else []
+
+
+def _torch_updates(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, *rest: Any, **more: Any
+) -> list[Tensor | None]:
+    return [running_mean, running_var] if training else []
+
+
+def _linear(*names: str, handler: Handler) -> Rows:
+    """Layers with a weight and a bias."""
+    return weighted(
+        *names, kind=Kind.LINEAR, handler=handler, keeps=of_active(linear_terms), difference=Difference.LAYER,
+        holds=Holds.LINEAR, updates=None,
+    )  # fmt: skip
+
+
+def _batch_norms(space: Any, *, handler: Handler, difference: Difference, updates: Updates) -> Rows:
+    return weighted(
+        "batch_norm", spaces=(space,), kind=Kind.BATCH_NORM, handler=handler, keeps=of_active(linear_terms),
+        difference=difference, holds=Holds.LINEAR, updates=updates,
+    )  # fmt: skip
+
+
+ROWS: Rows = [
+    *_linear("linear", handler=linear),
+    *(row for d in (1, 2, 3) for row in _linear(f"conv{d}d", handler=convolution(d))),
+    *(row for d in (1, 2, 3) for row in _linear(f"conv_transpose{d}d", handler=transposed_convolution(d))),
+    *_batch_norms(F, handler=batch_norm, difference=Difference.BATCH_NORM, updates=_updates),
+    *_batch_norms(torch, handler=torch_batch_norm, difference=Difference.TORCH_BATCH_NORM, updates=_torch_updates),
+]

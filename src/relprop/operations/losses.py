@@ -7,10 +7,15 @@ here, in the order of its arguments. ``reduction`` is 0 (none), 1 (mean) or 2 (s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from relprop.operations.composites import opened, rewritten
+from relprop.operations.rows import Rows, composite
+from relprop.propagation.operation import Difference, Handler, Holds
 
 DEFAULT = 0 if torch.margin_ranking_loss(torch.ones(2), torch.ones(2), torch.ones(2)).dim() else 1
 """The reduction where none is given: the mean as documented, but in some versions of PyTorch none."""
@@ -168,3 +173,40 @@ def multi_margin_loss(
     others = 1 - F.one_hot(classes, rows.shape[1]).to(rows.dtype)
     loss = (terms * others).sum(1) / rows.shape[1]
     return _reduced(loss if input.dim() > 1 else loss[0], reduction)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _loss(name: str, space: Any, handler: Handler) -> Rows:
+    return composite(name, spaces=(space,), handler=handler, difference=Difference.AS_RULES, holds=Holds.NOTHING)
+
+
+ROWS: Rows = [
+    *(
+        row
+        for body in (
+            mse_loss, l1_loss, huber_loss, smooth_l1_loss, soft_margin_loss, binary_cross_entropy, multi_margin_loss,
+        )
+        for row in _loss(body.__name__, torch._C._nn, rewritten(body))
+    ),
+    *(
+        row
+        for body in (
+            binary_cross_entropy_with_logits, kl_div, poisson_nll_loss, hinge_embedding_loss, cosine_embedding_loss,
+            margin_ranking_loss, triplet_margin_loss,
+        )
+        for row in _loss(body.__name__, torch, rewritten(body))
+    ),
+    *_loss("cross_entropy_loss", torch._C._nn, rewritten(cross_entropy)),
+    *(
+        row
+        for name in (
+            "mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy",
+            "binary_cross_entropy_with_logits", "cross_entropy", "kl_div", "poisson_nll_loss", "gaussian_nll_loss",
+            "hinge_embedding_loss", "cosine_embedding_loss", "margin_ranking_loss", "triplet_margin_loss",
+            "triplet_margin_with_distance_loss", "multi_margin_loss", "multilabel_soft_margin_loss",
+        )
+        for row in _loss(name, F, opened)
+    ),
+]  # fmt: skip

@@ -6,19 +6,24 @@ The mean is linear and needs nothing; the standard deviation is what the Norm ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.operations.products import passed_on
+from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined, evenly
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import linear_terms, of_active
 from relprop.propagation.numerics import per_channel, safe
+from relprop.propagation.operation import Difference, Handler, Holds, Kind, Updates
 
 
 def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:
     """Return ``(x - mean) / sqrt(var + eps)`` over ``dims``, with the divisor as the rule passes relevance to it."""
-    here.kind = "norm"
+    here.kind = Kind.NORM
     here.choose()
     if centered:
         mean = evenly(here, x.mean(tuple(dims), keepdim=True), torch.mean, (x, tuple(dims), True), {})
@@ -165,3 +170,39 @@ def _instance_norm(
         return native
     x = standardized(here, input, range(2, input.dim()), eps)
     return with_channels(here, native, x, weight, bias)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _updates(
+    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: Any = 0.1, eps: float = 1e-5,
+) -> list[Tensor | None]:  # fmt: skip
+    return [running_mean, running_var] if use_input_stats else []
+
+
+def _norm(
+    name: str, *, handler: Handler, difference: Difference, updates: Updates | None, spaces: Sequence[Any] = SPACES
+) -> Rows:
+    return weighted(
+        name,
+        spaces=spaces,
+        kind=Kind.NORM,
+        handler=handler,
+        keeps=of_active(linear_terms),
+        difference=difference,
+        holds=Holds.NOTHING,
+        updates=updates,
+    )
+
+
+ROWS: Rows = [
+    *_norm("layer_norm", handler=layer_norm, difference=Difference.LAYER_NORM, updates=None),
+    *_norm("rms_norm", handler=rms_norm, difference=Difference.RMS_NORM, updates=None),
+    *_norm("group_norm", handler=group_norm, difference=Difference.GROUP_NORM, updates=None),
+    *_norm("instance_norm", spaces=(F,), handler=instance_norm, difference=Difference.INSTANCE_NORM, updates=_updates),
+    *_norm(
+        "instance_norm", spaces=(torch,), handler=torch_instance_norm, difference=Difference.UNCOVERED, updates=None
+    ),
+]

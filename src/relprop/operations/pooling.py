@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.operations.sums import averaged
-from relprop.propagation.handler import Here
+from relprop.operations.rows import Rows, affine, joins, rows, weighted
+from relprop.operations.sums import averaged, total
+from relprop.propagation.handler import Here, native
+from relprop.propagation.inherit import Keeps, Values, averaged_terms, moved, of, of_all
 from relprop.propagation.numerics import ADAPTIVE_AVERAGES, AVERAGES, TAU, quotient, safe
+from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
 
 
 def max_pool(dimensions: int) -> Callable[..., Any]:
@@ -116,3 +119,58 @@ def lp_pool(dimensions: int) -> Callable[..., Tensor]:
         return call.switch(out, surrogate)
 
     return handler
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _averaged(
+    input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: Any = False,
+    count_include_pad: Any = True, divisor_override: float | None = None,
+) -> Values:  # fmt: skip
+    return ((input, 1 if divisor_override is None else divisor_override),)
+
+
+def _maximum(name: str, *, handler: Handler, difference: Difference) -> Rows:
+    return weighted(
+        name, f"{name}_with_indices", kind=Kind.POOLING, handler=handler, keeps=of_all(moved, indices=False),
+        difference=difference, holds=Holds.NOTHING, updates=None,
+    )  # fmt: skip
+
+
+def _mean(name: str, *, handler: Handler, keeps: Keeps, difference: Difference, excitation: Excitation) -> Rows:
+    return affine(name, handler=handler, keeps=keeps, difference=difference, excitation=excitation, image=Image.NOTHING)
+
+
+ROWS: Rows = [
+    *_maximum("max_pool1d", handler=max_pool(1), difference=Difference.MAX_POOL_1D),
+    *_maximum("max_pool2d", handler=max_pool(2), difference=Difference.MAX_POOL_2D),
+    *_maximum("max_pool3d", handler=max_pool(3), difference=Difference.MAX_POOL_3D),
+    *_maximum("adaptive_max_pool1d", handler=adaptive_max_pool(1), difference=Difference.ADAPTIVE_MAX_POOL_1D),
+    *_maximum("adaptive_max_pool2d", handler=adaptive_max_pool(2), difference=Difference.ADAPTIVE_MAX_POOL_2D),
+    *_maximum("adaptive_max_pool3d", handler=adaptive_max_pool(3), difference=Difference.ADAPTIVE_MAX_POOL_3D),
+    *rows(
+        "fractional_max_pool2d", "fractional_max_pool3d", "fractional_max_pool2d_with_indices",
+        "fractional_max_pool3d_with_indices", kind=Kind.AFFINE, handler=native, keeps=of_all(moved, indices=False),
+        difference=Difference.UNCOVERED, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(),
+        image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=False,
+    ),
+    *(
+        row
+        for d in (1, 2, 3)
+        for row in (
+            *_mean(f"avg_pool{d}d", handler=average_pool, keeps=of(averaged_terms, _averaged),
+                   difference=Difference.AVERAGES, excitation=Excitation.AVERAGES),
+            *_mean(f"adaptive_avg_pool{d}d", handler=total, keeps=of_all(averaged_terms),
+                   difference=Difference.AVERAGES, excitation=Excitation.AVERAGES),
+        )
+    ),
+    *_mean("lp_pool1d", handler=lp_pool(1), keeps=of_all(averaged_terms), difference=Difference.POWER_POOL_1D,
+           excitation=Excitation.AS_RULES),
+    *_mean("lp_pool2d", handler=lp_pool(2), keeps=of_all(averaged_terms), difference=Difference.POWER_POOL_2D,
+           excitation=Excitation.AS_RULES),
+    *_mean("lp_pool3d", handler=lp_pool(3), keeps=of_all(averaged_terms), difference=Difference.POWER_POOL_3D,
+           excitation=Excitation.AS_RULES),
+    *joins("max_unpool1d", "max_unpool2d", "max_unpool3d", keeps=of_all(moved, indices=False),
+           difference=Difference.LINEAR, rectifies=None, ids=Ids.NONE, entering=(), image=Image.NOTHING),
+]  # fmt: skip

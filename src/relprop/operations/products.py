@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from relprop.operations import softmax_by_hand
+from relprop.operations.rows import Rows, rows, weighted
+from relprop.propagation import rectifiers
 from relprop.propagation.handler import Here, declares_nothing
+from relprop.propagation.inherit import Keeps, keeps_nothing, multiplied
 from relprop.propagation.numerics import TAU, safe
+from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
 from relprop.propagation.provenance import Origin
 
 
@@ -24,7 +28,7 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     if call.selector is None:
         return factors
     counts, gates = _counted(here, factors)
-    here.kind = "gate" if any(gates) and sum(map(bool, counts)) > sum(gates) else "product"
+    here.kind = Kind.GATE if any(gates) and sum(map(bool, counts)) > sum(gates) else Kind.PRODUCT
     here.choose()
     shares: tuple[float, ...] = here.rule.shares(counts, gates)
     here.factors = sum(count for count, share in zip(counts, shares, strict=True) if share)
@@ -90,7 +94,7 @@ def denominator(here: Here, x: Tensor) -> Tensor:
     """Return what divides, as the rule passes relevance to it."""
     if here.call.selector is None:
         return x
-    here.kind, here.declared = "norm", declares_nothing
+    here.kind, here.declared = Kind.NORM, declares_nothing
     here.choose()
     return here.rule.denominator(here.call, x)  # type: ignore[no-any-return]
 
@@ -151,3 +155,37 @@ def joined(
     even = sum((with_one(i) for i, x in enumerate(factors) if here.active(x)), torch.zeros_like(out))
     here.declared = lambda c, value: {"mask": torch.where((value == 0) & (terms == 0), safe(value) * c, 0.0)}
     return call.switch(out, torch.where(out.detach() == 0, even / terms.clamp(min=1), out))
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def divider(*names: str, handler: Handler, keeps: Keeps, difference: Difference) -> Rows:
+    """``/`` in its spellings: by a constant it scales, by what depends on the input it is a product."""
+    return rows(
+        *names, label="div", kind=Kind.PRODUCT, handler=handler, keeps=keeps, difference=difference,
+        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(), image=Image.DIVIDES,
+        holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    )  # fmt: skip
+
+
+def _inverting(*names: str, kind: Kind, handler: Handler, difference: Difference, label: str | None = None) -> Rows:
+    return rows(
+        *names, label=label, kind=kind, handler=handler, keeps=keeps_nothing, difference=difference,
+        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(), image=Image.INVERTS,
+        holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    )  # fmt: skip
+
+
+ROWS: Rows = [
+    *rows(
+        "mul", "multiply", "__mul__", "__rmul__", label="mul", kind=Kind.PRODUCT, handler=multiply, keeps=multiplied,
+        difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=rectifiers.of_product, ids=Ids.NONE,
+        entering=(), image=Image.KEEPS, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    ),
+    *_inverting("__rdiv__", "__rtruediv__", label="div", kind=Kind.PRODUCT, handler=reversed_divide,
+                difference=Difference.REVERSED_DIVIDE),
+    *_inverting("reciprocal", kind=Kind.NORM, handler=inverse, difference=Difference.RECIPROCAL),
+    *weighted("rsqrt", kind=Kind.NORM, handler=inverse, keeps=keeps_nothing, difference=Difference.INVERSE_ROOT,
+              holds=Holds.NOTHING, updates=None),
+]  # fmt: skip

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relprop.operations.rows import Rows, composite
 from relprop.propagation.handler import Here
+from relprop.propagation.operation import Difference, Holds
 
 State = tuple[Tensor, ...]
 Step = Callable[[Here, Tensor, Tensor, State, "Tensor | None"], State]
@@ -235,3 +237,23 @@ class _Network:
                 state = tuple(torch.cat(parts) for parts in zip(state, *reversed(finished), strict=True))
         self.ends.append(state)
         return torch.cat(outputs[::-1] if backward else outputs)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _layer(name: str, holds: Holds) -> Rows:
+    """The layer and the cell of one kind."""
+    as_rules = Difference.AS_RULES
+    return [
+        *composite(name, handler=sequence, difference=as_rules, holds=holds),
+        *composite(f"{name}_cell", handler=cell, difference=as_rules, holds=holds),
+    ]
+
+
+ROWS: Rows = [
+    *_layer("rnn_tanh", Holds.LINEAR),
+    *_layer("rnn_relu", Holds.LINEAR | Holds.RELU),
+    *_layer("lstm", Holds.LINEAR),
+    *_layer("gru", Holds.LINEAR),
+]

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from relprop.operations.rows import SPACES, Rows, affine, rows, weighted
 from relprop.operations.sums import averaged, extremum
-from relprop.propagation.handler import Here
+from relprop.propagation import rectifiers
+from relprop.propagation.handler import Here, native
+from relprop.propagation.inherit import (
+    Keeps,
+    Values,
+    averaged_terms,
+    function,
+    keeps_nothing,
+    linear_terms,
+    moved,
+    of,
+    of_active,
+    of_all,
+    powered,
+)
+from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
 from relprop.propagation.storage import map_tensors
 
 
@@ -158,3 +175,132 @@ def random_affine(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tenso
     shift = (out - slope * x).detach()
     here.absorbs(shift)
     return slope * input + shift
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _scattered(input: Any, dim: Any, index: Any, src: Any = None, *, value: Any = None, reduce: Any = None) -> Values:
+    return (input, 1), (src, 1), (value, 1)
+
+
+def _added_at(input: Any, dim: Any, index: Any, source: Any, *, alpha: float = 1) -> Values:
+    return (input, 1), (source, alpha)
+
+
+def _segments(data: Any, reduce: Any, *, initial: Any = None, **rest: Any) -> Values:
+    return (data, 1), (initial, 1)
+
+
+def _sampled(input: Any, *rest: Any, **more: Any) -> Values:
+    return ((input, math.nan),)
+
+
+def _polynomial(*names: str, handler: Handler, keeps: Keeps, difference: Difference) -> Rows:
+    """Products of entries of one tensor."""
+    return weighted(
+        *names,
+        kind=Kind.PRODUCT,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        holds=Holds.NOTHING,
+        updates=None,
+    )
+
+
+def _into_places(
+    *names: str,
+    keeps: Keeps,
+    difference: Difference,
+    excitation: Excitation,
+    image: Image,
+    entering: tuple[int, ...] = (),
+) -> Rows:
+    """Sums into places."""
+    return rows(
+        *names, kind=Kind.AFFINE, handler=summed, keeps=keeps, difference=difference, excitation=excitation,
+        rectifies=None, ids=Ids.MOVES if entering else Ids.NONE, entering=entering, image=image, holds=Holds.NOTHING,
+        updates=None, composite=False, deterministic=True,
+    )  # fmt: skip
+
+
+def _taken(*names: str, handler: Handler, keeps: Keeps, difference: Difference, spaces: Sequence[Any] = SPACES) -> Rows:
+    """What is linear, homogeneous or picks entries, and adds up no terms that would share as sums do."""
+    return affine(
+        *names, handler=handler, keeps=keeps, difference=difference, excitation=Excitation.AS_RULES,
+        image=Image.NOTHING, spaces=spaces,
+    )  # fmt: skip
+
+
+_picked = of_all(moved, indices=False)
+_transformed = of_active(linear_terms)
+
+ROWS: Rows = [
+    *_polynomial("prod", handler=prod, keeps=of_active(powered), difference=Difference.UNCOVERED),
+    *_polynomial("cumprod", handler=cumprod, keeps=of_active(powered), difference=Difference.UNCOVERED),
+    *_polynomial("var", "cov", handler=of_degree(2), keeps=keeps_nothing, difference=Difference.DEGREE_TWO),
+    *_polynomial("var_mean", handler=of_degree(2), keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_polynomial("det", handler=of_degree(lambda x, *_, **__: x.shape[-1]), keeps=keeps_nothing,
+                 difference=Difference.UNCOVERED),
+    *_polynomial("matrix_power", handler=of_degree(lambda x, n: n), keeps=keeps_nothing,
+                 difference=Difference.UNCOVERED),
+    # Sums into places.
+    *_into_places("index_add", keeps=of(averaged_terms, _added_at), difference=Difference.LINEAR,
+                  excitation=Excitation.INDEX_ADD, image=Image.SUMS),
+    *_into_places("scatter", keeps=of(averaged_terms, _scattered), difference=Difference.LINEAR,
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=(0, 3)),
+    *_into_places("scatter_add", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
+                  excitation=Excitation.AVERAGES, image=Image.SUMS),
+    *_into_places("scatter_reduce", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
+                  excitation=Excitation.SCATTERS, image=Image.SUMS),
+    *_into_places("index_put", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+    *_into_places("index_reduce", "put", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+    *_into_places("segment_reduce", keeps=of(averaged_terms, _segments), difference=Difference.UNCOVERED,
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+    # The largest, norms, and what picks entries by their size.
+    *rows(
+        "max", kind=Kind.AFFINE, handler=largest, keeps=_picked, difference=Difference.LARGEST,
+        excitation=Excitation.AS_RULES, rectifies=rectifiers.of_maximum, ids=Ids.NONE, entering=(),
+        image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    ),
+    *_taken("min", handler=largest, keeps=_picked, difference=Difference.SMALLEST),
+    *_taken("amax", handler=native, keeps=_picked, difference=Difference.LARGEST),
+    *_taken("amin", handler=native, keeps=_picked, difference=Difference.SMALLEST),
+    *_taken("aminmax", "cummax", "cummin", "median", "nanmedian", "quantile", "nanquantile", "kthvalue", "mode",
+            handler=native, keeps=_picked, difference=Difference.UNCOVERED),
+    *_taken("norm", "vector_norm", handler=norm, keeps=keeps_nothing, difference=Difference.NORM),
+    *_taken("matrix_norm", handler=norm, keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("std", handler=native, keeps=keeps_nothing, difference=Difference.DEVIATION),
+    *_taken("std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim", "svdvals", "eigvalsh", "nll_loss",
+            "nll_loss_nd", "frexp", handler=native, keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("nan_to_num", handler=nan_to_num, keeps=function(-math.inf, math.inf, gate=False, homogeneous=False),
+            difference=Difference.KINKED),
+    # Samples, systems of equations, transforms.
+    *_taken("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d", handler=grid_sample,
+            keeps=of(averaged_terms, _sampled), difference=Difference.LINEAR),
+    *_taken("affine_grid", handler=native, keeps=keeps_nothing, difference=Difference.LINEAR),
+    *_taken("affine_grid_generator", handler=native, keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("polar", handler=linear_in(0, "abs"), keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("copysign", "cholesky_solve", "triangular_solve", spaces=(torch, torch.Tensor),
+            handler=linear_in(0, "input"), keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("lu_solve", spaces=(torch, torch.Tensor), handler=linear_in(0, "b"), keeps=keeps_nothing,
+            difference=Difference.UNCOVERED),
+    *_taken("solve", "solve_ex", "solve_triangular", "lstsq", "tensorsolve", spaces=(torch.linalg,),
+            handler=linear_in(1, "B"), keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("lu_solve", spaces=(torch.linalg,), handler=linear_in(2, "B"), keeps=keeps_nothing,
+            difference=Difference.UNCOVERED),
+    *_taken("ormqr", handler=linear_in(2, "other"), keeps=keeps_nothing, difference=Difference.UNCOVERED),
+    *_taken("fft", "ifft", "rfft", "irfft", "fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn",
+            "stft", "istft", "gradient", handler=native, keeps=_transformed, difference=Difference.LINEAR),
+    *_taken("hfft", "ihfft", "hfft2", "ihfft2", "hfftn", "ihfftn", handler=native, keeps=_transformed,
+            difference=Difference.UNCOVERED),
+    *_taken("complex", handler=native, keeps=keeps_nothing, difference=Difference.LINEAR),
+    *rows(
+        "alpha_dropout", "feature_alpha_dropout", kind=Kind.AFFINE, handler=random_affine, keeps=_transformed,
+        difference=Difference.LINEAR, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(),
+        image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=False,
+    ),
+]  # fmt: skip

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from relprop.operations import products
 from relprop.operations.activations import Function, divided
+from relprop.operations.rows import Rows, activation, weighted
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import divided_by, keeps_nothing
+from relprop.propagation.operation import Difference, Handler, Holds, Image, Kind
 
 
 def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -38,7 +41,7 @@ def _floor_divide(func: Function, here: Here, input: Any, other: Any) -> Tensor:
     if not here.active(input):
         here.absorbs_nothing()
         return func(input, other)  # type: ignore[no-any-return]
-    here.kind = "activation"
+    here.kind = Kind.ACTIVATION
     here.choose()
     here.absorbs_nothing()
     # Detached, since PyTorch does not differentiate it: its derivative is zero.
@@ -72,3 +75,52 @@ def heaviside(here: Here, input: Any, values: Any) -> Tensor:
         here.uncovered("depends on the input by its value at zero")
         return func(input, values)  # type: ignore[no-any-return]
     return divided(lambda x, at_zero: func(x.detach(), at_zero), here, input, values)
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _quotient(name: str, *, handler: Handler, difference: Difference, label: str | None = None) -> Rows:
+    return weighted(
+        name,
+        kind=Kind.PRODUCT,
+        handler=handler,
+        keeps=keeps_nothing,
+        difference=difference,
+        holds=Holds.NOTHING,
+        updates=None,
+        label=label,
+    )
+
+
+def _steps(*names: str, handler: Handler, difference: Difference, label: str | None = None) -> Rows:
+    return activation(
+        *names,
+        handler=handler,
+        keeps=keeps_nothing,
+        difference=difference,
+        rectifies=None,
+        image=Image.NOTHING,
+        label=label,
+    )
+
+
+ROWS: Rows = [
+    *products.divider(
+        "div",
+        "divide",
+        "true_divide",
+        "__truediv__",
+        handler=divide,
+        keeps=divided_by,
+        difference=Difference.DIVIDE,
+    ),
+    *products.divider("__div__", handler=divide, keeps=divided_by, difference=Difference.UNCOVERED),
+    *_steps("heaviside", handler=heaviside, difference=Difference.STEPPED),
+    *_steps("fmod", handler=remainder, difference=Difference.KINKED),
+    *_steps("remainder", "__mod__", label="remainder", handler=remainder, difference=Difference.KINKED),
+    *_steps("__rmod__", label="remainder", handler=reversed_remainder, difference=Difference.UNCOVERED),
+    *_quotient("floor_divide", handler=floor_divide, difference=Difference.STEPPED),
+    *_quotient("__floordiv__", label="floor_divide", handler=floor_divide, difference=Difference.STEPPED),
+    *_quotient("__rfloordiv__", label="floor_divide", handler=reversed_floor_divide, difference=Difference.UNCOVERED),
+]

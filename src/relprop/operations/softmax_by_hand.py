@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.accounts import measured_input
-from relprop.propagation.formulas import Compute, Formula, Kind
+from relprop.propagation.formulas import Compute, Form, Formula
 from relprop.propagation.handler import Here
+from relprop.propagation.operation import Kind
 
 
 def quotient(here: Here, input: Any, other: Any) -> Tensor | None:
     """Return ``input / other`` where that is a softmax, else None."""
     first, second = (_formula(here, x) for x in (input, other))
-    if first is None or second is None or not _one_softmax(first, second, Kind.IMAGE):
+    if first is None or second is None or not _one_softmax(first, second, Form.IMAGE):
         return None
     above, below = first.compute, second.compute
     return explained(here, here.func(input, other), first, lambda z: above(z) / below(z))
@@ -32,9 +33,9 @@ def product(here: Here, input: Any, other: Any) -> Tensor | None:
     first, second = (_formula(here, x) for x in (input, other))
     if first is None or second is None:
         return None
-    if first.kind is Kind.INVERSE:
+    if first.kind is Form.INVERSE:
         first, second = second, first
-    if not _one_softmax(first, second, Kind.INVERSE):
+    if not _one_softmax(first, second, Form.INVERSE):
         return None
     above, below = first.compute, second.compute
     return explained(here, here.func(input, other), first, lambda z: above(z) * below(z))
@@ -43,7 +44,7 @@ def product(here: Here, input: Any, other: Any) -> Tensor | None:
 def exponential(here: Here, input: Tensor) -> Tensor | None:
     """Return ``exp(input)`` where that is a softmax, since the input is a logarithm of probabilities; else None."""
     formula = _formula(here, input)
-    if formula is None or formula.kind is not Kind.LOG_PROBABILITY or not formula.summed:
+    if formula is None or formula.kind is not Form.LOG_PROBABILITY or not formula.summed:
         return None
     inner = formula.compute
     return explained(here, here.func(input), formula, lambda z: torch.exp(inner(z)))
@@ -52,14 +53,14 @@ def exponential(here: Here, input: Tensor) -> Tensor | None:
 def note_exponential(here: Here, input: Tensor, out: Tensor) -> None:
     """Remember that ``out = exp(input)``."""
     formulas, shifted = here.call.formulas, _formula(here, input)
-    if shifted is not None and shifted.kind is Kind.SHIFTED:
+    if shifted is not None and shifted.kind is Form.SHIFTED:
         inner = shifted.compute
-        formulas.note(out, Formula(shifted.argument, Kind.IMAGE, lambda z: torch.exp(inner(z))))
+        formulas.note(out, Formula(shifted.argument, Form.IMAGE, lambda z: torch.exp(inner(z))))
         return
-    formulas.note(out, Formula(formulas.begin(here.original(input)), Kind.IMAGE, torch.exp))
+    formulas.note(out, Formula(formulas.begin(here.original(input)), Form.IMAGE, torch.exp))
 
 
-def note_logarithm(here: Here, kind: Kind, input: Tensor, out: Tensor, compute: Compute) -> None:
+def note_logarithm(here: Here, kind: Form, input: Tensor, out: Tensor, compute: Compute) -> None:
     """Remember that ``out`` is a logarithm of sums of ``exp(input)``, or ``input`` less that."""
     formulas = here.call.formulas
     formulas.note(out, Formula(formulas.begin(here.original(input)), kind, compute, summed=True))
@@ -70,16 +71,16 @@ def _formula(here: Here, x: Any) -> Formula | None:
     return formulas.of(here.original(x)) if formulas.exist and here.call.selector is not None else None
 
 
-def _one_softmax(first: Formula, second: Formula, kind: Kind) -> bool:
-    return first.kind is Kind.IMAGE and second.kind is kind and second.summed and first.argument is second.argument
+def _one_softmax(first: Formula, second: Formula, kind: Form) -> bool:
+    return first.kind is Form.IMAGE and second.kind is kind and second.summed and first.argument is second.argument
 
 
 def explained(here: Here, native: Tensor, formula: Formula, compute: Compute) -> Tensor:
     """Return the probabilities that the model computed, explained as the softmax that they are."""
     call, z = here.call, formula.argument.tensor
-    here.operation = here.kind = "softmax"
+    here.operation = here.kind = Kind.SOFTMAX
     if here.record is not None:
-        here.record.operation = here.record.kind = "softmax"
+        here.record.operation, here.record.kind = "softmax", Kind.SOFTMAX
         here.note("written by hand")
         if call.measuring:
             offset = (native - _tangent(compute, z)).detach()

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from relprop.operations.products import scaled
+from relprop.operations.rows import Rows, affine, rows
+from relprop.propagation import rectifiers
 from relprop.propagation.handler import Here
+from relprop.propagation.inherit import Values, averaged_terms, by_entry, moved, of, of_all, summed
 from relprop.propagation.numerics import TAU, safe
+from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.storage import map_tensors, tensors_in
 
 
@@ -71,7 +75,7 @@ def _held(here: Here, first: Any, second: Any) -> int | None:
     origins = call.origins.of(first), call.origins.of(second)
     if origins[0].gate == origins[1].gate or not (origins[0].held or origins[1].held):
         return None
-    rule = call.selector.select("gate", "mul", *call.place).rule
+    rule = call.selector.select(Kind.GATE, "mul", *call.place).rule
     return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
 
 
@@ -153,16 +157,65 @@ def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:
     return out
 
 
-def parts(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``chunk``, ``split``, ``unbind``, iteration: every part a view of its own, so that a model may write into it."""
-    call = here.call
-    here.by_autograd()
-    with torch.no_grad():
-        found = list(here.func(input, *args, **kwargs))
-    origin = call.origins.of(input).elsewhere
-    views = []
-    for part in found:
-        view = input.as_strided(part.size(), part.stride(), part.storage_offset())
-        call.origins.note(view, origin)
-        views.append(view)
-    return iter(views) if here.operation == "__iter__" else tuple(views)
+# The rows ----------------------------------------------------------------------------------------
+
+
+def _added(input: Any, other: Any, *, alpha: float = 1) -> Values:
+    return (input, 1), (other, alpha)
+
+
+def _subtracted(input: Any, other: Any, *, alpha: float = 1) -> Values:
+    return (input, 1), (other, -alpha)
+
+
+def _subtracted_from(input: Any, other: Any, *, alpha: float = 1) -> Values:
+    return (other, 1), (input, -alpha)
+
+
+def _negative(input: Any) -> Values:
+    return ((input, -1),)
+
+
+def _first(x: Any, *rest: Any, **more: Any) -> Values:
+    return ((x, 1),)
+
+
+def _extremes(*names: str, difference: Difference, rectifies: Rectifies | None, image: Image) -> Rows:
+    """The larger or the smaller of two tensors."""
+    return rows(
+        *names, kind=Kind.AFFINE, handler=extremum, keeps=of(by_entry(moved), _added), difference=difference,
+        excitation=Excitation.AS_RULES, rectifies=rectifies, ids=Ids.NONE, entering=(), image=image,
+        holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+    )  # fmt: skip
+
+
+def _totals(*names: str, difference: Difference, image: Image) -> Rows:
+    """Sums and means of entries."""
+    return affine(
+        *names,
+        handler=total,
+        keeps=of_all(averaged_terms),
+        difference=difference,
+        excitation=Excitation.AVERAGES,
+        image=image,
+    )
+
+
+ROWS: Rows = [
+    *affine("add", "__add__", "__radd__", label="add", handler=add, keeps=of(summed, _added),
+            difference=Difference.ADD, excitation=Excitation.ADD, image=Image.KEEPS),
+    *affine("sub", "subtract", "__sub__", label="sub", handler=sub, keeps=of(summed, _subtracted),
+            difference=Difference.ADD, excitation=Excitation.SUBTRACT, image=Image.SUBTRACTS),
+    *affine("rsub", "__rsub__", label="sub", handler=rsub, keeps=of(summed, _subtracted_from),
+            difference=Difference.REVERSED_SUBTRACT, excitation=Excitation.REVERSED_SUBTRACT, image=Image.NOTHING),
+    *affine("neg", "negative", "__neg__", label="neg", handler=neg, keeps=of(summed, _negative),
+            difference=Difference.NEGATE, excitation=Excitation.AS_RULES, image=Image.NOTHING),
+    *affine("deg2rad", "rad2deg", handler=factor, keeps=of(by_entry(averaged_terms), _first),
+            difference=Difference.LINEAR, excitation=Excitation.AS_RULES, image=Image.NOTHING),
+    *_totals("sum", "nansum", "mean", "nanmean", "cumsum", "sum_to_size", difference=Difference.AVERAGES,
+             image=Image.SUMS),
+    *_totals("trace", "fold", difference=Difference.LINEAR, image=Image.NOTHING),
+    *_extremes("maximum", difference=Difference.LARGER, rectifies=rectifiers.of_maximum, image=Image.KEEPS),
+    *_extremes("fmax", difference=Difference.LARGER, rectifies=rectifiers.of_maximum, image=Image.NOTHING),
+    *_extremes("minimum", "fmin", difference=Difference.SMALLER, rectifies=None, image=Image.NOTHING),
+]  # fmt: skip

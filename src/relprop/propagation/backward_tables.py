@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.operations.table import Operation, functions_named, operation_of
 from relprop.propagation.handler import Here
+from relprop.propagation.operation import Holds, Table
 from relprop.propagation.primitives import Rectify, apply
-from relprop.propagation.rectifiers import comparisons, like_output, named_rectifiers, rectified
+from relprop.propagation.rectifiers import comparisons, like_output, rectified, rectifiers
 
 Variant = Callable[[Here, Tensor], Tensor]
 """From what is rectified to what its ReLU is explained as."""
@@ -27,7 +28,7 @@ def guided(here: Here, h: Tensor) -> Tensor:
     return torch.relu(apply(Rectify, here.call, h))
 
 
-def variants(variant: Variant) -> Mapping[Any, Operation]:
+def variants(variant: Variant, operations: Table) -> Table:
     """Return the table of a method that explains every ReLU otherwise; those of recurrent layers count too."""
 
     def run(here: Here, *args: Any, **kwargs: Any) -> Any:
@@ -35,13 +36,8 @@ def variants(variant: Variant) -> Mapping[Any, Operation]:
         h = rectified(here, args, kwargs)
         return out if h is None else here.call.switch(out, variant(here, like_output(h, out)))
 
-    opened = {function: operation_of(function) for name in _HOLD_RELUS for function in functions_named(name)}
     return {
-        **{function: Operation(name, "activation", run) for function, name in named_rectifiers()},
+        **{function: replace(row, handler=run) for function, row in rectifiers(operations)},
         **dict(comparisons()),
-        **{function: operation for function, operation in opened.items() if operation is not None},
+        **{function: row for function, row in operations.items() if Holds.RELU in row.holds},
     }
-
-
-_HOLD_RELUS = ("rnn_relu", "rnn_relu_cell")
-"""Composites with ReLUs in them, which are run step by step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from relprop.errors import BackwardHookWarning, ModelError, UncoveredOperationError, UncoveredOperationWarning, warn
 from relprop.propagation.formulas import Formulas
 from relprop.propagation.numerics import safe
+from relprop.propagation.operation import Kind, Table
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
@@ -87,12 +88,13 @@ class Call:
 
     Attributes:
         selector: the rules; None lets autograd differentiate everything as it is.
+        operations: the rows of what the model may call, by function.
         create_graph: the relevance will be part of a loss.
         measuring: relevance is measured at every call (for a report).
         strict: an operation without a rule is an error.
         recording: every call is recorded (for a plan); measuring implies it.
         cache: keeps modified weights from call to call.
-        table: the operations, by function, that a method runs otherwise than autograd; None for the rules' own.
+        table: the rows that a method runs, where these are not those of the rules; what they miss is run as it is.
         make_site: gives the site of a linear call where there are no rules, from its ``Here``, geometry, input, and
             weight and bias; None, or a result of None, lets autograd differentiate the call.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is
@@ -107,12 +109,13 @@ class Call:
 
     model: nn.Module
     selector: Selector | None
+    operations: Table
     create_graph: bool = False
     measuring: bool = False
     strict: bool = False
     recording: bool = False
     cache: Cache | None = None
-    table: Mapping[Any, Any] | None = None
+    table: Table | None = None
     make_site: Callable[[Any, Any, Tensor, tuple[Tensor | None, ...]], Any] | None = None
     open_ended: bool = False
     without_gradient: bool = False
@@ -280,7 +283,7 @@ class Call:
         if self.recording:
             name, module = self.place
             self.records.append(
-                Record(name, type(module).__name__, title, "unseen", covered=False, output=tuple(tensor.shape))
+                Record(name, type(module).__name__, title, Kind.UNSEEN, covered=False, output=tuple(tensor.shape))
             )
 
     # The end -----------------------------------------------------------------------------------

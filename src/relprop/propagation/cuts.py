@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +75,15 @@ class Cuts:
                 record = Record(cut.name, type(cut.module).__name__, cut.operation, "no_grad", covered=False)
                 record.output, record.notes = cut.shape, ["its relevance is cut"]
                 call.records.append(record)
+
+
+def makes_constants(func: Callable[..., Any]) -> bool:
+    """Say whether a function is meant to give a constant, whatever tensor it is given."""
+    name: str = getattr(func, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return (
+        name in ("data", "grad", "tensor", "detach", "detach_", "__deepcopy__")
+        or name.startswith("new_")
+        or name.endswith("_like")
+    )

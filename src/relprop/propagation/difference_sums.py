@@ -147,8 +147,16 @@ def torch_batch_norm(
 
 def add(here: Here, input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """``input + alpha other``, ``input - alpha other``: the sizes of the terms add up, whatever the sign."""
+    return _added(here, input, other, alpha, (1, abs(alpha)))
+
+
+def reversed_subtract(here: Here, input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """``other - alpha input``."""
+    return _added(here, input, other, alpha, (abs(alpha), 1))
+
+
+def _added(here: Here, input: Any, other: Any, alpha: Any, weights: tuple[Any, Any]) -> Tensor:
     out: Tensor = here.func(input, other, alpha=alpha) if alpha != 1 else here.func(input, other)
-    weights = (abs(alpha), 1) if "rsub" in here.operation else (1, abs(alpha))
     factors = [(x, weight) for x, weight in zip((input, other), weights, strict=True) if here.active(x)]
 
     def combine(*sizes: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.operations.table import Operation, all_operations, functions_named
 from relprop.propagation.handler import Here
+from relprop.propagation.operation import Excitation, Handler, Operation, Table
 from relprop.propagation.storage import map_tensors
-
-Handler = Callable[..., Any]
 
 
 def add(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -83,37 +80,26 @@ def _explained(here: Here, out: Tensor, plus: Tensor) -> Tensor:
     return here.call.switch(out, plus * here.call.constant(share) * here.call.constant(out))
 
 
-_SUMS = {
-    "add": add,
-    "__add__": add,
-    "__radd__": add,
-    "sub": sub,
-    "subtract": sub,
-    "__sub__": sub,
-    "rsub": rsub,
-    "__rsub__": rsub,
-    "index_add": index_add,
+HANDLERS: dict[Excitation, Handler] = {
+    Excitation.ADD: add,
+    Excitation.SUBTRACT: sub,
+    Excitation.REVERSED_SUBTRACT: rsub,
+    Excitation.INDEX_ADD: index_add,
+    Excitation.AVERAGES: total,
 }
-_TOTALS = (
-    "sum", "nansum", "mean", "nanmean", "cumsum", "trace", "fold", "sum_to_size", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "scatter_add",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_nearest",
-    "upsample_bilinear",
-)  # fmt: skip
+"""What runs a sum; what is one by its arguments, :func:`_run` says."""
 
 
-_SCATTERED = ("scatter", "scatter_reduce", "index_reduce", "index_put", "put", "segment_reduce")
+def table(operations: Table) -> Table:
+    """Return the rows of the rules, with sums that are shared by what excites them."""
+    return {function: _run(row) for function, row in operations.items()}
 
 
-def table() -> Mapping[Any, Operation]:
-    """Return the operations of the rules, with sums that are shared by what excites them."""
-    rules = all_operations()
-
-    def named(names: Iterable[str]) -> Iterator[Any]:
-        return (function for name in names for function in functions_named(name) if function in rules)
-
-    changed: dict[Any, Handler] = dict.fromkeys(named(_TOTALS), total)
-    changed |= {function: handler for name, handler in _SUMS.items() for function in named([name])}
-    changed |= {function: partial(scattered, rules[function].handler) for function in named(_SCATTERED)}
-    changed |= {function: partial(interpolated, rules[function].handler) for function in named(["interpolate"])}
-    return {**rules, **{function: replace(rules[function], handler=handler) for function, handler in changed.items()}}
+def _run(row: Operation) -> Operation:
+    if row.excitation is Excitation.AS_RULES:
+        return row
+    if row.excitation is Excitation.SCATTERS:
+        return replace(row, handler=partial(scattered, row.handler))
+    if row.excitation is Excitation.INTERPOLATES:
+        return replace(row, handler=partial(interpolated, row.handler))
+    return replace(row, handler=HANDLERS[row.excitation])

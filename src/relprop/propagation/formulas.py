@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from relprop.propagation.operation import Image
 from relprop.propagation.storage import CopyOnWrite, map_tensors, storage_key, tensors_in
 
 Compute = Callable[[Tensor], Tensor]
 
 
-class Kind(Enum):
+class Form(Enum):
     """What a formula gives, for the argument z."""
 
     SHIFTED = "z less something"
@@ -50,19 +51,12 @@ class Formula:
     """
 
     argument: Argument
-    kind: Kind
+    kind: Form
     compute: Compute
     summed: bool = False
 
 
-_SUMS = frozenset({
-    "sum", "nansum", "mean", "nanmean", "sum_to_size", "cumsum", "index_add", "scatter_add", "scatter_reduce",
-})  # fmt: skip
-_KEEPS = frozenset({"add", "mul", "div", "clamp", "clamp_min", "clip", "maximum", "masked_fill", "where"})
-"""What may be done to an image beside views, with constants: whatever autograd makes of it is right."""
-
-
-_INVERSES = frozenset({"reciprocal", "__rdiv__", "__rtruediv__"})
+_IMAGES = (Image.SUMS, Image.KEEPS, Image.DIVIDES)
 
 
 class Formulas:
@@ -108,8 +102,7 @@ class Formulas:
 
     def follow(
         self,
-        operation: str,
-        moves: bool,
+        does: Image,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -119,43 +112,43 @@ class Formulas:
         """Remember how the output of a call was computed, where its arguments came from an exponential.
 
         Args:
-            operation: its name; ``moves``: it is a view, or copies.
+            does: what the operation makes of an image.
             active: the arguments that depend on the input.
         """
-        name = getattr(func, "__name__", "")
-        if name in ("sub", "subtract", "__sub__") and not kwargs and len(active) == 2:
+        moves = does is Image.MOVES
+        if does is Image.SUBTRACTS and not kwargs and len(active) == 2:
             self.note(out, self._difference(*args))
             return
         source = args[0] if moves and args else active[0]  # of other arguments a view takes the shape
         formula = self.of(source) if moves or len(active) == 1 else None
         if formula is None:
             return
-        kind, image = formula.kind, formula.kind is Kind.IMAGE
-        if image and operation == "log":
-            kind = Kind.LOGARITHM
-        elif image and (name in _INVERSES or _divides(operation, args, source)):
-            kind = Kind.INVERSE
-        elif operation == "detach" or "dropout" in operation or not (moves or (image and operation in _SUMS | _KEEPS)):
+        kind, image = formula.kind, formula.kind is Form.IMAGE
+        if image and does is Image.LOGARITHM:
+            kind = Form.LOGARITHM
+        elif image and (does is Image.INVERTS or (does is Image.DIVIDES and args[0] is not source)):
+            kind = Form.INVERSE
+        elif not (moves or (image and does in _IMAGES)):
             return
         compute = self._again(func, args, kwargs, source, formula.compute)
-        self.note(out, Formula(formula.argument, kind, compute, formula.summed or operation in _SUMS))
+        self.note(out, Formula(formula.argument, kind, compute, formula.summed or does is Image.SUMS))
 
     def shift(self, out: Tensor, x: Tensor, other: Any) -> None:
         """Remember that ``out = x - other``."""
-        self.note(out, Formula(self.begin(x), Kind.SHIFTED, self._again(torch.sub, (x, other), {}, x, lambda z: z)))
+        self.note(out, Formula(self.begin(x), Form.SHIFTED, self._again(torch.sub, (x, other), {}, x, lambda z: z)))
 
     def _difference(self, first: Any, second: Any) -> Formula | None:
         """Return ``z`` less a logarithm of an image of ``exp(z)``."""
         formula = self.of(second)
-        if formula is None or formula.kind is not Kind.LOGARITHM:
+        if formula is None or formula.kind is not Form.LOGARITHM:
             return None
         logarithm, shifted = formula.compute, self.of(first)
         if formula.argument.tensor is first:
-            return Formula(formula.argument, Kind.LOG_PROBABILITY, lambda z: z - logarithm(z), formula.summed)
-        if shifted is None or shifted.kind is not Kind.SHIFTED or shifted.argument is not formula.argument:
+            return Formula(formula.argument, Form.LOG_PROBABILITY, lambda z: z - logarithm(z), formula.summed)
+        if shifted is None or shifted.kind is not Form.SHIFTED or shifted.argument is not formula.argument:
             return None
         inner = shifted.compute
-        return Formula(formula.argument, Kind.LOG_PROBABILITY, lambda z: inner(z) - logarithm(z), formula.summed)
+        return Formula(formula.argument, Form.LOG_PROBABILITY, lambda z: inner(z) - logarithm(z), formula.summed)
 
     def _again(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], active: Tensor, inner: Compute
@@ -174,8 +167,3 @@ class Formulas:
             return func(*again[0], **again[1])  # type: ignore[no-any-return]
 
         return compute
-
-
-def _divides(operation: str, args: tuple[Any, ...], x: Tensor) -> bool:
-    """Say whether a call divides by ``x``."""
-    return operation == "div" and args[0] is not x

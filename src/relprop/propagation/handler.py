@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.propagation.call import Call, Choice
+from relprop.propagation.operation import Kind
 from relprop.propagation.record import Record
 from relprop.propagation.storage import map_tensors, tensors_in
 
@@ -38,7 +39,7 @@ class Here:
     call: Call
     func: Callable[..., Any]
     operation: str
-    kind: str
+    kind: Kind
     choice: Choice = field(default_factory=Choice)
     record: Record | None = None
     account: Record | None = None

@@ -1,6 +1,23 @@
 """What the output of an operation keeps of what is known of its arguments: how that is decided.
 
-Which operation keeps what says the table in :mod:`relprop.propagation.keeps`.
+Which operation keeps what says its row. Every operation is asked with all values that enter its output: tensors that
+depend on the input, constant tensors (whose entries are never looked at) and numbers (what is filled in, padded with,
+added, multiplied by).
+
+==================  ================================  =======================  ================  ======================
+operation           bounds                            gate                     factors           function of
+==================  ================================  =======================  ================  ======================
+copies, same shape  as they were                      as it was                as they were      what it was, and itself
+moves values        those of all values and of zero   all active ones are      all have as many  -
+adds up, averages   zero, where no term is below      all active ones are      all have as many  -
+adds, takes         the sum; the multiple             all active ones are,     all have as many  what all are
+numbers times                                         or lifted to one sign
+multiplies,         zero, where no factor is below    all active ones are      as the rule       what all are
+divides                                                                        shares
+clips               the clipped ones                  shifted, to one sign     if at zero        what it was
+other functions     those of the function             sigmoids, and of gates   if homogeneous    what it was
+linear maps         none                              no                       all have as many  -
+==================  ================================  =======================  ================  ======================
 """
 
 from __future__ import annotations
@@ -114,7 +131,7 @@ def moved(terms: Terms) -> Origin:
     return Origin(low=min(0.0, *lows), high=max(0.0, *highs), gate=terms.gates, factors=terms.factors)
 
 
-def averaged(terms: Terms) -> Origin:
+def averaged_terms(terms: Terms) -> Origin:
     """Values are added with weights that are not negative."""
     return Origin(low=terms.sign, gate=terms.gates, factors=terms.factors)
 
@@ -141,12 +158,12 @@ def summed(terms: Terms) -> Origin:
     )
 
 
-def linear(terms: Terms) -> Origin:
+def linear_terms(terms: Terms) -> Origin:
     """Values are mapped by what is linear in them."""
     return NOTHING if terms.factors == 1 else Origin(factors=terms.factors)
 
 
-def elementwise(policy: Policy) -> Policy:
+def by_entry(policy: Policy) -> Policy:
     """Return the policy of an operation that takes tensors entry by entry."""
     return lambda terms: policy(terms)._replace(powers=terms.powers)
 
@@ -203,19 +220,14 @@ def copied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwarg
 
 # Functions of one tensor -----------------------------------------------------------------------
 
-GATES = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "ndtr": (0.0, 1.0), "erfc": (0.0, 2.0)}
-RANGES = {
-    "tanh": (-1.0, 1.0), "erf": (-1.0, 1.0), "softsign": (-1.0, 1.0), "abs": (0.0, math.inf),
-    "absolute": (0.0, math.inf), "exp": (0.0, math.inf), "exp2": (0.0, math.inf), "square": (0.0, math.inf),
-    "softplus": (0.0, math.inf), "sqrt": (0.0, math.inf),
-}  # fmt: skip
-_HOMOGENEOUS = ("relu", "leaky_relu", "rrelu", "prelu", "abs", "absolute")
 
+def function(low: float, high: float, *, gate: bool, homogeneous: bool) -> Keeps:
+    """Return what a function of one tensor keeps, with values between two bounds: of gates it is one.
 
-def function(name: str) -> Keeps:
-    """Return what a function of one tensor keeps: of gates it is one."""
-    low, high = GATES.get(name) or RANGES.get(name) or ANYWHERE
-    gate, homogeneous = name in GATES, name in _HOMOGENEOUS
+    Args:
+        gate: it is a gate whatever it is a function of: a sigmoid.
+        homogeneous: ``f(t z) = t f(z)`` for ``t > 0``, so that it is made of as many factors as its argument.
+    """
 
     def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
         x = origins.with_itself(active[0])
@@ -230,7 +242,7 @@ def _functions(x: Origin, active: Sequence[Tensor]) -> Powers:
     return tuple((root, 0) for root, _ in x.powers) if len(active) == 1 else ()
 
 
-def clipped(between: Callable[..., tuple[Any, Any]], homogeneous: bool = False) -> Keeps:
+def clipped(between: Callable[..., tuple[Any, Any]], *, homogeneous: bool) -> Keeps:
     """Return what clipping keeps: between two numbers of one sign it makes a gate of what a number was added to."""
 
     def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
@@ -279,7 +291,7 @@ def multiplied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: K
     return _of_factors(terms)._replace(factors=terms.factors, held=held)
 
 
-def divided(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
+def divided_by(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
     """What divides is a constant."""
     above, below = _pair(*args, **kwargs)
     if isinstance(below, (int, float)) and below:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop.errors import InputError
 
-EMBEDDINGS = {F.embedding: 0, F.embedding_bag: 0, torch.embedding: 1}
-"""The functions that look ids up, and where they take them."""
 
-
-def check_ids(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], place: tuple[str, nn.Module | None]) -> None:
-    """Raise where an embedding is given ids that it has no row for.
+def check_ids(at: int, args: tuple[Any, ...], kwargs: dict[str, Any], place: tuple[str, nn.Module | None]) -> None:
+    """Raise where an embedding is given ids that it has no row for; it takes them ``at`` this position.
 
     Raises:
         InputError: naming the module, its rows and the ids.
     """
-    at = EMBEDDINGS[func]
     ids = args[at] if len(args) > at else kwargs.get("input", kwargs.get("indices"))
     table = args[1 - at] if len(args) > 1 - at else kwargs.get("weight")
     if not isinstance(ids, Tensor) or not isinstance(table, Tensor) or ids.is_meta or not ids.numel():

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from relprop.operations.table import Operation, makes_constants, operation_of
 from relprop.propagation.accounts import measured_inputs, measured_output, new_record
 from relprop.propagation.call import Call
-from relprop.propagation.cuts import Cuts
+from relprop.propagation.cuts import Cuts, makes_constants
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
-from relprop.propagation.lookups import EMBEDDINGS, check_ids
+from relprop.propagation.lookups import check_ids
+from relprop.propagation.operation import Ids, Kind, Operation, Updates
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.provenance import NOTHING
 from relprop.propagation.rectifiers import follow_masks
 from relprop.propagation.storage import map_tensors, tensors_in
-from relprop.propagation.tokens import Moved, follow, note
+from relprop.propagation.tokens import Moved, follow, note, without_row
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
-from relprop.propagation.writes import UPDATES_WITHIN, fills, reshapes, twin_of, written_by
+from relprop.propagation.writes import fills, reshapes, twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -68,17 +68,19 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         func, args, kwargs = by_python_name(func, args, kwargs)
         refuse_gradient(call, func, args, kwargs)
-        if func in EMBEDDINGS:
-            check_ids(func, args, kwargs, call.place)
-        if func in UPDATES_WITHIN:
-            args, kwargs = self._own_statistics(func, args, kwargs)
+        row = call.operations.get(func)
+        if row is not None:
+            if row.ids is Ids.LOOKS_UP:
+                check_ids(row.entering[0], args, kwargs, call.place)
+            if row.updates is not None:
+                args, kwargs = self._own_statistics(row.updates, args, kwargs)
         if not call.protected.untouched:
             args, kwargs = map_tensors(call.protected.current, (args, kwargs))
         written = written_by(func, args, kwargs)
         if written:
             return self._write(func, args, kwargs, written)
         active = self._active(args, kwargs)
-        if not active and not self._looks_up_tokens(func, args, kwargs):
+        if not active and not self._looks_up_tokens(row, args, kwargs):
             found = self._follow(func, args, kwargs)
             out = func(*args, **kwargs)
             if found:
@@ -89,8 +91,8 @@ class RelevanceMode(TorchFunctionMode):
         elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
         else:
-            cuts = self.cuts.among(_taken(func, (args, kwargs))) if self.cuts.exist else []
-            out = self._explain(func, args, kwargs, active)
+            cuts = self.cuts.among(self._taken(func, (args, kwargs))) if self.cuts.exist else []
+            out = self._explain(row, func, args, kwargs, active)
             if cuts:
                 self.cuts.name(cuts, out)
         if call.origins.has_masks:
@@ -103,7 +105,12 @@ class RelevanceMode(TorchFunctionMode):
             self._note_weights(given, made)
             recording = torch.is_grad_enabled()
             if (self.cuts.exist or not recording) and not makes_constants(func):
-                self.cuts.note(_name(func), _taken(func, given), made, recording)
+                self.cuts.note(_name(func), self._taken(func, given), made, recording)
+
+    def _taken(self, func: Function, given: Any) -> list[Tensor]:
+        """Return the arguments of which a call takes more than the shape or the type."""
+        tensors, row = tensors_in(given), self.call.operations.get(func)
+        return tensors[:1] if row is not None and row.kind is Kind.VIEW else tensors
 
     def _note_weights(self, given: Any, made: Any) -> None:
         """Remember of the constants that a call makes whether they come from the model alone or from data.
@@ -138,34 +145,34 @@ class RelevanceMode(TorchFunctionMode):
                 active.append(tensor)
         return active
 
-    def _looks_up_tokens(self, func: Function, args: Args, kwargs: Kwargs) -> bool:
+    def _looks_up_tokens(self, row: Operation | None, args: Args, kwargs: Kwargs) -> bool:
         """Say whether a call embeds token ids that are explained."""
         tokens = self.call.tokens
         if not tokens or self.call.ended or not torch.is_grad_enabled():
             return False
-        operation = operation_of(func)
         return (
-            operation is not None
-            and (operation.name == "embedding" or operation.composite)
+            row is not None
+            and (row.ids is Ids.LOOKS_UP or row.composite)
             and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
         )
 
     def _follow(self, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
         """Return where the token ids go that a call moves."""
-        tokens, operation = self.call.tokens, operation_of(func)
+        tokens, row = self.call.tokens, self.call.operations.get(func)
         if not tokens:
             return []
-        view = reshapes(func) or (operation is not None and operation.kind == "view")
-        return follow(tokens, func, _name(func) if operation is None else operation.name, view, args, kwargs)
+        name = _name(func) if row is None else row.name
+        does, entering = without_row(name, reshapes(func)) if row is None else (row.ids, row.entering)
+        return follow(tokens, func, name, does, entering, args, kwargs)
 
-    def _operation(self, func: Function) -> Operation | None:
-        """Return what a function does to the method: by its own table, or by that of the rules."""
+    def _operation(self, row: Operation | None, func: Function) -> Operation | None:
+        """Return what a function is to the method: by its own table, or as the row says."""
         table = self.call.table
-        return operation_of(func) if table is None else table.get(func)
+        return row if table is None else table.get(func)
 
-    def _explain(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+    def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
-        operation = self._operation(func) if active else operation_of(func)  # token ids are found by the rules' own
+        operation = self._operation(row, func) if active else row  # token ids are found by the rules' own
         if operation is None:
             return self._unknown(func, args, kwargs, active)
         return self._explain_as(operation, func, args, kwargs, active)
@@ -182,21 +189,21 @@ class RelevanceMode(TorchFunctionMode):
                 return out
             with self:
                 return operation.handler(here, *args, **kwargs)
-        if call.recording and not (call.measuring and operation.kind == "view"):  # which loses nothing
+        if call.recording and not (call.measuring and operation.kind is Kind.VIEW):  # which loses nothing
             here.record = here.account = new_record(here, active)
         given = args, kwargs
         kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
         if call.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
-        if operation.kind != "linear":  # which must know its layer to choose
+        if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
             here.choose()
-        if operation.kind != "batch_norm":  # which decides for itself whether it takes the tensor or folds
+        if operation.kind is not Kind.BATCH_NORM:  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
         if kept is not NOTHING or here.factors is not None:
             note_inherited(call.origins, out, kept, active, here.factors)
         if call.formulas.exist and isinstance(out, Tensor):
-            call.formulas.follow(operation.name, operation.kind == "view", func, *given, active, out)
+            call.formulas.follow(operation.image, func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         for rule in filter(None, (here.choice.filter, *here.filters)):
             inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
@@ -239,7 +246,7 @@ class RelevanceMode(TorchFunctionMode):
         if call.selector is not None:
             why = "has no rule in relprop; plain autograd carries its relevance."
             call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
-        here = Here(call, func, name, "unknown")
+        here = Here(call, func, name, Kind.UNKNOWN)
         if call.recording:
             here.record = here.account = new_record(here, active)
             here.record.covered = False
@@ -281,7 +288,7 @@ class RelevanceMode(TorchFunctionMode):
         twin = twin_of(func, args, kwargs)
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
-        operation = self._operation(twin.func)
+        operation = self._operation(call.operations.get(twin.func), twin.func)
         if operation is not None and operation.name == "relu" and self._plain_relu(operation, active[0]):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
         new = self.run(twin.func, twin.args, twin.kwargs)
@@ -342,10 +349,10 @@ class RelevanceMode(TorchFunctionMode):
         call.graph.overwrite(target, value)
         call.graph.reach(target)
 
-    def _own_statistics(self, func: Function, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def _own_statistics(self, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give a call that updates statistics or weights inside itself this call's copies of them."""
         protected = self.call.protected
-        updates = UPDATES_WITHIN[func](*args, **kwargs)
+        updates = updates_of(*args, **kwargs)
         owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
         if not owned:
             return args, kwargs
@@ -359,12 +366,6 @@ class RelevanceMode(TorchFunctionMode):
 def _holds_numbers(tensor: Tensor) -> bool:
     """Say whether the entries of a tensor can change gradually."""
     return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
-
-
-def _taken(func: Function, given: Any) -> list[Tensor]:
-    """Return the arguments of which a call takes more than the shape or the type."""
-    tensors, operation = tensors_in(given), operation_of(func)
-    return tensors[:1] if operation is not None and operation.kind == "view" else tensors
 
 
 def _name(func: Function) -> str:

@@ -6,18 +6,19 @@ spellings, with batch norm folded, as rules see them; a :class:`Visit` gives eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from relprop.operations.table import Operation, functions_named, operation_of
 from relprop.propagation.call import Call, Choice
 from relprop.propagation.handler import Here
 from relprop.propagation.layer import Affine, Geometry, LinearMap
-from relprop.propagation.rectifiers import comparisons, named_rectifiers, rectified
+from relprop.propagation.operation import Handler, Holds, Ids, Kind, Operation, Table
+from relprop.propagation.rectifiers import comparisons, rectified, rectifiers
 from relprop.propagation.site import Site
 from relprop.propagation.storage import Saved, tensors_in
 
@@ -197,48 +198,24 @@ class Visit:
         return site
 
 
-_LINEAR = (
-    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "matmul", "mm", "bmm", "mv", "dot", "__matmul__", "__rmatmul__", "addmm", "addmv", "baddbmm", "addbmm", "addr",
-    "einsum", "bilinear", "tensordot", "inner", "outer", "ger", "kron", "cross", "vdot", "vecdot", "batch_norm",
-)  # fmt: skip
-_HOLD_LINEAR = (
-    "multi_head_attention_forward", "convolution", "conv_tbc", "multi_dot", "chain_matmul",
-    "rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell",
-)  # fmt: skip
-_VIEWS = (
-    "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze", "transpose",
-    "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "contiguous", "clone", "to", "type", "type_as",
-    "float", "double", "half", "bfloat16", "expand", "expand_as", "chunk", "split", "narrow", "select", "index_select",
-    "unbind", "__getitem__", "roll", "flip",
-)  # fmt: skip
-
-
-def _known(*names: str) -> Mapping[Any, Operation]:
-    """Return what the one table holds under these names."""
-    found = {function: operation_of(function) for name in names for function in functions_named(name)}
-    return {function: operation for function, operation in found.items() if operation is not None}
-
-
-_LINEAR_CALLS = _known(*_LINEAR, *_HOLD_LINEAR)
-_MOVES = tuple(function for name in _VIEWS for function in functions_named(name))
-_DROPOUT = tuple(
-    function for name in ("dropout", "dropout1d", "dropout2d", "dropout3d") for function in functions_named(name)
-)
-
-
-def _table(visit: Visit) -> Mapping[Any, Operation]:
+def _table(visit: Visit) -> Table:
     """Return the table of one forward pass: linear calls as units, all else as autograd has it."""
 
-    def dropout(here: Here, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        out: Tensor = here.func(input, p, training)
-        return out if training else visit.view(Here(here.call, lambda x: out, "dropout", "view"), input)
+    def dropout(here: Here, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        out = here.func(input, p, training)
+        return out if training else visit.view(replace(here, func=lambda x: out), input)
 
-    view = Operation("view", "view", visit.view)
+    operations = visit.call.operations
     return {
-        **dict.fromkeys(_MOVES, view),
-        **dict.fromkeys(_DROPOUT, Operation("dropout", "view", dropout)),
-        **{function: Operation(name, "activation", visit.relu) for function, name in named_rectifiers()},
+        **{function: _seen(visit, row, dropout) for function, row in operations.items() if row.kind is Kind.VIEW},
+        **{function: replace(row, handler=visit.relu) for function, row in rectifiers(operations)},
         **dict(comparisons()),
-        **_LINEAR_CALLS,
+        **{function: row for function, row in operations.items() if Holds.LINEAR in row.holds},
     }
+
+
+def _seen(visit: Visit, row: Operation, dropout: Handler) -> Operation:
+    """Return the row of what moves values, behind which a ReLU is still that of the call before it."""
+    if row.ids is Ids.LOOKS_UP:
+        return row
+    return replace(row, handler=dropout if Holds.CHANCE in row.holds else visit.view)

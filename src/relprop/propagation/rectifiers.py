@@ -9,24 +9,22 @@ zero, negated or converted. A ReLU put together otherwise, ``(h + h.abs()) / 2``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.operations.table import Operation, functions_named
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
+from relprop.propagation.operation import Ids, Operation, Table, question
 from relprop.propagation.provenance import Mask
-from relprop.propagation.writes import set_item
-
-Spelling = Callable[..., "Tensor | None"]
 
 
 def rectified(here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the tensor whose ReLU a call is; None for any other call."""
-    spelling = _SPELLINGS.get(here.operation)
-    found = None if spelling is None else spelling(here, *args, **kwargs)
+    row = here.call.operations.get(here.func)
+    found = None if row is None or row.rectifies is None else row.rectifies(here, *args, **kwargs)
     return found if found is not None and here.active(found) else None
 
 
@@ -35,19 +33,16 @@ def like_output(h: Tensor, out: Tensor) -> Tensor:
     return h.to(out.dtype).expand(out.shape)
 
 
-def named_rectifiers() -> Iterator[tuple[Any, str]]:
-    """Yield every function that may be a ReLU, with the name of its operation."""
-    for name in _SPELLINGS:
-        for function in functions_named(name):
-            yield function, name
-    yield set_item, "set_item"
+def rectifiers(operations: Table) -> Iterator[tuple[Any, Operation]]:
+    """Yield every function that may be a ReLU, with its row."""
+    return ((function, row) for function, row in operations.items() if row.rectifies is not None)
 
 
 def comparisons() -> Iterator[tuple[Any, Operation]]:
     """Yield every function that compares, and what runs it: a comparison with zero gives a mask."""
-    for name in _ABOVE | _BELOW:
-        for function in functions_named(name):
-            yield function, Operation(name, "affine", _compared)
+    for above, functions in ((True, _ABOVE), (False, _BELOW)):
+        for function in functions:
+            yield function, question(function.__name__, partial(_compared, above))
 
 
 # Functions that are ReLUs by their arguments -----------------------------------------------------
@@ -66,45 +61,52 @@ def _is_unbounded(value: Any) -> bool:
     return value is None or value == float("inf")
 
 
-def _relu(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_relu(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``relu``."""
     return input
 
 
-def _clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:
+def of_clamp(here: Here, input: Tensor, min: Any = None, max: Any = None) -> Tensor | None:
+    """``clamp`` from zero on."""
     return input if is_zero(min) and not here.active(min) and _is_unbounded(max) else None
 
 
-def _hardtanh(
+def of_hardtanh(
     here: Here, input: Tensor, min_val: Any = -1.0, max_val: Any = 1.0, *args: Any, **kw: Any
 ) -> Tensor | None:
-    return _clamp(here, input, min_val, max_val)
+    """``hardtanh`` from zero to infinity."""
+    return of_clamp(here, input, min_val, max_val)
 
 
-def _threshold(here: Here, input: Tensor, threshold: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_threshold(here: Here, input: Tensor, threshold: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``threshold`` of zero, with zero below."""
     return input if is_zero(threshold) and is_zero(value) else None
 
 
-def _leaky(here: Here, input: Tensor, negative_slope: Any = 0.01, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_leaky_relu(here: Here, input: Tensor, negative_slope: Any = 0.01, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``leaky_relu`` with a slope of zero."""
     return input if is_zero(negative_slope) else None
 
 
-def _prelu(here: Here, input: Tensor, weight: Tensor) -> Tensor | None:
+def of_prelu(here: Here, input: Tensor, weight: Tensor) -> Tensor | None:
+    """``prelu`` with slopes of zero."""
     return input if is_zero(weight) and not here.active(weight) else None
 
 
-def _rrelu(
+def of_rrelu(
     here: Here, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *args: Any, **kwargs: Any
 ) -> Tensor | None:
+    """``rrelu`` with slopes of zero."""
     return input if is_zero(lower) and is_zero(upper) else None
 
 
-def _elu(here: Here, input: Tensor, alpha: float = 1.0, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_elu(here: Here, input: Tensor, alpha: float = 1.0, *args: Any, **kwargs: Any) -> Tensor | None:
     """By its module or ``F.elu``, that have no other scales."""
     scaled = "scale" in kwargs or any(not isinstance(value, bool) for value in args)
     return input if is_zero(alpha) and not scaled else None
 
 
-def _maximum(here: Here, input: Tensor, other: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_maximum(here: Here, input: Tensor, other: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
     """``maximum``, ``fmax``, and ``max`` of two tensors."""
     if not isinstance(other, Tensor) or here.active(input) == here.active(other):
         return None
@@ -115,35 +117,39 @@ def _maximum(here: Here, input: Tensor, other: Any = None, *args: Any, **kwargs:
 # Masks -------------------------------------------------------------------------------------------
 
 
-_ABOVE = {"gt", "greater", "__gt__", "ge", "greater_equal", "__ge__"}
-_BELOW = {"lt", "less", "__lt__", "le", "less_equal", "__le__"}
-_KEEPS = {
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "byte", "clone",
-    "contiguous", "detach",
-}  # fmt: skip
+_ABOVE = (
+    torch.gt, torch.greater, torch.ge, torch.greater_equal, Tensor.gt, Tensor.greater, Tensor.ge, Tensor.greater_equal,
+    Tensor.__gt__, Tensor.__ge__,
+)  # fmt: skip
+_BELOW = (
+    torch.lt, torch.less, torch.le, torch.less_equal, Tensor.lt, Tensor.less, Tensor.le, Tensor.less_equal,
+    Tensor.__lt__, Tensor.__le__,
+)  # fmt: skip
 _NEGATES = {"logical_not", "bitwise_not", "__invert__"}
+_CONVERTS = {"int", "long", "bool", "byte"}
+"""What makes truth values or integers of a mask: such functions have no row, since no relevance passes them."""
 
 
-def _compared(here: Here, input: Any, other: Any) -> Any:
+def _compared(above: bool, here: Here, input: Any, other: Any) -> Any:
     """Compare; with zero, remember of what the mask is."""
     out = here.func(input, other)
     first = here.active(input)
     h, bound = (input, other) if first else (other, input)
     if isinstance(out, Tensor) and not (first and here.active(other)) and is_zero(bound):
-        here.call.origins.note_mask(out, Mask(h, h._version, (here.operation in _ABOVE) == first))
+        here.call.origins.note_mask(out, Mask(h, h._version, above == first))
     return out
 
 
 def follow_masks(call: Call, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
     """Remember that what is made of a mask, by a conversion or a negation, is one."""
-    name = getattr(func, "__name__", "")
-    if name not in _KEEPS | _NEGATES or not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+    name, row = getattr(func, "__name__", ""), call.operations.get(func)
+    negates, keeps = name in _NEGATES, name in _CONVERTS or (row is not None and row.ids is Ids.COPIES)
+    if not (negates or keeps) or not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
         return
     mask = call.origins.mask(args[0])
-    if mask is None or out is args[0] or (name in _NEGATES and args[0].dtype != torch.bool):
+    if mask is None or out is args[0] or (negates and args[0].dtype != torch.bool):
         return
-    above = mask.above if name in _KEEPS else not mask.above
-    call.origins.note_mask(out, Mask(mask.of, mask.version, above))
+    call.origins.note_mask(out, Mask(mask.of, mask.version, mask.above != negates))
 
 
 def _masks(here: Here, mask: Any, h: Any, above: bool) -> bool:
@@ -152,14 +158,15 @@ def _masks(here: Here, mask: Any, h: Any, above: bool) -> bool:
     return found is not None and found.of is h and found.above == above
 
 
-def _product(here: Here, input: Any, other: Any) -> Tensor | None:
+def of_product(here: Here, input: Any, other: Any) -> Tensor | None:
+    """``h (h > 0)``."""
     for h, mask in ((input, other), (other, input)):
         if _masks(here, mask, h, True):
             return h  # type: ignore[no-any-return]
     return None
 
 
-def _where(here: Here, *args: Any, **kwargs: Any) -> Tensor | None:
+def of_where(here: Here, *args: Any, **kwargs: Any) -> Tensor | None:
     """``torch.where(mask, then, otherwise)`` and ``then.where(mask, otherwise)``."""
     given = [*args, *(kwargs[name] for name in ("condition", "input", "self", "other") if name in kwargs)]
     masks = [x for x in given if isinstance(x, Tensor) and x.dtype == torch.bool]
@@ -172,16 +179,6 @@ def _where(here: Here, *args: Any, **kwargs: Any) -> Tensor | None:
     return None
 
 
-def _filled(here: Here, input: Tensor, mask: Any, value: Any) -> Tensor | None:
+def of_filled(here: Here, input: Tensor, mask: Any, value: Any) -> Tensor | None:
     """``masked_fill``, and ``h[mask] = value``."""
     return input if _masks(here, mask, input, False) and not here.active(value) and is_zero(value) else None
-
-
-_SPELLINGS: dict[str, Spelling] = {
-    "relu": _relu, "clamp": _clamp, "clip": _clamp, "clamp_min": _clamp, "hardtanh": _hardtanh,
-    "threshold": _threshold, "leaky_relu": _leaky, "prelu": _prelu, "rrelu": _rrelu, "elu": _elu,
-    "maximum": _maximum, "fmax": _maximum, "max": _maximum,
-    "mul": _product, "multiply": _product, "__mul__": _product, "__rmul__": _product,
-    "where": _where, "masked_fill": _filled, "set_item": _filled,
-}  # fmt: skip
-"""By operation, what finds the tensor that a call rectifies."""

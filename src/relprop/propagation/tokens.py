@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relprop.errors import InputError
+from relprop.propagation.operation import Ids, Kind
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import tensors_in
 
@@ -107,20 +108,18 @@ class Tokens:
 
 # Through what moves ids --------------------------------------------------------------------------
 
-_COPIES = {"to", "type", "type_as", "long", "int", "short", "clone", "contiguous", "detach", "cpu", "cuda", "data"}
-"""What may change the type or the device: the positions stay as they are."""
+_CONVERTS = {"long", "int", "short", "data"}
+_REORDERS = {"unique", "unique_consecutive", "as_strided_"}
 
-_LOSES = {"sort", "msort", "topk", "unique", "unique_consecutive", "as_strided", "as_strided_", "as_strided_copy"}
-"""What moves values by their size, or by their place in memory."""
 
-_ENTERING: dict[str, tuple[int, ...]] = {
-    "cat": (0,), "concat": (0,), "concatenate": (0,), "stack": (0,), "hstack": (0,), "vstack": (0,), "dstack": (0,),
-    "row_stack": (0,), "column_stack": (0,), "where": (0, 1, 2), "masked_fill": (0, 2), "pad": (0, 3),
-    "constant_pad_nd": (0, 2), "index_fill": (0, 3), "index_copy": (0, 3), "scatter": (0, 3), "masked_scatter": (0, 2),
-    "select_scatter": (0, 1), "slice_scatter": (0, 1), "set_item": (0, 2), "copied": (1,), "filled_diagonal": (0, 1),
-    "broadcast_tensors": (0, 1, 2, 3), "block_diag": (0, 1, 2, 3),
-}  # fmt: skip
-"""The arguments whose values enter an output, of what joins and fills; of views it is the first."""
+def without_row(name: str, reshapes: bool) -> tuple[Ids, tuple[int, ...]]:
+    """Return what a function does with ids that has no row, since what it gives is made of integers, or it writes."""
+    if name in _CONVERTS:
+        return Ids.COPIES, (0,)
+    if name in _REORDERS:
+        return Ids.LOSES, (0,)
+    return (Ids.MOVES, (0,)) if reshapes else (Ids.NONE, ())
+
 
 _NAMED = {"input", "tensors", "other", "value", "src", "source", "x", "self"}
 
@@ -134,7 +133,15 @@ class Moved:
     lost_by: str = WRITE
 
 
-def follow(every: Sequence[Tokens], func: Function, name: str, view: bool, args: Args, kwargs: Kwargs) -> list[Moved]:
+def follow(
+    every: Sequence[Tokens],
+    func: Function,
+    name: str,
+    does: Ids,
+    entering: tuple[int, ...],
+    args: Args,
+    kwargs: Kwargs,
+) -> list[Moved]:
     """Return where the ids among the arguments of a call go; to be asked before it writes over its arguments.
 
     The call is made on the positions too, with zeros in the place of all values that are no ids.
@@ -143,10 +150,10 @@ def follow(every: Sequence[Tokens], func: Function, name: str, view: bool, args:
         every: the inputs whose ids may be among the arguments.
         func, args, kwargs: the call.
         name: of its operation.
-        view: it moves the values of its first argument.
+        does: what it does with ids.
+        entering: the positions of the arguments whose values enter its output.
     """
-    entering = (0,) if view or name in _COPIES | _LOSES else _ENTERING.get(name)
-    if entering is None:
+    if does in (Ids.NONE, Ids.LOOKS_UP):
         return []
     found: list[Moved] = []
     for tokens in every:
@@ -155,9 +162,9 @@ def follow(every: Sequence[Tokens], func: Function, name: str, view: bool, args:
         if not holders:
             continue
         lost = next((holder for holder in holders if tokens.places(holder) is None), None)
-        if name in _LOSES or lost is not None:
+        if does is Ids.LOSES or lost is not None:
             found.append(Moved(tokens, (), name if lost is None else tokens.moved_by(lost)))
-        elif name in _COPIES:
+        elif does is Ids.COPIES:
             found.append(Moved(tokens, (tokens.places(holders[0]),)))
         else:
             moved = func(
@@ -224,7 +231,7 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
 def _absorb(call: Call, start: Tensor, value: Tensor, strange: Tensor) -> None:
     """Count what embedded ids keep that are none of an explained input, such as those that a model puts before it."""
     name, module = call.place
-    record = Record(name, type(module).__name__, "embedding", "view", output=tuple(value.shape))
+    record = Record(name, type(module).__name__, "embedding", Kind.VIEW, output=tuple(value.shape))
     call.records.append(record)
 
     def measure(c: Tensor) -> None:

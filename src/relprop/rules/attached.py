@@ -10,6 +10,7 @@ from torch import nn
 
 from relprop.errors import RuleError
 from relprop.inputs import eager, unwrapped
+from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
 from relprop.propagation.mode import RelevanceMode, foremost
@@ -45,7 +46,7 @@ class Attached:
                 "Set it by the layer's name, or use LRP(model, rules)."
             )
         self._model = unwrapped(model)
-        self._call = Call(self._model, self._selection, create_graph=True, open_ended=True)
+        self._call = Call(self._model, self._selection, operations(), create_graph=True, open_ended=True)
         self._stack = ExitStack()
 
     def __enter__(self) -> Attached:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode, unwrapped
+from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.record import Record, merged
@@ -162,7 +163,7 @@ def make_plan(
     """
     given = as_inputs(inputs)
     selection = rules.bind(model)
-    call = Call(unwrapped(model), selection, recording=True)
+    call = Call(unwrapped(model), selection, operations(), recording=True)
     try:
         targets = [] if target is None else [reading(model, target, given.samples)]
         with grad_mode():

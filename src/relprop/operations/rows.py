@@ -1,0 +1,240 @@
+"""How rows are declared: what an operation is, for all the functions that a model may call it by.
+
+:func:`rows` says every column. The families below fill those that follow from what they are by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+
+from relprop.propagation.handler import native
+from relprop.propagation.inherit import Keeps, keeps_nothing
+from relprop.propagation.operation import (
+    Difference,
+    Excitation,
+    Function,
+    Handler,
+    Holds,
+    Ids,
+    Image,
+    Kind,
+    Operation,
+    Rectifies,
+    Updates,
+)
+
+Rows: TypeAlias = "list[tuple[Function, Operation]]"
+
+SPACES: tuple[Any, ...] = (
+    torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn, torch._C._VariableFunctions,
+)  # fmt: skip
+"""Where models find functions."""
+
+
+def functions_named(name: str, spaces: Sequence[Any] = SPACES) -> Iterator[Callable[..., Any]]:
+    """Yield every function of this name that a model may call."""
+    for space in spaces:
+        found = getattr(space, name, None)
+        if found is not None and callable(found):
+            yield found
+
+
+def rows(
+    *names: str,
+    kind: Kind,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    excitation: Excitation,
+    rectifies: Rectifies | None,
+    ids: Ids,
+    entering: tuple[int, ...],
+    image: Image,
+    holds: Holds,
+    updates: Updates | None,
+    composite: bool,
+    deterministic: bool,
+    label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
+    """Return the rows of all functions of these names, each name an operation of its own.
+
+    Args:
+        label: the name of the operation, where it is not that of the function (``add`` for ``__add__``).
+        spaces: where the functions are looked for.
+    """
+    found: Rows = []
+    for name in names:
+        row = Operation(
+            label or name, kind, handler, keeps, difference, excitation, rectifies, ids, entering, image, holds,
+            updates, composite, deterministic,
+        )  # fmt: skip
+        found.extend((function, row) for function in functions_named(name, spaces))
+    return found
+
+
+def activation(
+    *names: str,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    rectifies: Rectifies | None,
+    image: Image,
+    label: str | None = None,
+) -> Rows:
+    """Functions of one tensor, entry by entry, in all namespaces: they hold no ids, and what they add is no sum."""
+    return rows(
+        *names,
+        kind=Kind.ACTIVATION,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=rectifies,
+        ids=Ids.NONE,
+        entering=(),
+        image=image,
+        holds=Holds.NOTHING,
+        updates=None,
+        composite=False,
+        deterministic=True,
+        label=label,
+    )
+
+
+def view(*names: str, handler: Handler, keeps: Keeps, difference: Difference, ids: Ids) -> Rows:
+    """What moves values of its first argument, or drops some: no value becomes another."""
+    return rows(
+        *names,
+        kind=Kind.VIEW,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=None,
+        ids=ids,
+        entering=(0,),
+        image=Image.MOVES,
+        holds=Holds.NOTHING,
+        updates=None,
+        composite=False,
+        deterministic=True,
+    )
+
+
+def joins(
+    *names: str,
+    keeps: Keeps,
+    difference: Difference,
+    rectifies: Rectifies | None,
+    ids: Ids,
+    entering: tuple[int, ...],
+    image: Image,
+) -> Rows:
+    """What puts values of several arguments into one tensor, or fills some in: autograd is right."""
+    return rows(
+        *names,
+        kind=Kind.AFFINE,
+        handler=native,
+        keeps=keeps,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=rectifies,
+        ids=ids,
+        entering=entering,
+        image=image,
+        holds=Holds.NOTHING,
+        updates=None,
+        composite=False,
+        deterministic=True,
+    )
+
+
+def affine(
+    *names: str,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    excitation: Excitation,
+    image: Image,
+    label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
+    """What computes new values, for which autograd is right: it holds no ids, and rectifies nothing."""
+    return rows(
+        *names,
+        kind=Kind.AFFINE,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        excitation=excitation,
+        rectifies=None,
+        ids=Ids.NONE,
+        entering=(),
+        image=image,
+        holds=Holds.NOTHING,
+        updates=None,
+        composite=False,
+        deterministic=True,
+        label=label,
+        spaces=spaces,
+    )
+
+
+def weighted(
+    *names: str,
+    kind: Kind,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    holds: Holds,
+    updates: Updates | None,
+    label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
+    """Layers, products and what divides, of which a rule decides how relevance is shared."""
+    return rows(
+        *names,
+        kind=kind,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=None,
+        ids=Ids.NONE,
+        entering=(),
+        image=Image.NOTHING,
+        holds=holds,
+        updates=updates,
+        composite=False,
+        deterministic=True,
+        label=label,
+        spaces=spaces,
+    )
+
+
+def composite(
+    *names: str, handler: Handler, difference: Difference, holds: Holds, spaces: Sequence[Any] = SPACES
+) -> Rows:
+    """What is made of other operations: those say what is kept, shared and followed."""
+    return rows(
+        *names,
+        kind=Kind.COMPOSITE,
+        handler=handler,
+        keeps=keeps_nothing,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=None,
+        ids=Ids.NONE,
+        entering=(),
+        image=Image.NOTHING,
+        holds=holds,
+        updates=None,
+        composite=True,
+        deterministic=True,
+        spaces=spaces,
+    )
