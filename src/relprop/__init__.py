@@ -54,6 +54,7 @@ from relprop.errors import (
     MissingExtraError,
     ModelError,
     NumericalError,
+    OperationError,
     PatternError,
     PatternWarning,
     RelpropError,
@@ -67,6 +68,7 @@ from relprop.errors import (
     UncoveredOperationWarning,
 )
 from relprop.inputs import Keywords
+from relprop.operations import operation
 from relprop.rules import Plan, Rules
 from relprop.targets import Unit
 
@@ -111,6 +113,7 @@ __all__ = [
     "NoiseTunnel",
     "NumericalError",
     "Occlusion",
+    "OperationError",
     "Pattern",
     "PatternAttribution",
     "PatternError",
@@ -140,4 +143,5 @@ __all__ = [
     "VarGrad",
     "explain",
     "methods",
+    "operation",
 ]

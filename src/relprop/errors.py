@@ -41,6 +41,10 @@ class RuleError(RelpropError, ValueError):
     """A rule has impossible parameters or stands where it cannot serve."""
 
 
+class OperationError(RelpropError, ValueError):
+    """An operation is declared by arguments that contradict each other, or for a function that has a row."""
+
+
 class MethodError(RelpropError, ValueError):
     """A method is unknown, cannot be made from the options given, or has a name that is taken."""
 

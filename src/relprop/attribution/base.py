@@ -17,10 +17,10 @@ from relprop.errors import InputError, NumericalError, TargetError, TargetTypeEr
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
 from relprop.propagation.call import Call, Selector
-from relprop.propagation.mode import foremost
 from relprop.propagation.reading import Reading
 from relprop.propagation.run import ChannelMask, Forward, Parts, forward, roots_of
 from relprop.propagation.tokens import Tokens
+from relprop.propagation.visible import foremost
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 from relprop.training import attribution_of

@@ -18,11 +18,11 @@ from relprop.inputs import Given, as_inputs
 from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.difference_table import Differences
-from relprop.propagation.mode import foremost
 from relprop.propagation.operation import Derived
 from relprop.propagation.pairs import PairedCall
 from relprop.propagation.reading import Reading
 from relprop.propagation.run import ChannelMask, Forward, forward
+from relprop.propagation.visible import foremost
 from relprop.targets import Target
 
 _DIFFERENCES = Derived(Differences)

@@ -16,10 +16,10 @@ from relprop.errors import InputError, InputTypeError, PatternError, PatternWarn
 from relprop.inputs import as_inputs, grad_mode
 from relprop.operations.table import operations
 from relprop.propagation.call import Call
-from relprop.propagation.mode import foremost
 from relprop.propagation.pattern_calls import Names, UnitSite, Visit
 from relprop.propagation.run import forward
 from relprop.propagation.storage import Unsaved, map_tensors
+from relprop.propagation.visible import foremost
 from relprop.training import warn_of_training
 
 Look = Callable[[UnitSite, Tensor, Tensor], None]

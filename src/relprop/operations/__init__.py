@@ -1,1 +1,25 @@
-"""What every operation is: one row each, declared beside its handler."""
+"""What every operation is: one row each, declared beside its handler; and how to declare your own."""
+
+from relprop.operations.activations import elementwise
+from relprop.operations.own import operation
+from relprop.operations.rows import functions_named
+from relprop.operations.table import operation_of, operations
+from relprop.propagation.handler import Here, native
+from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Operation
+
+__all__ = [
+    "Difference",
+    "Excitation",
+    "Here",
+    "Holds",
+    "Ids",
+    "Image",
+    "Kind",
+    "Operation",
+    "elementwise",
+    "functions_named",
+    "native",
+    "operation",
+    "operation_of",
+    "operations",
+]

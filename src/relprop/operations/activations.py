@@ -290,7 +290,7 @@ ROWS: Rows = [
     *curve("silu", quotient=quotients.silu, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("mish", quotient=quotients.mish, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("softplus", quotient=quotients.softplus, bounds=_ABOVE, difference=Difference.SMOOTH),
-    *curve("logsigmoid", "log_sigmoid", quotient=quotients.logsigmoid, bounds=_REAL, difference=Difference.SMOOTH),
+    *curve("log_sigmoid", quotient=quotients.logsigmoid, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("softsign", quotient=quotients.softsign, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
     *curve("tanhshrink", quotient=quotients.tanhshrink, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("tanh", quotient=elementary.tanh, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),

@@ -21,6 +21,7 @@ from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
 from relprop.propagation.storage import CopyOnWrite, Protected, tensors_in
 from relprop.propagation.tokens import Tokens
+from relprop.propagation.visible import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,17 @@ class Call:
                 "Reentrant gradient checkpointing hides the network from relprop. "
                 "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
-        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        code = getattr(backward, "__code__", None)
-        if self.create_graph and code is not None and code.co_filename == torch.autograd.function.__file__:
+        made_by = getattr(node, "_forward_cls", None)
+        if self.create_graph and once_differentiable(made_by):
             raise UncoveredOperationError(f"{title} is once_differentiable; create_graph needs its second derivative.")
-        self.name_uncovered(title, "was made by no call relprop can see; plain autograd carries its relevance.")
+        why = "was made by no call relprop can see; plain autograd carries its relevance."
+        if made_by is not None and made_by in self.operations:
+            apply = f"{made_by.__name__}.apply"
+            why = (
+                f"was made by an earlier {apply}, taken before relprop.operation made it visible; plain autograd "
+                f"carries its relevance. Declare the operation before the model takes {apply}, or take it anew."
+            )
+        self.name_uncovered(title, why)
         if self.recording:
             name, module = self.place
             self.records.append(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,25 +23,12 @@ from relprop.propagation.rectifiers import follow_masks
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.tokens import Moved, follow, note, without_row
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
+from relprop.propagation.visible import is_foremost
 from relprop.propagation.writes import fills, reshapes, twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
-
-
-_foremost = threading.local()
-
-
-@contextmanager
-def foremost(call: Call) -> Iterator[None]:
-    """Let only the modes of this call act on this thread, until it is done: one may run inside another's block."""
-    calls = _foremost.__dict__.setdefault("calls", [])
-    calls.append(call)
-    try:
-        yield
-    finally:
-        calls.pop()
 
 
 class RelevanceMode(TorchFunctionMode):
@@ -55,7 +40,7 @@ class RelevanceMode(TorchFunctionMode):
         self.cuts = Cuts(call)
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
-        if _foremost.calls[-1] is not self.call:
+        if not is_foremost(self.call):
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
         if transforming():
             return run_transformed(self.call, func, args, kwargs or {})

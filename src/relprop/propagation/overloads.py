@@ -23,6 +23,8 @@ def by_python_name(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     rewrite = _REWRITTEN.get(name)
     if rewrite is not None:
         return rewrite(*args, **kwargs)
+    if not name:
+        return func, args, kwargs
     return _named(func, name), args, {"input" if key == "self" else key: value for key, value in kwargs.items()}
 
 
@@ -38,7 +40,7 @@ def _aten_name(func: OpOverload | OpOverloadPacket) -> str:
 def _named(func: Function, name: str) -> Function:
     # Not F first: its batch_norm takes the same arguments in another order.
     for space in (torch, torch._C._nn, torch.Tensor):
-        found: Function | None = getattr(space, name, None) if name else None
+        found: Function | None = getattr(space, name, None)
         if found is not None:
             return found
     return func

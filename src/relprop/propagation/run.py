@@ -15,12 +15,13 @@ from relprop.errors import InputError, ModelError, RelpropError
 from relprop.inputs import Given, eager
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode, foremost
+from relprop.propagation.mode import RelevanceMode
 from relprop.propagation.provenance import nodes_before_last
 from relprop.propagation.reading import Reading, Readings
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import Attributes, Saved, tensors_in
 from relprop.propagation.tokens import Root, Tokens
+from relprop.propagation.visible import foremost
 
 ChannelMask = Callable[[Tensor], Tensor]
 Parts = list[tuple[Tensor, Tensor | None]]

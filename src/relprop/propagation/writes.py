@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from relprop.propagation.storage import tensors_in
 
@@ -65,6 +66,7 @@ def written_by(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 def twin_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Twin | None:
     """Return the same call without the write, or None where there is none."""
     if "out" in kwargs:
+        func = func.overloadpacket if isinstance(func, OpOverload) else func  # the overload knows no call without
         return Twin(func, args, {name: value for name, value in kwargs.items() if name != "out"})
     if func is torch.Tensor.__setitem__:
         return Twin(set_item, args, kwargs)
@@ -112,16 +114,27 @@ def reshapes(func: Callable[..., Any]) -> bool:
 
 @cache
 def _writes_first(func: Callable[..., Any]) -> bool:
-    """Say whether a function writes into its first argument, by its name."""
+    """Say whether a function writes into its first argument: an operator by its schema, any other by its name."""
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
+        first = _schema(func).arguments[:1]
+        return bool(first) and first[0].alias_info is not None and first[0].alias_info.is_write
     name = getattr(func, "__name__", "")
     if name.startswith("__"):
         return name in _OPERATORS
     return name.endswith("_") and name not in _NOT_WRITES
 
 
+def _schema(func: OpOverload | OpOverloadPacket) -> torch.FunctionSchema:
+    return (func if isinstance(func, OpOverload) else getattr(func, func.overloads()[0]))._schema
+
+
 @cache
 def _pure(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return the function that computes what an in-place one writes, by its name."""
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
+        library, _, name = str(_schema(func).name).partition("::")
+        pure = name.removesuffix("_")
+        return None if pure == name else getattr(getattr(torch.ops, library), pure, None)
     name = func.__name__
     pure = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
     spaces = (torch.Tensor, torch, F) if getattr(torch.Tensor, name, None) is func else (torch, F, torch.Tensor)

@@ -13,8 +13,9 @@ from relprop.inputs import eager, unwrapped
 from relprop.operations.table import operations
 from relprop.propagation.call import Call
 from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode, foremost
+from relprop.propagation.mode import RelevanceMode
 from relprop.propagation.storage import Attributes
+from relprop.propagation.visible import foremost
 
 if TYPE_CHECKING:
     from relprop.rules.registry import Rules

@@ -1,0 +1,81 @@
+"""Functions that are not torch's own, made such that the function mode of a call sees them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch.overrides import handle_torch_function
+
+if TYPE_CHECKING:
+    from relprop.propagation.call import Call
+
+Function = Callable[..., Any]
+
+_foremost = threading.local()
+
+
+@contextmanager
+def foremost(call: Call) -> Iterator[None]:
+    """Let only the modes of this call act on this thread, until it is done: one may run inside another's block."""
+    calls = _foremost.__dict__.setdefault("calls", [])
+    calls.append(call)
+    try:
+        yield
+    finally:
+        calls.pop()
+
+
+def is_foremost(call: Call) -> bool:
+    """Say whether it is this call whose modes act on this thread."""
+    return _foremost.calls[-1] is call
+
+
+def _watched() -> bool:
+    """Say whether a call of relprop runs on this thread, with a mode that is to see what is called."""
+    return bool(_foremost.__dict__.get("calls")) and torch._C._is_torch_function_mode_enabled()
+
+
+_visible: WeakSet[Function] = WeakSet()
+
+
+def visible(function: Function) -> Function:
+    """Return a function that does the same, and that a call of relprop sees; where none runs it does nothing more."""
+    if function in _visible:
+        return function
+
+    @wraps(function)
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        if _watched():
+            return handle_torch_function(seen, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    _visible.add(seen)
+    return seen
+
+
+def make_apply_visible(declared: type[torch.autograd.Function]) -> Function:
+    """Make ``declared.apply`` a function that a call of relprop sees, and return it."""
+    if getattr(declared.__dict__.get("apply"), "__func__", None) not in _visible:
+        inner: Any = declared.apply
+
+        @wraps(inner.__func__)
+        def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+            if cls is declared and _watched():
+                return handle_torch_function(declared.apply, args, *args, **kwargs)
+            return inner.__func__(cls, *args, **kwargs)
+
+        _visible.add(apply)
+        declared.apply = classmethod(apply)  # type: ignore[assignment]
+    return declared.apply
+
+
+def once_differentiable(function: Any) -> bool:
+    """Say whether the backward of an autograd function was declared to have no derivative itself."""
+    code = getattr(getattr(function, "backward", None), "__code__", None)
+    return code is not None and code.co_filename == torch.autograd.function.__file__

@@ -1,0 +1,552 @@
+"""Operations that users declare: explained as those of torch that compute the same, by every method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import relprop
+from relprop import (
+    LRP,
+    DeepLift,
+    ExcitationBackprop,
+    Gradient,
+    GuidedBackprop,
+    IntegratedGradients,
+    OperationError,
+    Rules,
+    UncoveredOperationError,
+    UncoveredOperationWarning,
+)
+from relprop.operations import Difference, Here, operation_of, table
+from relprop.rules import Block, Detach, Pass
+from tests.propagation.unrolled import assert_close, random
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test declares is unknown to the next one."""
+    monkeypatch.setattr(table, "_known", table.operations())
+
+
+LIBRARY = torch.library.Library("relprop_tests", "DEF")
+LIBRARY.define("swish(Tensor x) -> Tensor")
+LIBRARY.define("swish_(Tensor(a!) x) -> Tensor(a!)")
+LIBRARY.define("swish.out(Tensor x, *, Tensor(a!) out) -> Tensor(a!)")
+LIBRARY.impl("swish", F.silu, "CompositeImplicitAutograd")
+
+
+def _swish_(x: Tensor) -> Tensor:
+    return x.copy_(F.silu(x))
+
+
+def _swish_out(x: Tensor, *, out: Tensor) -> Tensor:
+    return out.copy_(F.silu(x))
+
+
+LIBRARY.impl("swish_", _swish_, "CompositeImplicitAutograd")
+LIBRARY.impl("swish.out", _swish_out, "CompositeImplicitAutograd")
+
+
+@torch.library.custom_op("relprop_tests::kernel", mutates_args=())
+def kernel(x: Tensor) -> Tensor:
+    return F.silu(x)
+
+
+kernel.register_autograd(
+    lambda ctx, c: c * _derivative(ctx.saved_tensors[0]),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
+
+def _derivative(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def swish_function(once: bool = False) -> Any:
+    """An autograd function, made anew so that every test declares one of its own."""
+
+    def backward(ctx: Any, c: Tensor) -> Tensor:
+        return c * _derivative(ctx.saved_tensors[0])
+
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * torch.sigmoid(x)
+
+    Swish.backward = staticmethod(torch.autograd.function.once_differentiable(backward) if once else backward)
+    return Swish
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+DECLARED: dict[str, Any] = {"kind": "activation", "quotient": torch.sigmoid, "difference": "smooth"}
+
+
+def _declare_operator() -> Callable[[Tensor], Tensor]:
+    return relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)  # type: ignore[no-any-return]
+
+
+def _declare_overload() -> Callable[[Tensor], Tensor]:
+    relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)
+    return torch.ops.relprop_tests.swish.default  # type: ignore[no-any-return]
+
+
+def _declare_by_overload() -> Callable[[Tensor], Tensor]:
+    relprop.operation(torch.ops.relprop_tests.swish.default, **DECLARED)
+    return torch.ops.relprop_tests.swish  # type: ignore[no-any-return]
+
+
+def _in_place() -> Callable[[Tensor], Tensor]:
+    relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)
+    return lambda x: torch.ops.relprop_tests.swish_(x * 1)
+
+
+def _in_place_overload() -> Callable[[Tensor], Tensor]:
+    relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)
+    return lambda x: torch.ops.relprop_tests.swish_.default(x * 1)
+
+
+def _out(overload: bool) -> Callable[[Tensor], Tensor]:
+    packet = relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)
+    function = packet.out if overload else packet
+    return lambda x: function(x, out=torch.empty(0, dtype=x.dtype))
+
+
+def _custom_op() -> Callable[[Tensor], Tensor]:
+    relprop.operation(kernel, **DECLARED)
+    return kernel
+
+
+def _function(once: bool = False) -> Callable[[Tensor], Tensor]:
+    declared = relprop.operation(swish_function(once), **DECLARED)
+    return lambda x: declared.apply(x)
+
+
+def _decorated() -> Callable[[Tensor], Tensor]:
+    @relprop.operation(**DECLARED)
+    def own(z: Tensor) -> Tensor:
+        return z * torch.sigmoid(z)
+
+    return own
+
+
+def _composite() -> Callable[[Tensor], Tensor]:
+    relprop.operation(torch.ops.relprop_tests.swish, kind="composite", body=F.silu)
+    return torch.ops.relprop_tests.swish  # type: ignore[no-any-return]
+
+
+SPELLINGS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "an operator": _declare_operator,
+    "its overload": _declare_overload,
+    "declared by its overload": _declare_by_overload,
+    "in place": _in_place,
+    "in place by its overload": _in_place_overload,
+    "out": lambda: _out(False),
+    "out by its overload": lambda: _out(True),
+    "a custom operator": _custom_op,
+    "an autograd function": _function,
+    "an autograd function differentiable once": lambda: _function(True),
+    "a decorated function": _decorated,
+    "a function": lambda: relprop.operation(swish, **DECLARED),
+    "a composite": _composite,
+}
+
+
+class Bend(nn.Module):
+    """A module that runs one operation."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Branch(nn.Module):
+    """A module beside which its input passes."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.bend = Bend(function)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bend(x)  # type: ignore[no-any-return]
+
+
+def network(function: Callable[[Tensor], Tensor]) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), Branch(function), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 8),
+        nn.ReLU(), nn.Linear(8, 4), Branch(function), nn.Linear(4, 2),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        for index in (7, 9):  # so that guided backprop has something to pass
+            model[index].weight.abs_()
+    return model
+
+
+class Gated(nn.Module):
+    """A product of a signal and an own operation, which counts of how many factors it is made."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)[:, :6]
+        return (self.first(x) * self.function(self.second(x))).sum(1)
+
+
+METHODS: dict[str, Callable[[nn.Module], Any]] = {
+    "epsilon_gamma": LRP,
+    "strict": lambda model: LRP(model, strict=True),
+    "attnlrp": lambda model: LRP(model, "attnlrp"),
+    "flat": lambda model: LRP(model, "epsilon_plus_flat"),
+    "deep_lift": DeepLift,
+    "reveal_cancel": lambda model: DeepLift(model, "reveal_cancel", strict=True),
+    "guided": GuidedBackprop,
+    "excitation": ExcitationBackprop,
+    "gradient": Gradient,
+    "integrated": IntegratedGradients,
+}
+
+
+@pytest.fixture(params=SPELLINGS, name="spelled")
+def _spelled(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
+    return SPELLINGS[request.param]()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("make", [network, Gated])
+def test_it_is_explained_as_the_function_of_torch(
+    make: Callable[[Any], nn.Module], method: str, spelled: Callable[[Tensor], Tensor]
+) -> None:
+    x = random(3, 1, 6, 6, seed=4)
+    own, torchs = make(spelled), make(F.silu)
+    target = None if make is Gated else 1
+    found = METHODS[method](own).attribute(x, target=target)
+    assert_close(found, METHODS[method](torchs).attribute(x, target=target), method, tolerance=1e-12)
+
+
+def test_plan_and_report_show_it_as_torchs_own(spelled: Callable[[Tensor], Tensor]) -> None:
+    x = random(3, 1, 6, 6, seed=4)
+    own, torchs = network(spelled), network(F.silu)
+    rules = Rules.preset("epsilon_gamma")
+    kinds = [[row.kind for row in rules.plan(model, x).rows if row.operation != "mul"] for model in (own, torchs)]
+    assert kinds[0] == kinds[1]
+    assert all(row.covered for row in rules.plan(own, x).rows)
+    reports = [LRP(model).report(x, 1) for model in (own, torchs)]
+    assert abs(reports[0].unexplained) < 1e-10
+    assert abs(reports[0].relevance - reports[1].relevance) < 1e-10
+
+
+def test_a_loss_on_the_map_differentiates_the_network_as_it_is(spelled: Callable[[Tensor], Tensor]) -> None:
+    x = random(2, 1, 6, 6, seed=4)
+    gradients = []
+    for model in (network(spelled), network(F.silu)):
+        LRP(model).attribute(x, 1, create_graph=True).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert_close(gradients[0], gradients[1], "loss", tolerance=1e-10)
+
+
+def test_a_backward_without_a_derivative_is_named_where_it_would_explain() -> None:
+    declared = relprop.operation(swish_function(once=True), kind="affine")
+    x = random(2, 1, 6, 6, seed=4)
+    with pytest.raises(UncoveredOperationError, match="Swish is once_differentiable; create_graph needs"):
+        LRP(network(declared.apply)).attribute(x, 1, create_graph=True)
+    declared = relprop.operation(swish_function(once=True), **DECLARED)
+    with pytest.raises(UncoveredOperationError, match="Swish is once_differentiable; create_graph needs"):
+        Gradient(network(declared.apply)).attribute(x, 1, create_graph=True)
+
+
+@pytest.mark.parametrize("rule", [Pass(), Detach(), Block()], ids=["pass", "detach", "block"])
+def test_a_rule_reaches_it_by_its_module_and_by_itself(rule: Any) -> None:
+    x = random(2, 1, 6, 6, seed=4)
+    function = swish_function()
+    relprop.operation(function, **DECLARED)
+    relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)
+    relprop.operation(kernel, **DECLARED)
+    own = relprop.operation(swish, **DECLARED)
+    expected = LRP(network(F.silu), Rules.preset("epsilon").set(F.silu, rule)).attribute(x, 1)
+    for model, selectors in (
+        (network(lambda z: function.apply(z)), (Bend, function, function.apply)),
+        (network(torch.ops.relprop_tests.swish), (Bend, torch.ops.relprop_tests.swish)),
+        (network(kernel), (Bend, kernel, torch.ops.relprop_tests.kernel.default)),
+        (network(own), (Bend, own, swish)),
+    ):
+        for selector in selectors:
+            found = LRP(model, Rules.preset("epsilon").set(selector, rule)).attribute(x, 1)
+            assert_close(found, expected, f"{selector}", tolerance=1e-10)
+
+
+# Kinds ---------------------------------------------------------------------------------------------------------
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        return c * y, c * x
+
+
+class Pair(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Linear(5, 4).double(), nn.Linear(5, 4).double()
+        self.third, self.function = nn.Linear(5, 4).double(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.function(self.first(x), self.second(x)), self.third(x)).sum(1)
+
+
+@pytest.mark.parametrize("method", ["epsilon_gamma", "strict", "attnlrp", "flat", "deep_lift", "guided", "excitation"])
+def test_a_product_shares_as_one_of_torch(method: str) -> None:
+    relprop.operation(Scale, kind="product")
+    x = random(3, 5, seed=5)
+    found = METHODS[method](Pair(Scale.apply)).attribute(x)
+    assert_close(found, METHODS[method](Pair(torch.mul)).attribute(x), method, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("method", ["epsilon_gamma", "strict", "deep_lift", "guided", "excitation", "integrated"])
+@pytest.mark.parametrize(("kind", "function"), [("affine", lambda z: 2 * z - 1), ("view", lambda z: z.flip(1))])
+def test_what_autograd_is_right_for(kind: str, function: Callable[[Tensor], Tensor], method: str) -> None:
+    x = random(3, 1, 6, 6, seed=4)
+    own = relprop.operation(lambda z: function(z), kind=kind, name="own")
+    found = METHODS[method](network(own)).attribute(x, target=1)
+    if method != "excitation" or kind == "view":  # a sum of torch is one of terms to excitation backprop
+        assert_close(found, METHODS[method](network(function)).attribute(x, target=1), method, tolerance=1e-12)
+
+
+def test_a_view_moves_ids_too() -> None:
+    @relprop.operation(kind="view")
+    def turned(ids: Tensor) -> Tensor:
+        return ids.flip(1)
+
+    class Words(nn.Module):
+        def __init__(self, turn: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.last, self.turn = nn.Embedding(9, 4), nn.Linear(20, 1), turn
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.last(self.words(self.turn(ids)).flatten(1))  # type: ignore[no-any-return]
+
+    ids = torch.tensor([[1, 5, 2, 8, 3]])
+    found, expected = (LRP(Words(turn).double()).attribute(ids) for turn in (turned, lambda x: x.flip(1)))
+    assert_close(found, expected, "ids")
+
+
+def test_a_gate_receives_nothing_of_a_product() -> None:
+    @relprop.operation(kind="activation", quotient=relprop.operations.quotients.sigmoid, bounds=(0.0, 1.0), gate=True)
+    def opened(z: Tensor) -> Tensor:
+        return torch.sigmoid(z)
+
+    x = random(3, 1, 6, 6, seed=4)
+    found, expected = (LRP(Gated(gate), strict=True).attribute(x) for gate in (opened, torch.sigmoid))
+    assert_close(found, expected, "gate", tolerance=1e-12)
+
+
+def test_a_handler_of_ones_own_runs_it() -> None:
+    def run(here: Here, x: Tensor) -> Tensor:
+        here.by_autograd()
+        return here.call.switch(here.func(x), x * 3)
+
+    own = relprop.operation(lambda z: z.abs(), kind="norm", handler=run, name="tripled")
+    x = random(3, 1, 6, 6, seed=4)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return own(x).sum((1, 2, 3))  # type: ignore[no-any-return]
+
+    assert_close(LRP(Model(), strict=True).attribute(x), 3 * x, "handler")
+    with pytest.warns(UncoveredOperationWarning, match="tripled"):
+        DeepLift(Model()).attribute(x)
+
+
+# As the docs say -----------------------------------------------------------------------------------------------
+
+
+def _lgamma_quotient(z: Tensor) -> Tensor:
+    """``lgamma(z) / (z - 1)``, by its series about 1."""
+    from relprop.operations.elementary import ratio
+
+    return ratio(torch.lgamma(z), z - 1, -0.5772156649015329, 0.8224670334241132, -0.4006856343865314, 0.27, -0.2)
+
+
+@pytest.mark.parametrize("function", ["lgamma", "log"])
+def test_what_is_a_function_of_a_factor_is_its_gate(function: str) -> None:
+    """z f(|z| + 1.5) is an activation spelled as a product: all goes to z."""
+    relprop.operation(torch.lgamma, kind="activation", root=1.0, quotient=_lgamma_quotient)
+
+    class Spelled(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return (z * getattr(torch, function)(z.abs() + 1.5)).sum(1)  # type: ignore[no-any-return]
+
+    z = random(3, 5, seed=6)
+    expected = z * getattr(torch, function)(z.abs() + 1.5)
+    assert_close(LRP(Spelled(), strict=True).attribute(z), expected, function)
+
+
+@pytest.mark.parametrize("spelled", [torch.lgamma, Tensor.lgamma, lambda z: z.clone().lgamma_()])
+def test_a_function_of_torch_is_declared_in_all_its_spellings(spelled: Callable[[Tensor], Tensor]) -> None:
+    relprop.operation(torch.lgamma, kind="activation", root=1.0, quotient=_lgamma_quotient)
+
+    class Model(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return spelled(z.abs() + 1.5).sum(1)
+
+    z = random(3, 5, seed=6)
+    a = z.abs() + 1.5
+    assert_close(LRP(Model(), strict=True).attribute(z), torch.lgamma(a) / (a - 1) * z.abs(), "lgamma")
+
+
+# What may be asked wrongly -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"kind": "activaton"}, "kind is one of .*Did you mean 'activation'"),
+        ({"kind": "gate"}, "kind is one of"),
+        ({"kind": "activation"}, "An activation needs its quotient"),
+        ({"kind": "activation", "quotient": 2}, "quotient is a function, got 2"),
+        ({"kind": "affine", "quotient": torch.sigmoid}, 'quotient is said of activations; write kind="activation"'),
+        ({"kind": "view", "gate": True}, "gate is said of activations"),
+        ({"kind": "affine", "bounds": (0, 1)}, "bounds is said of activations"),
+        ({"kind": "activation", "quotient": torch.sigmoid, "handler": print}, "quotient and handler say twice"),
+        ({"kind": "activation", "root": 1.0, "handler": print}, "root needs a quotient"),
+        ({"kind": "activation", "quotient": torch.sigmoid, "bounds": (1, 0)}, "low <= high"),
+        ({"kind": "linear"}, 'kind="linear" does not say how relevance passes; give a handler'),
+        ({"kind": "composite"}, "A composite needs its body"),
+        ({"kind": "affine", "body": print}, 'write kind="composite"'),
+        ({"kind": "affine", "difference": "smoth"}, "DeepLIFT takes an operation as"),
+    ],
+)
+def test_contradictions_say_what_to_write(stated: dict[str, Any], message: str) -> None:
+    with pytest.raises(OperationError, match=message):
+        relprop.operation(swish, **stated)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (F.silu, "has a row for silu, of kind activation, which is not replaced"),
+        (torch.Tensor.add, "has a row for add"),
+        (nn.SiLU, "not the module"),
+        (nn.SiLU(), "not the module"),
+        ("silu", "is no function"),
+        (Scale.apply, "Declare Scale itself, not its apply"),
+    ],
+)
+def test_what_cannot_be_declared(function: Any, message: str) -> None:
+    with pytest.raises(OperationError, match=message):
+        relprop.operation(function, **DECLARED)
+
+
+def test_what_is_declared_again_replaces() -> None:
+    own = relprop.operation(swish, kind="affine")
+    assert relprop.operation(own, **DECLARED) is own
+    row = operation_of(own)
+    assert row is not None
+    assert row.difference is Difference.SMOOTH
+    x = random(3, 1, 6, 6, seed=4)
+    for make in (DeepLift, ExcitationBackprop, LRP):
+        assert_close(make(network(own)).attribute(x, target=1), make(network(F.silu)).attribute(x, target=1), "again")
+
+
+def test_declaring_twice_wraps_once() -> None:
+    declared = swish_function()
+    relprop.operation(declared, **DECLARED)
+    apply = declared.__dict__["apply"]
+    relprop.operation(declared, **DECLARED)
+    assert declared.__dict__["apply"] is apply
+
+
+def test_an_earlier_apply_stays_unseen_and_says_so() -> None:
+    declared = swish_function()
+    earlier = declared.apply
+    relprop.operation(declared, **DECLARED)
+    x = random(2, 1, 6, 6, seed=4)
+    with pytest.warns(UncoveredOperationWarning, match=r"earlier Swish\.apply, taken before relprop\.operation"):
+        LRP(network(earlier)).attribute(x, 1)
+
+
+def test_a_subclass_has_no_row() -> None:
+    declared = relprop.operation(swish_function(), **DECLARED)
+
+    class Other(declared):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return 2 * x * torch.sigmoid(x)
+
+    with pytest.warns(UncoveredOperationWarning, match="OtherBackward .* was made by no call relprop can see"):
+        LRP(network(Other.apply)).attribute(random(2, 1, 6, 6, seed=4), 1)
+
+
+def test_without_relprop_nothing_changes() -> None:
+    declared = relprop.operation(swish_function(), **DECLARED)
+    own = relprop.operation(swish, **DECLARED)
+    seen: list[Any] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class Kind(Tensor):
+        pass
+
+    x = random(3, seed=1)
+    with Watch():
+        declared.apply(x), own(x)
+    assert declared.apply not in seen
+    assert own not in seen
+    assert type(declared.apply(x.as_subclass(Kind))) is type(swish_function().apply(x.as_subclass(Kind)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.vmap(own)(x)
+
+
+def test_an_argument_that_is_not_the_first_is_named() -> None:
+    @relprop.operation(kind="activation", quotient=lambda z, slope: torch.where(z > 0, 1.0, slope))
+    def leaky(z: Tensor, slope: Tensor) -> Tensor:
+        return torch.where(z > 0, z, z * slope)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return leaky(x, x.mean(1, keepdim=True)).sum(1)
+
+    with pytest.warns(UncoveredOperationWarning, match="leaky in Model depends on the input by an argument"):
+        LRP(Model()).attribute(random(2, 5, seed=1))
+
+
+def test_names_do_not_meet_those_of_torch() -> None:
+    def silu(z: Tensor) -> Tensor:
+        return z * torch.sigmoid(z)
+
+    own = relprop.operation(silu, **DECLARED)
+    row = operation_of(own)
+    assert row is not None
+    assert row.name == f"{__name__}.silu"
+    assert operation_of(relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)).name == "relprop_tests.swish"
