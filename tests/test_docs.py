@@ -15,6 +15,7 @@ import pytest
 
 import relprop.rules
 from relprop import Method, Rules
+from relprop.operations import table
 from relprop.rules.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,7 @@ def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Rules, "named", dict(Rules.named))  # a page may register rules,
     monkeypatch.setattr(Method, "named", dict(Method.named))  # and methods
+    monkeypatch.setattr(table, "_known", table.operations())  # and declare operations
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
         padded = "\n" * (block.line - 1) + block.code  # a traceback names the line of the page
