@@ -74,7 +74,10 @@ REGISTRIES: dict[str, Rules] = {
     "zplus": Rules.preset("zplus"),
     "first": Rules().set(lambda name, module: True, Gamma(0.5)).first(Flat()),
     "cp_lrp": Rules.preset("cp_lrp"),
-    "constants": Rules().set(torch.sigmoid, Detach()).set(F.silu, Detach()).set(torch.max_pool2d, AveragePool()),
+    "constants": Rules()
+    .set(torch.sigmoid, Detach(), optional=True)
+    .set(F.silu, Detach(), optional=True)
+    .set(torch.max_pool2d, AveragePool(), optional=True),
 }
 
 

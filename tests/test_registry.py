@@ -110,7 +110,7 @@ def test_rules_are_immutable_values() -> None:
 
 
 def test_one_registry_serves_several_models_and_methods() -> None:
-    rules = Rules().set(nn.Linear, Epsilon()).set(nn.Conv2d, Gamma()).first(WSquare()).last(Zero())
+    rules = Rules().set(nn.Linear, Epsilon()).set(nn.Conv2d, Gamma(), optional=True).first(WSquare()).last(Zero())
     one, other = residual(), mlp()
     expected = LRP(one, rules).attribute(images(), 1)
     LRP(other, rules).attribute(vectors(), 1)
@@ -174,7 +174,8 @@ def test_a_functional_call_is_the_layer_it_is() -> None:
     model, x = settle(Scaled()), vectors()
     rules = Rules().set(nn.Linear, Gamma()).set(nn.Conv1d, ZPlus())
     assert chosen(rules, model, x) == names(Gamma(), ZPlus())
-    assert chosen(Rules().set(nn.Linear, Gamma()).set(nn.Conv2d, ZPlus()), model, x) == names(Gamma(), Zero())
+    absent = Rules().set(nn.Linear, Gamma()).set(nn.Conv2d, ZPlus(), optional=True)
+    assert chosen(absent, model, x) == names(Gamma(), Zero())
     assert chosen(rules.set(Scaled, Epsilon()), model, x) == names(Epsilon(), Epsilon())
     assert chosen(Rules.preset("epsilon_gamma"), model, x) == names(Epsilon(1e-6), Gamma(0.25))
 
@@ -217,7 +218,10 @@ def test_entries_are_asked_about_the_innermost_module() -> None:
     rows = [row for row in rules.plan(model, x).rows if row.kind == "linear"]
     assert [(row.name, row.default) for row in rows] == [("stem", True), ("branch.0", False), ("head", True)]
     # A type that only contains the layers is not the type of the module that runs them.
-    assert chosen(Rules().set(nn.Sequential, Gamma()), nn.Sequential(residual()), x) == names(Zero(), Zero(), Zero())
+    around = Rules().set(nn.Sequential, Gamma(), optional=True)
+    assert chosen(around, nn.Sequential(residual()), x) == names(Zero(), Zero(), Zero())
+    with pytest.raises(RuleError, match="matches modules in which nothing runs but their parts"):
+        Rules().set(nn.Sequential, Gamma()).plan(nn.Sequential(residual()), x)
 
 
 @pytest.mark.parametrize(

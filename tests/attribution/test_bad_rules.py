@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, DeepTaylor, RuleError, Rules
+from relprop import LRP, DeepTaylor, RuleError, Rules, Unit
 from relprop.rules import (
     AlphaBeta,
     AveragePool,
@@ -169,10 +169,83 @@ def test_average_pooling_where_windows_are_dilated() -> None:
         LRP(model, Rules().set(nn.MaxPool2d, AveragePool())).attribute(images(), 0)
 
 
-def test_types_and_operations_that_do_not_occur_are_no_error() -> None:
+class Unused(nn.Module):
+    """Holds a pooling layer, and calls the function in its place; what it never calls, and what is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv2d(3, 2, 3), nn.MaxPool2d(2), nn.Linear(8, 2)
+        self.side = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(nn.functional.max_pool2d(self.conv(x), 2).flatten(1))
+        return out + self.side(torch.ones(3, dtype=x.dtype))
+
+
+IDLE: dict[str, tuple[Any, Rule, tuple[str, ...]]] = {
+    "a type that is not there": (nn.Conv3d, Gamma(), ("Gamma(", "Conv3d", "Unused", "Conv2d, MaxPool2d, Linear")),
+    "types that are not there": ((nn.Conv3d, nn.Conv1d), Gamma(), ("Conv3d | Conv1d", "no such module")),
+    "a filter at a type that is not there": (nn.ReLU, Mask((0,)), ("Mask(", "ReLU", "no such module")),
+    "a type that is not called": (
+        nn.MaxPool2d,
+        AveragePool(),
+        ("MaxPool2d", "'pool'", "not called in this forward pass"),
+    ),
+    "a name that is not called": (
+        "pool",
+        AveragePool(),
+        ("'pool'", "not called in this forward pass", "optional=True"),
+    ),
+    "a module of constants": ("side", Gamma(), ("'side'", "nothing runs that depends on the input")),
+    "an operation that does not run": (
+        torch.softmax,
+        Detach(),
+        ("Detach()", "softmax", "conv2d, max_pool2d", "linear"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(IDLE))
+def test_an_entry_that_serves_nothing(case: str) -> None:
+    selector, rule, words = IDLE[case]
+    model, x = settle(Unused()), images()
+    rules = Rules().set(selector, rule)
+    with refuses(model, RuleError, ValueError, *words):
+        LRP(model, rules).attribute(x, 0)
+    with refuses(model, RuleError, ValueError, *words):
+        rules.plan(model, x)
+    with refuses(model, RuleError, ValueError, *words), rules.attach(model):
+        model(x.clone().requires_grad_())
+    lenient = Rules().set(selector, rule, optional=True)
+    assert torch.equal(LRP(model, lenient).attribute(x, 0), LRP(model, "lrp0").attribute(x, 0))
+
+
+def test_entries_that_may_or_do_serve_are_no_error() -> None:
     model, x = mlp(), vectors()
-    rules = Rules().set(nn.Conv3d, Gamma()).set(torch.softmax, Detach()).set(nn.Linear, Epsilon())
-    assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, "epsilon").attribute(x, 0))
+    for rules in (
+        Rules().set((nn.Conv2d, nn.Linear), Epsilon()),  # one of several types
+        Rules().set(nn.Linear, Gamma()).set("*", Epsilon()),  # shadowed by a later entry
+        Rules().set(lambda name, module: False, Gamma()).set(nn.Linear, Epsilon()),  # a condition may hold nowhere
+        Rules.preset("epsilon_gamma").set(nn.Linear, Epsilon()),  # a preset keeps its leniency
+        Rules.preset("cp_lrp").set(nn.Linear, Epsilon()),
+    ):
+        assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, "epsilon").attribute(x, 0))
+
+
+def test_only_a_whole_forward_pass_tells_what_serves_nothing() -> None:
+    model, x = Unused(), images()
+    settle(model)
+    rules = Rules().set(nn.Linear, Gamma()).set(torch.flatten, Detach())
+    unit = Unit("conv", (0, 1, 1))
+    assert torch.equal(LRP(model, rules).attribute(x, unit), LRP(model, "lrp0").attribute(x, unit))
+    with rules.attach(model):
+        model.conv(x.clone().requires_grad_())
+
+
+def test_a_name_that_matches_nothing_may_be_optional() -> None:
+    model, x = mlp(), vectors()
+    rules = Rules().set("features.*", Gamma(), optional=True)
+    assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, "lrp0").attribute(x, 0))
 
 
 @pytest.mark.parametrize("rule", [Gamma(), Detach(), Mask((0,))], ids=repr)

@@ -161,6 +161,7 @@ class Attribution(Method):
                 if not all(passages[name]):
                     raise InputError(f"The output of module {name!r} does not depend on the input.")
                 maps = tuple(self._total(passed.call, parts) for parts in passages[name])
+                _check_found(passed.call, maps)
                 found[name] = maps[0] if len(maps) == 1 else maps
         return found
 
@@ -237,12 +238,36 @@ class Attribution(Method):
                     _check_output(call, output)
                 passed.seeds = [self.seed(output) for output in passed.selected]
                 self.after_forward(passed)
-                if len(inputs.tensors) > 1:
+                if len(inputs.tensors) > 1 or call.blocked:
                     passed.held = call.graph.held_roots()
                 call.forget_forward()
                 yield passed
+            except _NotFiniteError as error:
+                call.close()
+                self._look_again(inputs, targets, additional, kwargs, condition, layers, **options)
+                raise NumericalError(*error.args) from None
             finally:
                 call.close()
+
+    def _look_again(
+        self,
+        inputs: Given,
+        targets: Sequence[Target],
+        additional: Any,
+        kwargs: Mapping[str, Any] | None,
+        condition: Condition,
+        layers: Sequence[str],
+        **options: Any,
+    ) -> None:
+        """Run once more, and look at what every rule returns: raises where the first of them is not finite.
+
+        So a GPU is asked for numbers once an attribution, however many rules there are.
+        """
+        with self._run(
+            inputs, targets, additional, kwargs, condition, layers, **{**options, "looking": True}
+        ) as passed:
+            for index in range(len(targets)):
+                passed.coefficients(index, retain_graph=True)
 
     def _attributions(self, passed: Forward, inputs: Given, target: int, retain_graph: bool) -> list[Tensor | None]:
         roots, _ = passed.coefficients(target, retain_graph)
@@ -263,6 +288,7 @@ class Attribution(Method):
                 found.append(self._total(passed.call, parts))
         if all(part is None for part in found):
             raise InputError("The explained output does not depend on any of the inputs.")
+        _check_found(passed.call, found)
         return found
 
     def _at_positions(self, call: Call, tokens: Tokens, ids: Tensor, parts: Parts) -> Tensor:
@@ -282,6 +308,23 @@ class Attribution(Method):
                 if c is not None:
                     total = total + self.result(call, value, c)
         return total
+
+
+class _NotFiniteError(Exception):
+    """Raised inside the pipeline where a result is not finite, before it is known whether a rule made it so."""
+
+
+def _check_found(call: Call, maps: Sequence[Tensor | None]) -> None:
+    """Raise where relevance is NaN or infinite; what other methods give is theirs to judge."""
+    if call.selector is None:
+        return
+    finite = [part.detach().isfinite().all() for part in maps if part is not None]
+    if not bool(torch.stack(finite).all()):
+        raise _NotFiniteError(
+            "The relevance is NaN or infinite, and no rule made it so of finite numbers: an operation has an infinite "
+            "slope at this input, such as a root or a norm of zero, or the numbers do not fit their type. Explain in "
+            "float64 or float32, or set a rule (Block, Detach, Pass) at the operation."
+        )
 
 
 def _check_output(call: Call, output: Tensor) -> None:

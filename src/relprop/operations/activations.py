@@ -49,7 +49,7 @@ def applied(
         if call.handles_zeros(input):
             offset = _at_zero(func, input, args, kwargs) != 0
             q = torch.where(offset, q, safe(value) / safe(z))
-    found = call.switch(out, here.rule.surrogate(call, input, out, q))
+    found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
     return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
 
 
@@ -88,7 +88,7 @@ def about(root: float, quotient: Callable[..., Tensor], here: Here, input: Tenso
     with torch.set_grad_enabled(call.create_graph):
         q = quotient(input if call.create_graph else input.detach(), *args, **kwargs)
     here.absorbs(-root * q)
-    return call.switch(out, here.rule.surrogate(call, input, out, q))
+    return call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
 
 
 def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -224,8 +224,8 @@ def _powers(func: Function, here: Here, input: Tensor, exponent: Tensor) -> Tens
     with torch.set_grad_enabled(call.create_graph):
         q = powers(input if call.create_graph else input.detach(), exponent)
     here.absorbs(torch.where(exponent > 0, 0.0, out))
-    surrogate = here.rule.surrogate(call, input, out, q)
-    return call.switch(out, surrogate.expand_as(out))
+    given = {"z": input.expand_as(out), "out": out, "quotient": q.expand_as(out)}
+    return call.switch(out, here.asked(here.rule.surrogate, "out", **given))
 
 
 # The rows ----------------------------------------------------------------------------------------

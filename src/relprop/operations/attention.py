@@ -30,7 +30,7 @@ def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     x = input.detach()
 
     here.declared = lambda c, value: {"softmax": c * _offset(value, x, dim)}
-    return here.rule.probabilities(here.call, p)  # type: ignore[no-any-return]
+    return here.explained(here.rule.probabilities, "p", p=p)
 
 
 def _dim(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -56,7 +56,7 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return out
     dim = _dim(input, args, kwargs)
     logarithm = torch.logsumexp(input.to(out.dtype), dim, keepdim=True)
-    divisor = here.rule.denominator(call, logarithm)
+    divisor = here.explained(here.rule.denominator, "x", x=logarithm)
     offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": -c * offset.detach()}
     found = call.switch(out, input.to(out.dtype) - divisor)
@@ -131,7 +131,7 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         if here.active(attn_mask):  # a bias that depends on the input has a share of its own
             raw = scores if here.active(raw) else attn_mask
-    p = attention.probabilities(call, torch.softmax(scores, -1))
+    p = here.explained(attention.probabilities, "p", p=torch.softmax(scores, -1))
     if here.record is not None and call.measuring:
         p = _tell_softmax(here, p, raw.detach(), 1.0 if shares is None else shares[3])
     p = torch.dropout(p, dropout_p, dropout_p > 0)

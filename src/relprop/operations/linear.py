@@ -45,7 +45,7 @@ def apply_linear(
         call.linear.append(call.place[0])
         if a.is_complex() or weight.is_complex():
             return _complex(here, compute())
-        site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)))
+        site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)), here.operation)
         site.record = here.record
     here.declared = declares_nothing  # the site declares what its rule absorbs
     if site.nonnegative:

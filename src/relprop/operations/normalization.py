@@ -28,7 +28,8 @@ def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centere
     if centered:
         mean = evenly(here, x.mean(tuple(dims), keepdim=True), torch.mean, (x, tuple(dims), True), {})
         x = combined(here, x - mean, [(x, 1.0), (mean, -1.0)])
-    scale = here.rule.denominator(here.call, torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps))
+    inverse = torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps)
+    scale = here.explained(here.rule.denominator, "x", x=inverse)
     return x * scale if here.active(scale) else passed_on(here, x, x * scale)
 
 

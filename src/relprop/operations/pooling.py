@@ -58,7 +58,7 @@ def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Ten
     call = here.call
     value = out[0] if isinstance(out, tuple) else out
     if call.selector is not None:
-        surrogate: Tensor = here.rule.pooled(call, input, value, average)
+        surrogate = here.asked(here.rule.pooled, "out", a=input, out=value, average=average)
         if surrogate is not value:
             lost = (value - surrogate).detach()
             here.declared = lambda c, out: {"stabilizer": c * lost}

@@ -30,7 +30,7 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     counts, gates = _counted(here, factors)
     here.kind = Kind.GATE if any(gates) and sum(map(bool, counts)) > sum(gates) else Kind.PRODUCT
     here.choose()
-    shares: tuple[float, ...] = here.rule.shares(counts, gates)
+    shares = here.shares(counts, gates)
     here.factors = sum(count for count, share in zip(counts, shares, strict=True) if share)
     return tuple(shared(here, factor, share) for factor, share in zip(factors, shares, strict=True))
 
@@ -96,7 +96,7 @@ def denominator(here: Here, x: Tensor) -> Tensor:
         return x
     here.kind, here.declared = Kind.NORM, declares_nothing
     here.choose()
-    return here.rule.denominator(here.call, x)  # type: ignore[no-any-return]
+    return here.explained(here.rule.denominator, "x", x=x)
 
 
 def scaled(here: Here, x: Tensor, factor: Any, out: Tensor) -> Tensor:

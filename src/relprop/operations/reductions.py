@@ -35,8 +35,7 @@ def _share(here: Here, x: Tensor, factors: int) -> float:
     if here.call.selector is None:
         return 1.0
     count = here.call.origins.of(x).factors
-    share: float = here.rule.shares((count,) * factors, (False,) * factors)[0]
-    return share
+    return here.shares((count,) * factors, (False,) * factors)[0]
 
 
 def prod(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -87,7 +87,7 @@ def explained(here: Here, native: Tensor, formula: Formula, compute: Compute) ->
             here.declared = lambda c, value: {"softmax": c * offset}
             z = measured_input(here, z)
     here.choose()
-    return here.rule.probabilities(call, call.switch(native, compute(z).to(native.dtype)))  # type: ignore[no-any-return]
+    return here.explained(here.rule.probabilities, "p", p=call.switch(native, compute(z).to(native.dtype)))
 
 
 def _tangent(compute: Compute, z: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from relprop.propagation.handler import Here
 from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import map_tensors, tensors_in
+
+Tell = Callable[[Tensor], None]
 
 
 def new_record(here: Here, active: list[Tensor]) -> Record:
@@ -46,8 +49,12 @@ def measured_input(here: Here, tensor: Tensor) -> Tensor:
     return _tap(here, tensor, here.record.send)
 
 
-def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool) -> Any:
+def measured_output(
+    here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool, behind: bool = False
+) -> Any:
     """Note the shape of the output; for a report, tap it, and tell what the operation adds by itself.
+
+    With a filter ``behind`` it, what arrives here is what that let pass; see :func:`measured_behind`.
 
     An operation that is ``A x + b`` in its active inputs absorbs ``<c, b>``, and ``b`` is what it gives for
     zeros. That is computed apart from the taps, so that an operation scaled wrongly does not explain itself.
@@ -67,23 +74,60 @@ def measured_output(here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[st
     for position, tensor in enumerate(outputs):
         if tensor.grad_fn is not None and call.graph.reach(tensor):
             offset = offsets[position] if position < len(offsets) else None
-            taps[id(tensor)] = _output_tap(here, account, tensor, offset)
+            taps[id(tensor)] = _output_tap(here, account, tensor, offset, _let_pass(here, account, behind))
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
 
 
-def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None) -> Tensor:
+def _let_pass(here: Here, account: Record, behind: bool) -> Tell:
+    """Return what is to be told of the relevance that arrives at an output."""
+    if not behind:
+        return account.receive
 
+    def tell(relevance: Tensor) -> None:
+        account.absorb({"rule": -relevance})
+        if here.sends:
+            account.send(relevance)
+
+    return tell
+
+
+def measured_behind(here: Here, out: Any) -> Any:
+    """For a report, tap an output behind its filters: what arrives here and not before them, the rule has taken."""
+    account = here.account
+    assert account is not None
+    if not here.call.measuring:
+        return out
+
+    def tell(relevance: Tensor) -> None:
+        account.receive(relevance)
+        account.absorb({"rule": relevance})
+
+    return map_tensors(lambda x: _tap(here, x, tell) if here.active(x) else x, out)
+
+
+def measured_around(here: Here, inputs: list[Tensor]) -> list[Tensor]:
+    """For a report, tap the inputs as a filter sees them: what it sends there itself, it has not taken."""
+    account = here.account
+    assert account is not None
+    if not here.call.measuring:
+        return inputs
+
+    def tell(relevance: Tensor) -> None:
+        account.absorb({"rule": -relevance})
+
+    return [_tap(here, x, tell) for x in inputs]
+
+
+def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None, tell: Tell) -> Tensor:
     account.precision = max(account.precision, _epsilon(tensor))
 
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = _double(c), _double(value)
-        account.receive(total(_relevance(here, value, c)))
+        tell(total(_relevance(here, value, c)))
         c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
-        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * here.passed * _double(offset))}
+        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * _double(offset))}
         if here.declared is not None:
-            shares = here.declared(c * here.passed, value)
-        if isinstance(here.passed, Tensor) or here.passed != 1.0:
-            shares["rule"] = c * (1.0 - here.passed) * value
+            shares = here.declared(c, value)
         account.absorb({name: total(share.real) for name, share in shares.items()})
 
     return _tapped(here, tensor, measure)

@@ -19,8 +19,10 @@ from relprop.propagation.operation import Kind, Table
 from relprop.propagation.primitives import Scale, Switch, apply
 from relprop.propagation.provenance import BEYOND_LINEAR, Graph, Origins
 from relprop.propagation.record import Entered, Record
+from relprop.propagation.returned import Where
 from relprop.propagation.storage import CopyOnWrite, Protected, tensors_in
 from relprop.propagation.tokens import Tokens
+from relprop.propagation.unseen import filter_unseen
 from relprop.propagation.visible import once_differentiable
 
 
@@ -93,6 +95,7 @@ class Call:
         create_graph: the relevance will be part of a loss.
         measuring: relevance is measured at every call (for a report).
         strict: an operation without a rule is an error.
+        looking: what the rules return is looked at, number by number, for the first that is not finite.
         recording: every call is recorded (for a plan); measuring implies it.
         cache: keeps modified weights from call to call.
         table: the rows that a method runs, where these are not those of the rules; what they miss is run as it is.
@@ -104,6 +107,8 @@ class Call:
         called: the names of the modules that ran.
         linear: the names of the modules of the linear calls that ran, in order.
         without_gradient: a part of the model ran under ``no_grad`` or ``inference_mode``.
+        blocked: a filter stands somewhere that lets no relevance pass.
+        around: the filters at what the running operation is part of: they act on that as one.
         loop: the loop whose steps are running, if any: their records are shown together.
         explaining: the phase; see :mod:`relprop.propagation.primitives`.
     """
@@ -114,12 +119,15 @@ class Call:
     create_graph: bool = False
     measuring: bool = False
     strict: bool = False
+    looking: bool = False
     recording: bool = False
     cache: Cache | None = None
     table: Table | None = None
     make_site: Callable[[Any, Any, Tensor, tuple[Tensor | None, ...]], Any] | None = None
     open_ended: bool = False
     without_gradient: bool = False
+    blocked: bool = False
+    around: tuple[Any, ...] = ()
     loop: object = None
     explaining: bool = True
     zeros_reach_input: bool = False
@@ -144,6 +152,7 @@ class Call:
         self.starts: list[Tensor] = []
         self.recording = self.recording or self.measuring
         self.sites: list[LinearCall] = []
+        self.hidden: dict[Any, tuple[Any, Where, Record | None, set[int]]] = {}
 
     def handles_zeros(self, x: Tensor) -> bool:
         """Say whether relevance may reach entries of zero in ``x``.
@@ -264,6 +273,9 @@ class Call:
         reach = self.graph.reach(tensor)
         if reach and not seen:
             self._name_unseen(tensor)
+        if self.hidden and tensor.grad_fn in self.hidden:
+            self._filter_unseen(tensor)
+            return self.graph.reach(tensor)
         return reach
 
     def _name_unseen(self, tensor: Tensor) -> None:
@@ -279,19 +291,33 @@ class Call:
         made_by = getattr(node, "_forward_cls", None)
         if self.create_graph and once_differentiable(made_by):
             raise UncoveredOperationError(f"{title} is once_differentiable; create_graph needs its second derivative.")
-        why = "was made by no call relprop can see; plain autograd carries its relevance."
-        if made_by is not None and made_by in self.operations:
-            apply = f"{made_by.__name__}.apply"
-            why = (
-                f"was made by an earlier {apply}, taken before relprop.operation made it visible; plain autograd "
-                f"carries its relevance. Declare the operation before the model takes {apply}, or take it anew."
-            )
-        self.name_uncovered(title, why)
+        choice = Choice() if self.selector is None else self.selector.select(Kind.UNSEEN, title, *self.place)
+        covered = choice.filter is not None and choice.filter.blocks
+        if not covered:
+            why = "was made by no call relprop can see; plain autograd carries its relevance."
+            if made_by is not None and made_by in self.operations:
+                apply = f"{made_by.__name__}.apply"
+                why = (
+                    f"was made by an earlier {apply}, taken before relprop.operation made it visible; plain autograd "
+                    f"carries its relevance. Declare the operation before the model takes {apply}, or take it anew."
+                )
+            self.name_uncovered(title, why)
+        record = None
         if self.recording:
             name, module = self.place
-            self.records.append(
-                Record(name, type(module).__name__, title, Kind.UNSEEN, covered=False, output=tuple(tensor.shape))
-            )
+            shape = tuple(tensor.shape)
+            record = Record(name, type(module).__name__, title, Kind.UNSEEN, covered=covered, output=shape)
+            record.rule = "" if choice.filter is None else repr(choice.filter)
+            self.records.append(record)
+        if choice.filter is not None:
+            self.hidden[node] = choice.filter, Where(title, *self.place), record, set()
+
+    def _filter_unseen(self, tensor: Tensor) -> None:
+        """Put the filter that stands at an unseen node behind one of its outputs, once."""
+        rule, where, record, done = self.hidden[tensor.grad_fn]
+        if tensor.output_nr not in done:
+            done.add(tensor.output_nr)
+            filter_unseen(self, rule, where, tensor, record)
 
     # The end -----------------------------------------------------------------------------------
 
@@ -307,6 +333,7 @@ class Call:
         self.formulas.clear()
         self.stack.clear()
         self.starts.clear()
+        self.hidden.clear()
         for site in self.sites:
             site.release()
 

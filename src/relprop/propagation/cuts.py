@@ -56,8 +56,9 @@ class Cuts:
                     self._known[tensor] = cut
 
     def among(self, tensors: Sequence[Tensor]) -> list[Cut]:
-        """Return the cuts among the arguments of a call."""
-        return [self._known[x] for x in tensors if x in self._known and not self._call.graph.reach(x)]
+        """Return the cuts among the arguments of a call; what a filter made a constant is none."""
+        graph, hidden = self._call.graph, self._call.hidden
+        return [self._known[x] for x in tensors if x in self._known and not graph.reach(x) and x.grad_fn not in hidden]
 
     def name(self, cuts: list[Cut], made: Any) -> None:
         """Name the cuts that a call with relevance has taken in, if what it made carries relevance."""

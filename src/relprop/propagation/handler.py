@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relprop.propagation.call import Call, Choice
+from relprop.propagation.flow import Flow
 from relprop.propagation.operation import Kind
 from relprop.propagation.record import Record
+from relprop.propagation.returned import (
+    Where,
+    check_connected,
+    check_finite,
+    check_shares,
+    check_tensor,
+    check_unwritten,
+    versions,
+)
 from relprop.propagation.storage import map_tensors, tensors_in
 
 Shares = dict[str, Tensor]
@@ -29,9 +39,9 @@ class Here:
         record: its row in the plan and the report, if one is kept.
         account: the row its output is measured in: its own, unless it was folded into another.
         declared: the shares its rule declares as gone, from the coefficient and the value of the output.
-        passed: the part of the coefficient of the output that a filter let pass.
         given: where a report taps an argument, by the identity of its tap, what the model gave.
         filters: rules for the output besides the one that was chosen here.
+        sends: its row is that of a filter alone, which sends on what it lets pass.
         watchers: are to be shown the output, once it is measured.
         factors: where it multiplies tensors that depend on the input, of how many such factors its terms are made.
     """
@@ -44,9 +54,9 @@ class Here:
     record: Record | None = None
     account: Record | None = None
     declared: Callable[[Tensor, Tensor], Shares] | None = None
-    passed: float | Tensor = 1.0
     given: dict[int, Tensor] = field(default_factory=dict)
     filters: list[Any] = field(default_factory=list)
+    sends: bool = False
     watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
     factors: int | None = None
 
@@ -61,9 +71,48 @@ class Here:
             self.choice = selector.select(
                 self.kind, self.operation, *self.call.place, layer_type, first, self.call.linear
             )
+            if any(self.choice.filter is outer for outer in self.call.around):
+                self.choice = replace(self.choice, filter=None)
+        self.show_rule()
+
+    def show_rule(self) -> None:
+        """Show the rule in the row of this call."""
         if self.record is not None:
             shown = [repr(rule) for rule in (self.choice.rule, self.choice.filter) if rule is not None]
             self.record.rule, self.record.default = " then ".join(shown), self.choice.default
+
+    @property
+    def where(self) -> Where:
+        """The place of this call, as errors name it."""
+        return Where(self.operation, *self.call.place)
+
+    def asked(self, method: Callable[..., Any], like: str, **given: Any) -> Tensor:
+        """Return what a rule makes of a tensor, checked: of its shape, its type and its device.
+
+        Args:
+            method: of the rule.
+            like: which of those given it makes something of.
+            given: what the method takes behind the flow, in its order.
+        """
+        before, where, x = versions(given), self.where, given[like]
+        answer = method(Flow(self.operation, where.name, self.call), *given.values())
+        found = check_tensor(answer, x, like, method, where, f"It is what {like} is explained as, entry by entry.")
+        check_unwritten(given, before, method, where)
+        if self.call.create_graph:
+            check_connected(found, [x], method, where)
+        if self.call.looking:
+            check_finite(found, [y for y in given.values() if isinstance(y, Tensor)], method, where)
+        return found
+
+    def explained(self, method: Callable[..., Any], like: str, **given: Any) -> Tensor:
+        """Return a tensor as a rule explains it: the value stays that of the model, whatever the rule computed."""
+        found, x = self.asked(method, like, **given), given[like]
+        return found if found is x or not self.active(found) else self.call.switch(x, found)
+
+    def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
+        """Return the share of every factor of a product, by the rule for it."""
+        method = self.rule.shares
+        return check_shares(method(counts, gates), len(counts), method, self.where)
 
     def active(self, x: Any) -> bool:
         """Say whether an argument depends on the explained input."""
@@ -79,9 +128,9 @@ class Here:
             self.record.notes.append(text)
 
     def by_autograd(self) -> None:
-        """Say in the row of this call that autograd's own backward is the rule."""
+        """Say in the row of this call that autograd's own backward is the rule, before a filter if one stands there."""
         if self.record is not None:
-            self.record.rule = ""
+            self.record.rule = "" if self.choice.filter is None else repr(self.choice.filter)
 
     def uncovered(self, why: str) -> None:
         """Say that no rule covers this call; plain autograd carries its relevance."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from relprop.propagation.accounts import measured_inputs, measured_output, new_record
+from relprop.propagation.accounts import measured_inputs, new_record
 from relprop.propagation.call import Call
 from relprop.propagation.cuts import Cuts, makes_constants
+from relprop.propagation.filters import finished, finished_as_one
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
 from relprop.propagation.lookups import check_ids
@@ -172,16 +172,17 @@ class RelevanceMode(TorchFunctionMode):
                 out = func(*args, **kwargs)
                 self._reached(out)
                 return out
-            with self:
-                return operation.handler(here, *args, **kwargs)
-        if call.recording and not (call.measuring and operation.kind is Kind.VIEW):  # which loses nothing
+            return self._explain_parts(operation, here, args, kwargs)
+        if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
+            here.choose()
+        plain = operation.kind is Kind.VIEW and here.choice.filter is None  # which loses nothing
+        if call.recording and not (call.measuring and plain):
             here.record = here.account = new_record(here, active)
+            here.show_rule()
         given = args, kwargs
         kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
         if call.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
-        if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
-            here.choose()
         if operation.kind is not Kind.BATCH_NORM:  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
@@ -190,15 +191,26 @@ class RelevanceMode(TorchFunctionMode):
         if call.formulas.exist and isinstance(out, Tensor):
             call.formulas.follow(operation.image, func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
-        for rule in filter(None, (here.choice.filter, *here.filters)):
-            inputs = [tensor for tensor in tensors_in((args, kwargs)) if here.active(tensor)]
-            out = map_tensors(partial(self._filtered, here, rule, inputs), out)
-        if here.record is not None:
-            out = measured_output(here, out, *given, known=operation.deterministic)
+        if here.record is not None or here.choice.filter is not None or here.filters:
+            out = finished(here, out, args, kwargs, given, operation.deterministic)
         for watch in here.watchers:
             watch(out)
         self._reached(out)
         return out
+
+    def _explain_parts(self, operation: Operation, here: Here, args: Args, kwargs: Kwargs) -> Any:
+        """Run an operation that is made of others; a filter that stands there acts on all of it, and not inside."""
+        call = self.call
+        here.choose()
+        around = call.around
+        if here.choice.filter is not None:
+            call.around = (*around, here.choice.filter)
+        try:
+            with self:
+                out = operation.handler(here, *args, **kwargs)
+        finally:
+            call.around = around
+        return finished_as_one(here, out, args, kwargs)
 
     def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
         """Tell the linear calls that made the arguments whether a ReLU takes their output."""
@@ -207,13 +219,6 @@ class RelevanceMode(TorchFunctionMode):
             site = self.call.origins.of(tensor).site
             if site is not None:
                 site.consumers.append(relu)
-
-    def _filtered(self, here: Here, rule: Any, inputs: list[Tensor], out: Tensor) -> Tensor:
-        """Return an output behind a filter that stands there."""
-        filtered: Tensor = rule.output(here, out, inputs)
-        if rule.by_output_alone:
-            self.call.origins.note(filtered, self.call.origins.of(out))
-        return filtered
 
     def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a function that the table does not hold; it is named where relevance passes it."""
@@ -228,17 +233,21 @@ class RelevanceMode(TorchFunctionMode):
             site = call.origins.of(tensor).site
             if site is not None:
                 site.consumers.append(False)
-        if call.selector is not None:
+        here, given = Here(call, func, name, Kind.UNKNOWN), (args, kwargs)
+        here.choose()
+        covered = here.choice.filter is not None and here.choice.filter.blocks
+        if call.selector is not None and not covered:
             why = "has no rule in relprop; plain autograd carries its relevance."
             call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
-        here = Here(call, func, name, Kind.UNKNOWN)
         if call.recording:
             here.record = here.account = new_record(here, active)
-            here.record.covered = False
+            here.show_rule()
+            here.record.covered = covered
             if call.measuring:
                 args, kwargs = measured_inputs(here, args, kwargs, active)
                 out = func(*args, **kwargs)
-            out = measured_output(here, out, args, kwargs, known=False)
+        if here.record is not None or here.choice.filter is not None:
+            out = finished(here, out, args, kwargs, given, known=False)
             self._reached(out)
         return out
 
@@ -309,12 +318,18 @@ class RelevanceMode(TorchFunctionMode):
         written: list[Tensor],
     ) -> Any:
         """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
-        out = func(*args, **kwargs)
-        if any(not any(tensor is target for target in written) for tensor in active):
-            name = _name(func)
+        out, name = func(*args, **kwargs), _name(func)
+        here = Here(self.call, func, name, Kind.UNKNOWN)
+        here.choose()
+        rule = here.choice.filter
+        covered = rule is not None and rule.blocks
+        if not covered and any(not any(tensor is target for target in written) for tensor in active):
             self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
         if fills(func):
             self.call.graph.overwrite(written[0], written[0].detach())
+        elif rule is not None:
+            for target in written:
+                self._assign(target, finished_as_one(here, target, args, kwargs))
         self._reached(out)
         return out
 

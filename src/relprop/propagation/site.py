@@ -14,8 +14,20 @@ from relprop.propagation.layer import Affine, LinearMap
 from relprop.propagation.numerics import safe
 from relprop.propagation.provenance import ACTIVE
 from relprop.propagation.record import Record, total
+from relprop.propagation.returned import (
+    Where,
+    check_absorbed,
+    check_connected,
+    check_finite,
+    check_tensor,
+    check_unwritten,
+    versions,
+)
 
 Watcher = Callable[[Tensor], None]
+_TRANSPOSE = (
+    "A coefficient is R_in / a, one number for every input: layer.transpose(...) makes one of what is shaped as z."
+)
 
 
 class Site:
@@ -33,6 +45,7 @@ class Site:
         superseded: a batch norm was folded into it, so that its plain output has no consumer but others'.
         watchers: told of the outputs of a batch norm that was folded into this call.
         key: where the call stands, and how many linear calls came before it.
+        where: the place, as errors name it.
     """
 
     def __init__(
@@ -43,6 +56,7 @@ class Site:
         a: Tensor,
         parameters: tuple[Tensor | None, ...],
         given: Tensor | None = None,
+        operation: str = "linear",
     ) -> None:
         self.phase = call
         self.choice = choice
@@ -52,6 +66,7 @@ class Site:
         self.version = self.given._version
         self.parameters = parameters
         self.key = (call.place[0], len(call.sites))
+        self.where = Where(operation, *call.place)
         self.nonnegative = call.origins.of(a).nonnegative
         self.consumers: list[bool] = []
         self.watchers: list[Watcher] = []
@@ -66,7 +81,7 @@ class Site:
     def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> Site:
         """Return the site of this call and the batch norm behind it, one linear map."""
         assert self.a is not None
-        return Site(self.phase, self.choice, affine, self.a, parameters)
+        return Site(self.phase, self.choice, affine, self.a, parameters, operation=self.where.operation)
 
     def ran(self, z: Tensor) -> None:  # rules ask for the output when the coefficient arrives
         """Look at the output of the call."""
@@ -100,10 +115,22 @@ class Site:
         c = c.to(a.dtype)
         if self.record is not None and call.measuring:
             with torch.no_grad():
-                shares = rule.absorbed(layer, a, z, c)
+                shares = check_absorbed(rule.absorbed(layer, a, z, c), z, rule.absorbed, self.where)
             self.record.absorb({name: total(share) for name, share in shares.items()})
         call.zeros_reach_input = call.zeros_reach_input or (self.first and rule.reaches_zeros)
-        found: Tensor = rule.coefficient(layer, a, z, c)
+        return self._asked(rule, layer, a, z, c)
+
+    def _asked(self, rule: Any, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient that a rule gives, checked."""
+        given = {"a": a, "z": z, "c": c, "layer.weight": layer.weight, "layer.bias": layer.bias}
+        before = versions(given)
+        method, where = rule.coefficient, self.where
+        found = check_tensor(method(layer, a, z, c), a, "the layer's input a", method, where, _TRANSPOSE)
+        check_unwritten(given, before, method, where)
+        if self.phase.create_graph:
+            check_connected(found, (z, c), method, where)
+        if self.phase.looking:
+            check_finite(found, (a, z, c), method, where)
         return found
 
     def rule_at(self, node: Any) -> Any:

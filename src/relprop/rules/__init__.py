@@ -1,5 +1,6 @@
 """The rules, the registry that says where they go, and the presets."""
 
+from relprop.propagation.flow import Flow
 from relprop.propagation.layer import LinearMap
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
@@ -46,6 +47,7 @@ __all__ = [
     "Epsilon",
     "FilterRule",
     "Flat",
+    "Flow",
     "Gamma",
     "Group",
     "GroupRule",

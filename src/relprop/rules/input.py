@@ -17,7 +17,7 @@ from relprop.rules.relevance import LRP_0, Contributions, Distances, Group, Ones
 from relprop.rules.rule import GroupRule
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ZBox(GroupRule):
     """The zB rule: for inputs in a box, such as pixels.
 
@@ -61,15 +61,6 @@ class ZBox(GroupRule):
             ) from None
         if not ordered:
             raise RuleError(f"ZBox: low must be <= high everywhere, got low={self.low!r}, high={self.high!r}.")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ZBox):
-            return NotImplemented
-        pairs = ((self.low, other.low), (self.high, other.high), (self.stabilizer, other.stabilizer))
-        return all(torch.equal(torch.as_tensor(mine), torch.as_tensor(theirs)) for mine, theirs in pairs)
-
-    def __hash__(self) -> int:
-        return hash((ZBox, self.stabilizer))
 
     def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
         return Distances(layer, a, *self._distances(layer, a))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from relprop.errors import RuleError
+from relprop.propagation.flow import Flow
 from relprop.propagation.numerics import quotient
-from relprop.rules.rule import Flow, NormRule, PoolingRule, ProductRule, SoftmaxRule, check_nonnegative
+from relprop.rules.rule import NormRule, PoolingRule, ProductRule, SoftmaxRule, check_nonnegative
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ every_linear_layer.__name__ = "every linear layer"
 
 
 def _composite(convolution: Rule, epsilon: float = 1e-6) -> Rules:
-    return Rules().set(nn.Linear, Epsilon(epsilon)).set(CONVOLUTIONS, convolution)
+    return Rules().set(nn.Linear, Epsilon(epsilon), optional=True).set(CONVOLUTIONS, convolution, optional=True)
 
 
 def _deep_taylor() -> Rules:
@@ -63,8 +63,8 @@ def _epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float
 
 
 def _cp_lrp(epsilon: float = 1e-6) -> Rules:
-    rules = everywhere(Epsilon(epsilon)).set(torch.softmax, Detach())
-    return rules.set(F.scaled_dot_product_attention, CPLRP())
+    rules = everywhere(Epsilon(epsilon)).set(torch.softmax, Detach(), optional=True)
+    return rules.set(F.scaled_dot_product_attention, CPLRP(), optional=True)
 
 
 def _preset_a(epsilon: float = 0.1) -> Rules:

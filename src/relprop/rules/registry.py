@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -79,12 +78,23 @@ _NAMED: dict[str, Callable[..., Rule]] = {
 }
 
 
+_WITHOUT_RULES = ("unknown", "unseen", "composite")
+"""Kinds of operations that only filters serve."""
+
+_OPTIONAL = "If the entry may stand idle, write .set(..., optional=True)."
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One line of a registry."""
+    """One line of a registry.
+
+    Attributes:
+        optional: it may stand idle: it is meant for such layers where there are any.
+    """
 
     selector: Selector
     rule: Rule
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,19 +117,24 @@ class Rules:
     entries: tuple[Entry, ...] = ()
     named: ClassVar[dict[str, Callable[..., Rule]]] = _NAMED
 
-    def set(self, selector: Selectable, rule: RuleLike) -> Rules:
+    def set(self, selector: Selectable, rule: RuleLike, *, optional: bool = False) -> Rules:
         """Return these rules with one more entry.
+
+        An entry by name, type or operation that serves nothing in a whole forward pass is an error, since it looks as
+        if it had worked; one that later entries replace everywhere is none. The entries of presets are optional.
 
         Args:
             selector: a module type or a tuple of types (subclasses match), a glob over module names, an operation
                 such as ``torch.softmax`` (wherever and however it is called), or a predicate of a module's name
                 and the module.
             rule: a rule, or the registered name of one.
+            optional: the entry may serve nothing, as where the rules are for many models, or where which modules run
+                depends on the input.
 
         Raises:
-            RuleError: for a selector or a rule that is none of these.
+            RuleError: for a selector or a rule that is none of these; while explaining, where the entry serves nothing.
         """
-        return Rules((*self.entries, Entry(_selector(selector), as_rule(rule))))
+        return Rules((*self.entries, Entry(_selector(selector), as_rule(rule), optional)))
 
     def first(self, rule: RuleLike) -> Rules:
         """Return these rules with ``rule`` for the first linear layers: no path from the input passes another."""
@@ -156,12 +171,15 @@ class Rules:
     def register(cls, name: str, rule: Callable[..., Rule]) -> None:
         """Make a rule known by a name: ``Rules.register("my_rule", MyRule)``, then ``.set(nn.Linear, "my_rule")``.
 
+        A class (or a function that makes the rule) that is defined again, as in a notebook, takes its own place.
+
         Raises:
             RuleError: where the name is taken by another rule.
         """
         if not callable(rule):
             raise RuleError(f"register needs a name and a rule class, got {rule!r}.")
-        if cls.named.get(name, rule) is not rule:
+        taken = cls.named.get(name, rule)
+        if taken is not rule and (_place(taken) is None or _place(taken) != _place(rule)):
             raise RuleError(f"{name!r} is already registered; choose another name.")
         cls.named[name] = rule
 
@@ -253,13 +271,15 @@ class Selection:
             elif isinstance(rule, FilterRule) and rule.filters(place.kind):
                 self._served.add(index)
                 found = found if chosen else found or rule
-            elif index not in self._refused or self._refused[index].kind == "view":
+            elif index not in self._refused or self._refused[index].kind in ("view", "composite"):
                 self._refused[index] = place
         return chosen or Choice(DEFAULTS.get(place.kind), -1, True, found)
 
     def _check_names(self) -> None:
         for entry in self._entries:
             selector, known = entry.selector, [name for name in self._modules if name]
+            if entry.optional:
+                continue
             if isinstance(selector, ByName) and not any(map(selector.matches_name, self._modules)):
                 raise RuleError(
                     f"{selector.pattern!r} matches no module of {type(self._modules['']).__name__}."
@@ -281,25 +301,54 @@ class Selection:
             if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
                 continue
             place = self._refused.get(index)
-            if place is not None:
+            if place is not None and not (entry.optional and place.kind in _WITHOUT_RULES):
                 raise RuleError(
                     f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
                     f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
                 )
-            if isinstance(entry.selector, ByName) and place is None:
-                self._check_idle(entry.selector, called)
+            if not entry.optional:
+                self._check_idle(entry, called)
 
-    def _check_idle(self, selector: ByName, called: set[str]) -> None:
-        idle = [name for name in self._modules if name in called and selector.matches_name(name)]
-        if not idle:
-            return
-        inside = f"{selector.pattern}.*"
-        if any(fnmatch.fnmatchcase(name, inside) for name in self._modules):
+    def _check_idle(self, entry: Entry, called: set[str]) -> None:
+        """Raise where an entry that served nothing was meant for something."""
+        selector, whole = entry.selector, "" in called
+        if isinstance(selector, (ByName, ByType)):
+            matching = [name for name, module in self._modules.items() if selector.means(name, module)]
+            idle = [name for name in matching if name in called]
+            if idle:
+                raise RuleError(f"{selector} matches {self._why_idle(selector, idle)}")
+            if whole:
+                raise RuleError(f"{entry.rule!r} was set at {selector}{self._why_absent(matching)} {_OPTIONAL}")
+        elif whole:
+            ran = ", ".join(dict.fromkeys(operation for _, operation, *_ in self._known))
             raise RuleError(
-                f"{selector.pattern!r} matches modules in which nothing runs but their parts. "
-                f"For the parts write {inside!r}."
+                f"{entry.rule!r} was set at {selector}, which is called with nothing that depends on the input. "
+                f"What is: {ran}. {_OPTIONAL}"
             )
-        raise RuleError(f"{selector.pattern!r} matches {', '.join(map(repr, idle[:3]))}, where nothing runs.")
+
+    def _why_idle(self, selector: ByName | ByType, idle: Sequence[str]) -> str:
+        """Say why nothing was served in modules that ran."""
+        if any(inner.startswith(f"{name}." if name else "") and inner for name in idle for inner in self._modules):
+            parts = f" For the parts write {f'{selector.pattern}.*'!r}." if isinstance(selector, ByName) else ""
+            return f"modules in which nothing runs but their parts.{parts}"
+        return f"{', '.join(map(repr, idle[:3]))}, where nothing runs that depends on the input."
+
+    def _why_absent(self, matching: Sequence[str]) -> str:
+        """Say what the model has where no module that was meant ran."""
+        if matching:
+            listed = ", ".join(map(repr, matching[:3]))
+            return f": {listed}, not called in this forward pass. Set the rule where the operation runs."
+        types = ", ".join(dict.fromkeys(type(module).__name__ for name, module in self._modules.items() if name))
+        model = type(self._modules[""]).__name__
+        return (
+            f", and {model} has no such module, nor calls such a layer as a function. It has {types or 'no modules'}."
+        )
+
+
+def _place(rule: Any) -> tuple[str, str] | None:
+    """Return where a class or function was defined, by which it is known when defined again; None for a lambda."""
+    name = getattr(rule, "__qualname__", "<lambda>")
+    return None if name.endswith("<lambda>") else (rule.__module__, name)
 
 
 def _reaches_zeros(entry: Entry) -> bool:

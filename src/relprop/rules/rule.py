@@ -1,7 +1,8 @@
 """What a rule is: a small immutable value that says how the relevance of an output is shared among inputs.
 
 There is one abstract class for each kind of operation a rule can serve. A rule knows nothing of hooks,
-function modes or modules: it sees tensors, and for a linear map a :class:`LinearMap`.
+function modes or modules: it sees tensors, for a linear map a :class:`LinearMap`, and elsewhere a :class:`Flow`. What
+it returns is checked: a tensor of the shape, the type and the device of what it explains.
 """
 
 from __future__ import annotations
@@ -9,40 +10,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, final
+from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor
 
 from relprop.errors import RuleError
+from relprop.propagation.flow import Flow
 from relprop.propagation.layer import LinearMap
 from relprop.rules import relevance
 from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
-
-if TYPE_CHECKING:
-    from relprop.propagation.handler import Here
+from relprop.rules.values import Value
 
 Bias = Literal["absorb", "ignore"]
 
 
-class Flow(Protocol):
-    """What a rule explains with: constants and shares."""
-
-    def constant(self, x: Tensor) -> Tensor:
-        """Return ``x`` as a constant: no relevance passes."""
-
-    def scale(self, x: Tensor, factor: float | Tensor) -> Tensor:
-        """Return ``x``; the relevance that passes is multiplied by ``factor``."""
-
-    def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
-        """Return the value of ``native``, explained as if it had been ``surrogate``."""
-
-    def safe(self, a: Tensor) -> Tensor:
-        """Return ``a``, made safe to divide by where relevance reaches units of zero."""
-
-
 @dataclass(frozen=True)
-class Rule:
-    """The root of all rules.
+class Rule(Value):
+    """The root of all rules: values, which compare, hash and print by what they hold.
 
     Attributes:
         serves: the kinds of operation it can stand at.
@@ -199,14 +183,29 @@ class SoftmaxRule(Rule, ABC):
 
 
 class FilterRule(Rule, ABC):
-    """A rule for the output of any operation, after the operation's own rule."""
+    """A rule for the output of any operation, after the operation's own rule.
+
+    It acts on whatever runs where it is set, whether a rule covers it or not. An operation that is made of others (a
+    recurrent layer, ``F.normalize``) is one: the filter acts on its output. An operation with several outputs meets it
+    once for each. A report counts what it withholds as taken by the rule.
+    """
 
     @abstractmethod
-    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Return the output as it is to be explained."""
+    def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output as it is to be explained; its value stays that of the model.
+
+        Args:
+            flow: what to explain with, such as ``flow.scale(out, mask)``.
+            out: the output of the operation.
+            inputs: its arguments that depend on the explained input; none where the operation ran out of sight, in a
+                custom autograd function or a scripted module.
+        """
 
     by_output_alone: ClassVar[bool] = True
     """It looks at the output only, so that it also stands behind a batch norm that is folded into the operation."""
+
+    blocks: ClassVar[bool] = False
+    """No relevance passes it, so that the operation before it needs no rule."""
 
     def filters(self, kind: str) -> bool:
         """Say whether it acts on the output of operations of this kind."""

@@ -53,6 +53,10 @@ class ByType(Selector):
         others = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.MultiheadAttention)
         return all(item.__module__ == nn.ReLU.__module__ and not issubclass(item, others) for item in self.types)
 
+    def means(self, name: str, module: nn.Module) -> bool:
+        """Say whether a module is of the type."""
+        return isinstance(module, self.types)
+
     def matches(self, place: Place) -> bool:
         if isinstance(place.module, self.types):
             return True
@@ -67,6 +71,10 @@ class ByName(Selector):
     """Calls in modules whose dotted name matches a glob."""
 
     pattern: str
+
+    def means(self, name: str, module: nn.Module) -> bool:
+        """Say whether a module has such a name."""
+        return self.matches_name(name)
 
     def matches_name(self, name: str) -> bool:
         """Say whether a module of this name is meant."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.numerics import safe
-from relprop.rules.rule import ActivationRule, FilterRule, Flow
-
-if TYPE_CHECKING:
-    from relprop.propagation.handler import Here
+from relprop.propagation.flow import Flow
+from relprop.rules.rule import ActivationRule, FilterRule
 
 
 @dataclass(frozen=True)
@@ -40,17 +36,17 @@ class Pass(ActivationRule, FilterRule):
     def filters(self, kind: str) -> bool:
         return kind != "activation"
 
-    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         if len(inputs) != 1 or inputs[0].shape != out.shape:
             raise RuleError(
-                f"Pass cannot stand at {here.operation!r}: it needs one active input of the shape of the output, got "
+                f"Pass cannot stand at {flow.operation!r}: it needs one active input of the shape of the output, got "
                 f"{[tuple(tensor.shape) for tensor in inputs]} for {tuple(out.shape)}."
             )
         (a,) = inputs
-        here.absorbs_nothing()
-        zeros = here.call.handles_zeros(a)
-        ratio = safe(out) / safe(a) if zeros else torch.where(a == 0, 1.0, out / torch.where(a == 0, 1.0, a))
-        return here.call.switch(out, a * here.call.constant(ratio))
+        divisor = flow.safe(a)
+        zero = divisor == 0
+        ratio = torch.where(zero, 1.0, flow.safe(out) / torch.where(zero, 1.0, divisor))
+        return flow.switch(out, a * flow.constant(ratio))
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,10 @@ class Block(FilterRule):
     Conserves: no; the report counts it as taken by the rule.
     """
 
-    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        here.passed = 0.0
-        return here.call.scale(out, 0.0)
+    blocks = True
+
+    def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        return flow.scale(out, 0.0)
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,10 @@ class Detach(FilterRule):
     Conserves: always, where the output is a factor.
     """
 
-    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        here.passed = 0.0
-        return here.call.constant(out)
+    blocks = True
+
+    def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        return flow.constant(out)
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,8 @@ class Mask(FilterRule):
             raise RuleError(f"Mask: indices must be integers, got {self.indices!r}.") from None
         object.__setattr__(self, "indices", indices)
 
-    def output(self, here: Here, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        mask = channel_mask(out, self.indices, f"Mask at {here.operation!r}")
-        here.passed = here.passed * mask
-        return here.call.scale(out, mask)
+    def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        return flow.scale(out, channel_mask(out, self.indices, f"Mask at {flow.operation!r}"))
 
 
 def channel_mask(out: Tensor, indices: Sequence[int], where: str) -> Tensor:
