@@ -234,17 +234,27 @@ _REAL = (-math.inf, math.inf)
 _ABOVE = (0.0, math.inf)
 
 
-def curve(
-    *names: str,
-    quotient: Callable[..., Tensor],
-    bounds: tuple[float, float],
-    difference: Difference,
-    gate: bool = False,
-) -> Rows:
-    """Functions that are explained by their quotients; none of them is ever a ReLU."""
-    keeps = function(*bounds, gate=gate, homogeneous=False)
+def curve(*names: str, quotient: Callable[..., Tensor], bounds: tuple[float, float], difference: Difference) -> Rows:
+    """Functions that are explained by their quotients; none of them is ever a ReLU, and none is a gate."""
+    keeps = function(*bounds, gate=False, homogeneous=False)
     handler = partial(elementwise, quotient)
     return activation(*names, handler=handler, keeps=keeps, difference=difference, rectifies=None, image=Image.NOTHING)
+
+
+def _gate(
+    *names: str, handler: Handler, bounds: tuple[float, float], difference: Difference, label: str | None = None
+) -> Rows:
+    """Functions that switch what they multiply."""
+    keeps = function(*bounds, gate=True, homogeneous=False)
+    return activation(
+        *names,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        rectifies=None,
+        image=Image.NOTHING,
+        label=label,
+    )
 
 
 def _about(*names: str, root: float, quotient: Callable[..., Tensor], difference: Difference, image: Image) -> Rows:
@@ -304,12 +314,9 @@ ROWS: Rows = [
     *curve("exp2", quotient=elementary.exp2, bounds=_ABOVE, difference=Difference.SMOOTH),
     *curve("expm1", quotient=elementary.expm1, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("erf", quotient=elementary.erf, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
-    *curve("erfc", quotient=elementary.erfc, bounds=(0.0, 2.0), difference=Difference.SMOOTH, gate=True),
-    *curve("ndtr", quotient=elementary.ndtr, bounds=(0.0, 1.0), difference=Difference.SMOOTH, gate=True),
-    *activation(
-        "sigmoid", "expit", label="sigmoid", handler=sigmoid, keeps=function(0.0, 1.0, gate=True, homogeneous=False),
-        difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,
-    ),
+    *_gate("erfc", handler=partial(elementwise, elementary.erfc), bounds=(0.0, 2.0), difference=Difference.SMOOTH),
+    *_gate("ndtr", handler=partial(elementwise, elementary.ndtr), bounds=(0.0, 1.0), difference=Difference.SMOOTH),
+    *_gate("sigmoid", "expit", label="sigmoid", handler=sigmoid, bounds=(0.0, 1.0), difference=Difference.SMOOTH),
     *activation(
         "exp", handler=exponential_function, keeps=function(*_ABOVE, gate=False, homogeneous=False),
         difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,  # its handler begins an image
@@ -344,10 +351,7 @@ ROWS: Rows = [
     *curve("selu", quotient=quotients.selu, bounds=_REAL, difference=Difference.KINKED),
     *curve("softshrink", quotient=quotients.softshrink, bounds=_REAL, difference=Difference.KINKED),
     *curve("hardshrink", quotient=quotients.hardshrink, bounds=_REAL, difference=Difference.KINKED),
-    *activation(
-        "hardsigmoid", handler=hard_sigmoid, keeps=function(0.0, 1.0, gate=True, homogeneous=False),
-        difference=Difference.HARD_SIGMOID, rectifies=None, image=Image.NOTHING,
-    ),
+    *_gate("hardsigmoid", handler=hard_sigmoid, bounds=(0.0, 1.0), difference=Difference.HARD_SIGMOID),
     *_kinked("elu", handler=partial(elementwise, quotients.elu), keeps=_anything, rectifies=rectifiers.of_elu,
              image=Image.NOTHING),
     *_kinked("relu", handler=relu, keeps=clipped(_relu_bounds, homogeneous=True), rectifies=rectifiers.of_relu,

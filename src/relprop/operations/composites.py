@@ -359,8 +359,8 @@ def _written(
     body: Callable[..., Any],
     name: str | None = None,
     *,
-    difference: Difference = Difference.AS_RULES,
-    holds: Holds = Holds.NOTHING,
+    difference: Difference,
+    holds: Holds,
     spaces: Sequence[Any] = SPACES,
 ) -> Rows:
     """A function of torch that is written here once more, under its own name."""
@@ -368,23 +368,23 @@ def _written(
 
 
 ROWS: Rows = [
-    *_written(glu, difference=Difference.GLU, spaces=(torch._C._nn,)),
+    *_written(glu, difference=Difference.GLU, spaces=(torch._C._nn,), holds=Holds.NOTHING),
     *composite("glu", handler=opened, difference=Difference.GLU, holds=Holds.NOTHING, spaces=(F,)),
-    *_written(addcmul, difference=Difference.PRODUCT),
+    *_written(addcmul, difference=Difference.PRODUCT, holds=Holds.NOTHING),
     *(
         row
         for body in (
             addcdiv, lerp, ldexp, xlogy, xlog1py, hypot, dist, cdist, pdist, pairwise_distance, cosine_similarity,
             renorm, corrcoef, logaddexp, logaddexp2, trapezoid, cumulative_trapezoid,
         )
-        for row in _written(body)
+        for row in _written(body, difference=Difference.AS_RULES, holds=Holds.NOTHING)
     ),
-    *_written(trapezoid, "trapz"),
-    *_written(diff, difference=Difference.LINEAR),
-    *_written(vander, spaces=(torch,)),
-    *_written(linalg_vander, "vander", spaces=(torch.linalg,)),
-    *_written(multi_dot, holds=Holds.LINEAR),
-    *_written(chain_matmul, holds=Holds.LINEAR),
+    *_written(trapezoid, "trapz", difference=Difference.AS_RULES, holds=Holds.NOTHING),
+    *_written(diff, difference=Difference.LINEAR, holds=Holds.NOTHING),
+    *_written(vander, spaces=(torch,), difference=Difference.AS_RULES, holds=Holds.NOTHING),
+    *_written(linalg_vander, "vander", spaces=(torch.linalg,), difference=Difference.AS_RULES, holds=Holds.NOTHING),
+    *_written(multi_dot, holds=Holds.LINEAR, difference=Difference.AS_RULES),
+    *_written(chain_matmul, holds=Holds.LINEAR, difference=Difference.AS_RULES),
     *_written(conv_tbc, difference=Difference.LINEAR, holds=Holds.LINEAR),
     *_written(convolution, difference=Difference.LAYER, holds=Holds.LINEAR),
     *rows(

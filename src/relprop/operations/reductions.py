@@ -214,7 +214,7 @@ def _into_places(
     difference: Difference,
     excitation: Excitation,
     image: Image,
-    entering: tuple[int, ...] = (),
+    entering: tuple[int, ...],
 ) -> Rows:
     """Sums into places."""
     return rows(
@@ -246,19 +246,19 @@ ROWS: Rows = [
                  difference=Difference.UNCOVERED),
     # Sums into places.
     *_into_places("index_add", keeps=of(averaged_terms, _added_at), difference=Difference.LINEAR,
-                  excitation=Excitation.INDEX_ADD, image=Image.SUMS),
+                  excitation=Excitation.INDEX_ADD, image=Image.SUMS, entering=()),
     *_into_places("scatter", keeps=of(averaged_terms, _scattered), difference=Difference.LINEAR,
                   excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=(0, 3)),
     *_into_places("scatter_add", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
-                  excitation=Excitation.AVERAGES, image=Image.SUMS),
+                  excitation=Excitation.AVERAGES, image=Image.SUMS, entering=()),
     *_into_places("scatter_reduce", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
-                  excitation=Excitation.SCATTERS, image=Image.SUMS),
+                  excitation=Excitation.SCATTERS, image=Image.SUMS, entering=()),
     *_into_places("index_put", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
     *_into_places("index_reduce", "put", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
     *_into_places("segment_reduce", keeps=of(averaged_terms, _segments), difference=Difference.UNCOVERED,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING),
+                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
     # The largest, norms, and what picks entries by their size.
     *rows(
         "max", kind=Kind.AFFINE, handler=largest, keeps=_picked, difference=Difference.LARGEST,
