@@ -314,7 +314,10 @@ def test_autocast_and_half_precision(kind: str) -> None:
     model, x, target = Classifier(kind, "mean").float(), random(3, 5, 3).float(), Watched()
     full = LRP(model).attribute(x, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = model(x).detach()
+        try:
+            plain = model(x).detach()
+        except RuntimeError as error:  # not every processor has kernels for it
+            pytest.skip(f"PyTorch itself cannot run it here: {str(error).splitlines()[0]}")
         found = LRP(model).attribute(x, lambda output: target(output))
         halved = LRP(model).attribute(x, 1)
     assert_close(target.outputs[0], plain, tolerance=0.03)
