@@ -112,7 +112,10 @@ def test_check_fails_on_nan() -> None:
     @dataclass(frozen=True)
     class Bad(LinearRule):
         def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-            return layer.transpose(c) / 0
+            return layer.transpose(c)
+
+        def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+            return {"rule": c / 0}
 
     report = LRP(mlp(), Rules().set("2", Bad())).report(vectors(), 1)
     with pytest.raises(ConservationError):

@@ -487,3 +487,12 @@ def test_surrogates_that_no_flow_takes() -> None:
 
     with refuses(model := network(nn.Tanh()), RuleError, ValueError, "flow.switch at 'tanh'", "(2, 1)", "(2, 4)"):
         LRP(model, Rules().set(nn.Tanh, Switches())).attribute(torch.randn(2, 3, dtype=torch.float64), 0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_has_no_gradient_by_itself_is_no_mistake(frozen: bool) -> None:
+    """The coefficient of LRP-0 is made of weights: of frozen ones it has no gradient."""
+    model = settle(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model.requires_grad_(not frozen)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    close(LRP(model, Zero()).attribute(x, 0, create_graph=True).detach(), LRP(model, Zero()).attribute(x, 0))

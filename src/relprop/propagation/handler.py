@@ -94,9 +94,9 @@ class Here:
             like: which of those given it makes something of.
             given: what the method takes behind the flow, in its order.
         """
-        before, where, x = versions(given), self.where, given[like]
+        before, where, x = versions(given.values()), self.where, given[like]
         answer = method(Flow(self.operation, where.name, self.call), *given.values())
-        found = check_tensor(answer, x, like, method, where, f"It is what {like} is explained as, entry by entry.")
+        found = check_tensor(answer, x, like, method, where, "It says how each entry of that is explained.")
         check_unwritten(given, before, method, where)
         if self.call.create_graph:
             check_connected(found, [x], method, where)

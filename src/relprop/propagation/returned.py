@@ -7,7 +7,7 @@ finite, in a second look at it (see :mod:`relprop.attribution.base`), which name
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +42,8 @@ def check_tensor(found: Any, like: Tensor, what: str, method: Callable[..., Any]
     Raises:
         RuleError: where it is anything else.
     """
+    if isinstance(found, Tensor) and (found.shape, found.dtype, found.device) == (like.shape, like.dtype, like.device):
+        return found
     expected = f"a tensor of shape {tuple(like.shape)} and {like.dtype}, as {what}"
     if not isinstance(found, Tensor):
         raise RuleError(f"{_title(method, where)} returned {_kind(found)}, expected {expected}. {_instead(found)}")
@@ -49,15 +51,15 @@ def check_tensor(found: Any, like: Tensor, what: str, method: Callable[..., Any]
         raise RuleError(
             f"{_title(method, where)} returned a tensor of shape {tuple(found.shape)}, expected {expected}. {hint}"
         )
-    if found.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
-        raise RuleError(
-            f"{_title(method, where)} returned a tensor of {found.dtype}, expected {expected}. Write .to({like.dtype}) "
-            "behind what it returns."
-        )
     if found.device != like.device:
         raise RuleError(
             f"{_title(method, where)} returned a tensor on {found.device}, expected one on {like.device}. Make what "
             f"it computes with there: torch.zeros(..., device={what.split()[-1]}.device), tensor.to(...)."
+        )
+    if not torch.is_autocast_enabled(like.device.type):
+        raise RuleError(
+            f"{_title(method, where)} returned a tensor of {found.dtype}, expected {expected}. Write .to({like.dtype}) "
+            "behind what it returns."
         )
     return found
 
@@ -76,23 +78,24 @@ def check_connected(found: Tensor, given: Sequence[Tensor], method: Callable[...
         )
 
 
-def versions(given: Mapping[str, Any]) -> list[int]:
+def versions(given: Iterable[Any]) -> list[int]:
     """Return how often each tensor was written to."""
-    return [x._version if isinstance(x, Tensor) and not x.is_inference() else 0 for x in given.values()]
+    return [x._version if isinstance(x, Tensor) else 0 for x in given]
 
 
-def check_unwritten(given: Mapping[str, Any], before: Sequence[int], method: Callable[..., Any], where: Where) -> None:
+def check_unwritten(given: Mapping[str, Any], before: list[int], method: Callable[..., Any], where: Where) -> None:
     """Raise where a rule wrote into what it was given.
 
     Raises:
         RuleError: names the tensor.
     """
-    for name, was, now in zip(given, before, versions(given), strict=True):
-        if was != now:
-            raise RuleError(
-                f"{_title(method, where)} writes into {name}, which others use. Use operations that return a new "
-                f"tensor, such as x * y for x *= y and x.clamp(...) for x.clamp_(...), or write into {name}.clone()."
-            )
+    after = versions(given.values())
+    if after != before:
+        name = next(name for name, was, now in zip(given, before, after, strict=True) if was != now)
+        raise RuleError(
+            f"{_title(method, where)} writes into {name}, which others use. Use operations that return a new "
+            f"tensor, such as x * y for x *= y and x.clamp(...) for x.clamp_(...), or write into {name}.clone()."
+        )
 
 
 def check_shares(found: Any, factors: int, method: Callable[..., Any], where: Where) -> tuple[float, ...]:

@@ -123,12 +123,12 @@ class Site:
     def _asked(self, rule: Any, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient that a rule gives, checked."""
         given = {"a": a, "z": z, "c": c, "layer.weight": layer.weight, "layer.bias": layer.bias}
-        before = versions(given)
+        before = versions(given.values())
         method, where = rule.coefficient, self.where
         found = check_tensor(method(layer, a, z, c), a, "the layer's input a", method, where, _TRANSPOSE)
         check_unwritten(given, before, method, where)
         if self.phase.create_graph:
-            check_connected(found, (z, c), method, where)
+            check_connected(found, (c, layer.weight), method, where)  # of which it is a multiple
         if self.phase.looking:
             check_finite(found, (a, z, c), method, where)
         return found
