@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, Rules
-from relprop.rules import AlphaBeta, Epsilon, Gamma, GroupRule, LinearMap, RescaledExcitation, ZPlus
+from relprop import LRP, RuleError, Rules
+from relprop.rules import AlphaBeta, Epsilon, Gamma, Group, GroupRule, LinearMap, RescaledExcitation, ZPlus
 from tests import reference
 from tests.attribution.shares import adds_up
 from tests.cases import DTYPE, LAYERS, LayerCase, RuleCase, seed_like, signed
@@ -103,3 +104,43 @@ def test_rules_are_their_groups() -> None:
         stabilizer = rule.epsilon if isinstance(rule, Epsilon) else rule.stabilizer
         same = Groups(numbers, bias=rule.bias, stabilizer=stabilizer)
         assert torch.equal(LRP(model, rule).attribute(x, 1), LRP(model, same).attribute(x, 1)), rule
+
+
+# ------------------------------------------------------------------------------------------------ first mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"p": float("nan"), "n": 1}, "p must be a finite number"),
+        ({"p": 1, "n": "1"}, "n must be a finite number"),
+        ({"p": 1, "n": 0, "share": float("inf")}, "share must be a finite number"),
+        ({"p": 0, "n": 0}, "no contribution counts"),
+        ({"p": 1, "n": 1, "sign": 2}, "sign must be 1"),
+    ],
+    ids=str,
+)
+def test_groups_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RuleError, match=said):
+        Group(**options)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no tuple": ({"groups": Group(1, 0)}, "expected a tuple of groups"),
+    "no groups": ({"groups": ()}, "expected a tuple of groups"),
+    "numbers": ({"groups": ((1, 0),)}, "expected a tuple of groups"),
+    "none": ({"groups": property(lambda self: None)}, r"groups is None, expected a tuple"),
+    "no contributions": ({"contributions": lambda self, layer, a, z: z}, "contributions returned Tensor"),
+    "a channel's stabilizers": ({"stabilize": lambda self, layer, z: torch.ones(3)}, r"shape \(3,\).*per_channel"),
+    "a negative stabilizer": ({"stabilize": lambda self, layer, z: -1.0}, "returned -1.0, expected a number >= 0"),
+    "a forgotten return": ({"stabilize": lambda self, layer, z: "1e-6"}, "returned '1e-6'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_first_mistakes_are_named(mistake: str) -> None:
+    body, said = MISTAKES[mistake]
+    rule = type("Mine", (GroupRule,), {"groups": (Group(1, 1),), **body})()
+    model, x = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten()).double(), torch.rand(1, 1, 3, 3, dtype=DTYPE)
+    with pytest.raises(RuleError, match=f"Mine.*{said}"):
+        LRP(model, rule).attribute(x, 0)

@@ -19,6 +19,7 @@ from relprop.propagation.operation import Difference, Excitation, Handler, Holds
 from relprop.propagation.primitives import Tap, apply
 from relprop.propagation.provenance import Origin
 from relprop.propagation.record import total
+from relprop.propagation.returned import check_shares
 
 
 def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -118,6 +119,8 @@ def scaled_dot_product_attention(
     factors = replace(here, record=None)  # the row of this call shows the rule for attention
     given, count = (query, key, value, attn_mask), _factors(here, value)
     shares = attention.shares(*map(here.active, given))
+    if shares is not None:
+        shares = check_shares(shares, len(given), attention.shares, here.where)
     if shares is None:
         q, k = product(factors, (query, key))
     else:

@@ -28,6 +28,7 @@ stabilizer, and what a rule makes or drops by definition, as where there is noth
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from relprop.errors import RuleError
 from relprop.propagation.layer import LinearMap
 from relprop.propagation.numerics import TAU, quotient, safe
 
@@ -101,6 +103,9 @@ class Group:
         share: of the relevance; without unit, 1 by default.
         sign: 1 for outputs with ``P + N >= 0`` alone, -1 for those below zero, 0 (the default) for all.
 
+    Raises:
+        RuleError: where one is no finite number, where no contribution counts, and for any other sign.
+
     >>> Group(1.25, 1.0, sign=1)
     Group(p=1.25, n=1.0, share=1.0, sign=1)
     """
@@ -109,6 +114,16 @@ class Group:
     n: float
     share: float = 1.0
     sign: Literal[-1, 0, 1] = 0
+
+    def __post_init__(self) -> None:
+        for name in ("p", "n", "share"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise RuleError(f"Group: {name} must be a finite number, got {number!r}.")
+        if self.p == self.n == 0:
+            raise RuleError("Group: p and n are both 0, so that no contribution counts; give one of them a number.")
+        if self.sign not in (-1, 0, 1):
+            raise RuleError(f"Group: sign must be 1 (outputs >= 0), -1 (below zero) or 0 (all), got {self.sign!r}.")
 
     @property
     def parts(self) -> Parts:

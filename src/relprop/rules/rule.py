@@ -17,6 +17,7 @@ from torch import Tensor
 from relprop.errors import RuleError
 from relprop.propagation.flow import Flow
 from relprop.propagation.layer import LinearMap
+from relprop.propagation.returned import broadcasts
 from relprop.rules import relevance
 from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
 from relprop.rules.values import Value
@@ -105,13 +106,37 @@ class GroupRule(LinearRule):
 
     @final
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        contributions, stabilizer = self.contributions(layer, a, z), self.stabilize(layer, z)
-        return relevance.coefficient(self.groups, contributions, z, c, stabilizer)
+        return relevance.coefficient(*self._asked(layer, a, z), z, c, self._stabilizer(layer, z))
 
     @final
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        contributions, stabilizer = self.contributions(layer, a, z), self.stabilize(layer, z)
-        return relevance.absorbed(self.groups, contributions, z, c, stabilizer)
+        return relevance.absorbed(*self._asked(layer, a, z), z, c, self._stabilizer(layer, z))
+
+    def _asked(self, layer: LinearMap, a: Tensor, z: Tensor) -> tuple[Sequence[Group], Contributions]:
+        """Return the groups and what they are groups of, checked."""
+        groups: Any = self.groups
+        if not isinstance(groups, (tuple, list)) or not groups or not all(isinstance(each, Group) for each in groups):
+            raise RuleError(f"{self!r}.groups is {groups!r}, expected a tuple of groups, such as (Group(p=1, n=0),).")
+        contributions: Any = self.contributions(layer, a, z)
+        if not isinstance(contributions, Contributions):
+            raise RuleError(
+                f"{self!r}.contributions returned {type(contributions).__name__}, expected Contributions, such as "
+                "Products(layer, a, z, with_bias=True)."
+            )
+        return groups, contributions
+
+    def _stabilizer(self, layer: LinearMap, z: Tensor) -> Stabilizer:
+        """Return what is added to the sums, checked."""
+        found: Any = self.stabilize(layer, z)
+        if isinstance(found, Tensor):
+            if not broadcasts(found, z):
+                raise RuleError(
+                    f"{self!r}.stabilize returned a tensor of shape {tuple(found.shape)}, expected what broadcasts to "
+                    f"the output {tuple(z.shape)}; one number for every output channel: layer.per_channel(numbers, z)."
+                )
+        elif found is not None and not (isinstance(found, (int, float)) and found >= 0):
+            raise RuleError(f"{self!r}.stabilize returned {found!r}, expected a number >= 0, a tensor, or None.")
+        return found  # type: ignore[no-any-return]
 
 
 class ActivationRule(Rule, ABC):
