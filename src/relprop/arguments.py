@@ -1,17 +1,74 @@
-"""Arguments that many functions take: numbers, and whether a progress bar is shown."""
+"""Arguments that many functions take: options that are written once, numbers, and whether a progress bar is shown."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import math
 import operator
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, NewType, TypeVar, cast, get_type_hints
 
-from relprop.errors import InputError, MissingExtraError
+from relprop.errors import InputError, InputTypeError, MissingExtraError, near
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+Registered = NewType("Registered", str)
+"""A name of your own, of a rule or of a method, to type checkers: they know those of relprop one by one.
+
+``Rules.register`` returns it. When the program runs it is a string like any other.
+"""
+
+
+@dataclass(frozen=True)
+class Default:
+    """The default of an option: ``progress: Annotated[bool, Default(False)]`` in a ``TypedDict`` of options."""
+
+    value: Any
+
+
+def takes(function: F) -> F:
+    """Make of ``**options: Unpack[Options]`` the keyword arguments that the ``TypedDict`` names, with their defaults.
+
+    They stand in the function's signature, and it receives all of them. Another keyword is an ``InputTypeError``.
+
+    >>> from relprop.attribution.options import ForwardOptions
+    >>> def run(x: int, **options: Unpack[ForwardOptions]) -> object:
+    ...     return options
+    >>> takes(run)(1)
+    {'forward_kwargs': None}
+    """
+    signature = inspect.signature(function)
+    *own, last = signature.parameters.values()
+    packed = re.fullmatch(r"Unpack\[(\w+)\]", str(last.annotation))
+    if packed is None:  # it takes no options, or those of another function, which checks them
+        return function
+    hints = get_type_hints(cast(FunctionType, function).__globals__[packed[1]], include_extras=True)
+    options = {name: hint.__metadata__[0].value for name, hint in hints.items()}
+    shown = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name].__origin__)
+        for name, default in options.items()
+    ]
+    known = [parameter.name for parameter in (*own, *shown) if parameter.name != "self"]
+
+    @functools.wraps(function)
+    def taking(*args: Any, **given: Any) -> Any:
+        for name in given:
+            if name not in known:
+                raise InputTypeError(
+                    f"{function.__qualname__} takes no argument {name!r}.{near(name, known)} "
+                    f"It takes {', '.join(known)}."
+                )
+        return function(*args, **{**options, **given})
+
+    taking.__dict__["__signature__"] = signature.replace(parameters=[*own, *shown])
+    return cast("F", taking)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

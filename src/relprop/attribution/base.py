@@ -6,12 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from relprop.arguments import takes
 from relprop.attribution.contract import Method
+from relprop.attribution.options import Condition, ForwardOptions, Options, maps, maps_and_delta
 from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
@@ -25,9 +27,8 @@ from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 from relprop.training import attribution_of
 
-Inputs: TypeAlias = Any
-"""A tensor ``[N, ...]``, a tuple of them, or a structure of them; see :func:`relprop.inputs.as_inputs`."""
-Condition: TypeAlias = "Mapping[str, Sequence[int]] | None"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Attribution(Method):
@@ -72,16 +73,15 @@ class Attribution(Method):
 
     # What users call ---------------------------------------------------------------------------
 
+    @maps_and_delta
     def attribute(
         self,
-        inputs: Inputs,
+        inputs: Any,
         target: Target = None,
         additional_forward_args: Any = None,
         *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
         return_convergence_delta: bool = False,
-        create_graph: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attribution of every input.
 
@@ -97,12 +97,8 @@ class Attribution(Method):
                 list of ints, a tuple (an index into outputs of more dimensions), a list of tuples, a callable that
                 receives what the model returned and gives ``[N]``, or a hidden unit (see :class:`relprop.Unit`).
             additional_forward_args: further positional arguments of the model, not explained.
-            forward_kwargs: keyword arguments of the model, not explained.
-            condition: by the name of a module, the channels (dimension 1 of its output, or of the first tensor it
-                returns) through which relevance flows on; all others are blocked.
             return_convergence_delta: also return ``delta = f - sum R``, ``[N]``; only for methods that claim a sum.
-            create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The
-                derivative sees the network as it is, not the rules.
+            options: see :class:`relprop.attribution.options.Options`.
 
         Returns:
             a tensor or a tuple of tensors, of the structure, shapes, dtypes and device of ``inputs``; with
@@ -114,27 +110,23 @@ class Attribution(Method):
         if return_convergence_delta:
             self.require_completeness()
         given = as_inputs(inputs)
-        with self._run(
-            given, [target], additional_forward_args, forward_kwargs, condition, create_graph=create_graph
-        ) as passed:
+        with self._run(given, [target], additional_forward_args, **options) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0)
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
-        return packed, convergence_delta(explained if create_graph else explained.detach(), found, given)
+        return packed, convergence_delta(explained if options["create_graph"] else explained.detach(), found, given)
 
+    @takes
     def attribute_layers(
         self,
-        inputs: Inputs,
+        inputs: Any,
         layers: str | Sequence[str],
         target: Target = None,
         additional_forward_args: Any = None,
-        *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
-    ) -> dict[str, Any]:
+        **options: Unpack[Options],
+    ) -> dict[str, Tensor | Any]:
         """Return the attribution of the outputs of named modules, all from one backward.
 
         Returns:
@@ -144,15 +136,7 @@ class Attribution(Method):
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
-        with self._run(
-            given,
-            [target],
-            additional_forward_args,
-            forward_kwargs,
-            condition,
-            layers=names,
-            create_graph=create_graph,
-        ) as passed:
+        with self._run(given, [target], additional_forward_args, names, **options) as passed:
             _, passages = passed.coefficients(0, retain_graph=False)
             found: dict[str, Any] = {}
             for name in names:
@@ -165,15 +149,13 @@ class Attribution(Method):
                 found[name] = maps[0] if len(maps) == 1 else maps
         return found
 
+    @maps
     def attribute_targets(
         self,
-        inputs: Inputs,
+        inputs: Any,
         targets: Sequence[Target],
         additional_forward_args: Any = None,
-        *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attributions of several targets, ``[T, N, ...]``, from one forward and T backwards."""
         given = as_inputs(inputs)
@@ -182,28 +164,29 @@ class Attribution(Method):
         chosen = list(targets)
         if not chosen:
             raise TargetError("No target was given; expected a list of targets.")
-        with self._run(
-            given, chosen, additional_forward_args, forward_kwargs, condition, create_graph=create_graph
-        ) as passed:
+        with self._run(given, chosen, additional_forward_args, **options) as passed:
             rows = [
                 self._attributions(passed, given, index, retain_graph=index < len(chosen) - 1)
                 for index in range(len(chosen))
             ]
         return given.packed([None if maps[0] is None else torch.stack(maps) for maps in zip(*rows, strict=True)])
 
+    @takes
     def report(
         self,
-        inputs: Inputs,
+        inputs: Any,
         target: Target = None,
         additional_forward_args: Any = None,
         *,
-        forward_kwargs: Mapping[str, Any] | None = None,
         condition: Condition = None,
+        **options: Unpack[ForwardOptions],
     ) -> ConservationReport:
         """Return where the relevance went: see :class:`relprop.ConservationReport`."""
         self.require_completeness()
         given = as_inputs(inputs)
-        with self._run(given, [target], additional_forward_args, forward_kwargs, condition, measuring=True) as passed:
+        with self._run(
+            given, [target], additional_forward_args, condition=condition, measuring=True, **options
+        ) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
             explained = passed.explained(0).detach().double()
             delta = convergence_delta(explained, found, given)
@@ -219,9 +202,10 @@ class Attribution(Method):
         inputs: Given,
         targets: Sequence[Target],
         additional: Any,
-        kwargs: Mapping[str, Any] | None,
-        condition: Condition,
         layers: Sequence[str] = (),
+        *,
+        forward_kwargs: Mapping[str, Any] | None,
+        condition: Condition,
         **options: Any,
     ) -> Iterator[Forward]:
         """Run the forward pass; when the caller is done with it, nothing of the call is left."""
@@ -233,7 +217,9 @@ class Attribution(Method):
         call = self.make_call(**options)
         with attribution_of(self.model), grad_mode(), foremost(call):
             try:
-                passed = self.forward(call, inputs, as_args(additional), as_kwargs(kwargs), chosen, layers, masks)
+                passed = self.forward(
+                    call, inputs, as_args(additional), as_kwargs(forward_kwargs), chosen, layers, masks
+                )
                 for output in passed.selected:
                     _check_output(call, output)
                 passed.seeds = [self.seed(output) for output in passed.selected]

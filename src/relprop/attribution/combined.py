@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.options import maps_and_delta
 from relprop.attribution.passes import weighted_sum
 from relprop.attribution.wrapper import as_method, check_options
 from relprop.errors import InputError, MethodError
@@ -58,6 +59,7 @@ class Combined(Method, name="combined"):
         claims = (f"{type(m).__name__} to {m.contract.sums_to or 'nothing'}" for m in self.methods)
         return f" (its methods claim different sums: {', '.join(claims)})"
 
+    @maps_and_delta  # type: ignore[arg-type]  # of options that may have any name
     def attribute(
         self,
         inputs: Any,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from relprop.arguments import bar
-from relprop.attribution.base import Attribution, Condition
+from relprop.arguments import bar, takes
+from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.options import Options, maps_and_delta
 from relprop.attribution.references import as_baselines, as_distribution
 from relprop.errors import InputError, NumericalError
 from relprop.inputs import Given, as_inputs
@@ -24,6 +25,9 @@ from relprop.propagation.reading import Reading
 from relprop.propagation.run import ChannelMask, Forward, forward
 from relprop.propagation.visible import foremost
 from relprop.targets import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _DIFFERENCES = Derived(Differences)
 DifferenceRule = Literal["rescale", "reveal_cancel"]
@@ -67,6 +71,7 @@ class DeepLift(Method, name="deep_lift"):
             raise InputError(f"rule must be one of {get_args(DifferenceRule)}, got {rule!r}.")
         self.rule, self.strict = rule, strict
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -74,10 +79,7 @@ class DeepLift(Method, name="deep_lift"):
         target: Target = None,
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
-        *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attribution of every input.
 
@@ -86,8 +88,8 @@ class DeepLift(Method, name="deep_lift"):
                 ids are explained at their embeddings, against those of the baseline's ids.
             baselines: x': None (zero), a number, a tensor ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with
                 one of these for each, or a structure like theirs.
-            target, additional_forward_args, forward_kwargs, condition, create_graph: see
-                :meth:`Attribution.attribute`; what is not explained is the same for both.
+            target, additional_forward_args, options: see :meth:`Attribution.attribute`; what is not explained is the
+                same for both.
             return_convergence_delta: also return ``delta = f(x) - f(x') - sum R``, ``[N]``: Captum's with the other
                 sign.
 
@@ -109,12 +111,11 @@ class DeepLift(Method, name="deep_lift"):
             inputs,
             target,
             additional_forward_args,
-            forward_kwargs=forward_kwargs,
-            condition=condition,
             return_convergence_delta=return_convergence_delta,
-            create_graph=create_graph,
+            **options,
         )
 
+    @takes
     def attribute_layers(
         self,
         inputs: Any,
@@ -122,25 +123,15 @@ class DeepLift(Method, name="deep_lift"):
         baselines: Any = None,
         target: Target = None,
         additional_forward_args: Any = None,
-        *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
-    ) -> dict[str, Any]:
+        **options: Unpack[Options],
+    ) -> dict[str, Tensor | Any]:
         """Return the attribution ``m (a - a')`` of the outputs of named modules, all from one backward.
 
         The arguments are those of :meth:`attribute` and of :meth:`Attribution.attribute_layers`, which says what is
         returned.
         """
-        return self._against(inputs, baselines).attribute_layers(
-            inputs,
-            layers,
-            target,
-            additional_forward_args,
-            forward_kwargs=forward_kwargs,
-            condition=condition,
-            create_graph=create_graph,
-        )
+        against = self._against(inputs, baselines)
+        return against.attribute_layers(inputs, layers, target, additional_forward_args, **options)
 
     def _against(self, inputs: Any, baselines: Any) -> _Against:
         return _Against(self.model, as_baselines(as_inputs(inputs), baselines), self.rule, self.strict)
@@ -220,6 +211,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
         self._single = DeepLift(model, rule, strict=strict)
         self.rule, self.strict = rule, strict
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -228,10 +220,8 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
         *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
         progress: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attribution of every input.
 
@@ -239,8 +229,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
             inputs: a tensor ``[N, ...]`` or a tuple of them.
             baselines: a tensor ``[M, ...]`` of M baselines, each for all samples; for several inputs a tuple with one
                 for each, of the same M.
-            target, additional_forward_args, forward_kwargs, condition, create_graph: see
-                :meth:`Attribution.attribute`.
+            target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             return_convergence_delta: also return ``delta = f(x) - mean f(x') - sum R``, ``[N]``. (Captum returns one
                 for every sample and baseline, with the other sign.)
             progress: show a progress bar over the baselines, by tqdm.
@@ -266,9 +255,7 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
                 target,
                 additional_forward_args,
                 return_convergence_delta,
-                forward_kwargs=forward_kwargs,
-                condition=condition,
-                create_graph=create_graph,
+                **options,
             )
             if return_convergence_delta:
                 found, delta = found

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from relprop.arguments import whole_number
-from relprop.attribution.base import Condition, convergence_delta
+from relprop.attribution.base import convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.noise import Levels, deviations, noisy
-from relprop.attribution.passes import Passes, Variant, weighted_sum
+from relprop.attribution.options import Options, maps_and_delta
+from relprop.attribution.passes import Variant, compared, weighted_sum
 from relprop.attribution.randomness import draws
 from relprop.attribution.references import as_distribution, batched, check_movable
 from relprop.targets import Target
-from relprop.training import SameDraws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class GradientShap(Method, name="gradient_shap"):
@@ -44,6 +47,7 @@ class GradientShap(Method, name="gradient_shap"):
     contract = Contract("1", "relevance", "f - f'", "in the mean over many draws, without noise")
     takes_seed = True
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -57,10 +61,8 @@ class GradientShap(Method, name="gradient_shap"):
         seed: int | None = None,
         generator: torch.Generator | None = None,
         internal_batch_size: int | None = None,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
         progress: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attribution of every input.
 
@@ -71,13 +73,12 @@ class GradientShap(Method, name="gradient_shap"):
                 takes the same for all inputs).
             n_samples: how many draws every sample has.
             stdevs: the standard deviation of the noise; for several inputs, one for all or a tuple.
-            target, additional_forward_args, forward_kwargs, condition: see :meth:`Attribution.attribute`.
+            target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             return_convergence_delta: also return ``delta = f(x) - mean f(x') - sum R``, ``[N]``. It has no graph.
             seed: what is drawn from, on the CPU: the same seed gives the same map. None is 0.
             generator: a generator of your own in the place of ``seed``, which moves on.
             internal_batch_size: the most samples in one pass; None: one draw for the whole batch a pass. What is drawn
                 does not depend on it.
-            create_graph: make the attribution part of a graph, so that a loss on it can be differentiated.
             progress: show a progress bar, by tqdm.
 
         Returns:
@@ -96,17 +97,16 @@ class GradientShap(Method, name="gradient_shap"):
         pool = as_distribution(given, baselines)
         spread = deviations(given, stdevs)
         source = draws(seed, generator)
-        options = {"forward_kwargs": forward_kwargs, "condition": condition, "create_graph": create_graph}
-        passes = Passes(
+        passes = compared(
+            self.model,
             given,
             target,
             additional_forward_args,
-            options,
             internal_batch_size=internal_batch_size,
             progress=progress,
-            draws=SameDraws(self.model, given.tensors),
+            **options,
         )
-        sources = given.tensors if create_graph else tuple(x.detach() for x in given.tensors)
+        sources = given.tensors if options["create_graph"] else tuple(x.detach() for x in given.tensors)
         drawn: list[Tensor] = []  # which baselines
         ways: deque[list[Tensor]] = deque()  # from them to the input, of the draws whose pass is still to come
 
@@ -129,7 +129,7 @@ class GradientShap(Method, name="gradient_shap"):
         maps = weighted_sum(shares, [1 / count] * count)
         if not return_convergence_delta:
             return given.packed(maps)
-        quiet = replace(passes, options={"forward_kwargs": forward_kwargs}, progress=False)
+        quiet = replace(passes, options={"forward_kwargs": options["forward_kwargs"]}, progress=False)
         starts = (_chosen(pool, which) for which in drawn)
         (value,) = quiet.over(self.explained, [given.tensors], 1)
         reference = weighted_sum(quiet.over(self.explained, starts, count), [1 / count] * count)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from relprop.arguments import takes
 from relprop.attribution.backward_variants import GuidedBackprop
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
+from relprop.attribution.options import ForwardOptions, maps
 from relprop.errors import InputError, near
 from relprop.inputs import as_inputs, as_layers
 from relprop.propagation.call import Call
 from relprop.targets import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LayerGradCam(Method, name="layer_grad_cam"):
@@ -46,6 +50,7 @@ class LayerGradCam(Method, name="layer_grad_cam"):
         super().__init__(model)
         self.layer = _name(self.model, layer)
 
+    @takes
     def attribute(
         self,
         inputs: Any,
@@ -55,14 +60,14 @@ class LayerGradCam(Method, name="layer_grad_cam"):
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
         interpolate_mode: str | None = None,
-        forward_kwargs: Mapping[str, Any] | None = None,
         create_graph: bool = False,
         return_convergence_delta: bool = False,
-    ) -> Any:
+        **options: Unpack[ForwardOptions],
+    ) -> Tensor | Any:
         """Return the map of the layer.
 
         Args:
-            inputs, target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+            inputs, target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             relu_attributions: set what is negative to zero.
             attr_dim_summation: False leaves the channels apart.
             interpolate_mode: None returns the map in the size of the layer; a mode of
@@ -83,12 +88,7 @@ class LayerGradCam(Method, name="layer_grad_cam"):
             self.require_completeness()
         given = as_inputs(inputs)
         found = _ActivationTimesMeanGradient(self.model).attribute_layers(
-            inputs,
-            self.layer,
-            target,
-            additional_forward_args,
-            forward_kwargs=forward_kwargs,
-            create_graph=create_graph,
+            inputs, self.layer, target, additional_forward_args, create_graph=create_graph, **options
         )[self.layer]
         if isinstance(found, tuple):
             raise InputError(
@@ -143,6 +143,7 @@ class GuidedGradCam(Method, name="guided_grad_cam"):
         super().__init__(model)
         self.layer = _name(self.model, layer)
 
+    @maps
     def attribute(
         self,
         inputs: Any,
@@ -150,14 +151,14 @@ class GuidedGradCam(Method, name="guided_grad_cam"):
         additional_forward_args: Any = None,
         *,
         interpolate_mode: str = "nearest",
-        forward_kwargs: Mapping[str, Any] | None = None,
         create_graph: bool = False,
         return_convergence_delta: bool = False,
+        **options: Unpack[ForwardOptions],
     ) -> Any:
         """Return the weighted map of every input.
 
         Args:
-            inputs, target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+            inputs, target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             interpolate_mode: how the map of the layer is resized: a mode of ``torch.nn.functional.interpolate``.
             create_graph: make the map part of a graph, so that a loss on it can be differentiated.
             return_convergence_delta: refused, for there is none.
@@ -172,16 +173,18 @@ class GuidedGradCam(Method, name="guided_grad_cam"):
         if return_convergence_delta:
             self.require_completeness()
         given = as_inputs(inputs)
-        options: dict[str, Any] = {"forward_kwargs": forward_kwargs, "create_graph": create_graph}
         cam = LayerGradCam(self.model, self.layer).attribute(
             inputs,
             target,
             additional_forward_args,
             relu_attributions=True,
             interpolate_mode=interpolate_mode,
+            create_graph=create_graph,
             **options,
         )
-        guided = GuidedBackprop(self.model).attribute(inputs, target, additional_forward_args, **options)
+        guided = GuidedBackprop(self.model).attribute(
+            inputs, target, additional_forward_args, create_graph=create_graph, **options
+        )
         pairs = zip(given.aligned(guided, "The map"), given.aligned(cam, "The map"), strict=True)
         return given.packed([None if part is None else part * weight for part, weight in pairs])
 

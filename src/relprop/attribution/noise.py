@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.arguments import whole_number
+from relprop.attribution.options import maps
 from relprop.attribution.passes import Passes, weighted_sum, wide, zipped
 from relprop.attribution.randomness import Draws, draws
 from relprop.attribution.wrapper import Wrapper, check_options
@@ -45,6 +46,7 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
     nt_type: ClassVar[NoiseType] = "smoothgrad"
     takes_seed = True
 
+    @maps  # type: ignore[arg-type]  # of options that may have any name
     def attribute(
         self,
         inputs: Any,

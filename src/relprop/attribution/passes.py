@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relprop.arguments import bar, whole_number
 from relprop.errors import InputError, TargetError
@@ -105,6 +105,23 @@ class Passes:
         if rows is not None:
             _check_rows(found, len(rows))
         return found
+
+
+def compared(
+    model: nn.Module,
+    given: Given,
+    target: Target,
+    arguments: Any,
+    *,
+    internal_batch_size: int | None,
+    progress: bool = False,
+    **options: Any,
+) -> Passes:
+    """Return the passes of one network, random or not: what one of them draws, all draw."""
+    draws = SameDraws(model, given.tensors)
+    return Passes(
+        given, target, arguments, options, internal_batch_size=internal_batch_size, progress=progress, draws=draws
+    )
 
 
 def zipped(function: Callable[..., Tensor], *trees: Any) -> Any:

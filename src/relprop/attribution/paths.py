@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from relprop.arguments import positive_number, whole_number
-from relprop.attribution.base import Condition, convergence_delta
+from relprop.attribution.base import convergence_delta
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
-from relprop.attribution.passes import Passes, Variant, weighted_sum
+from relprop.attribution.options import Options, maps_and_delta
+from relprop.attribution.passes import Passes, Variant, compared, weighted_sum
 from relprop.attribution.quadrature import Rule, quadrature
 from relprop.attribution.references import as_baselines, change, check_movable
 from relprop.errors import ConvergenceWarning, InputTypeError, warn
 from relprop.inputs import as_inputs
 from relprop.targets import Target
-from relprop.training import SameDraws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class IntegratedGradients(Method, name="integrated_gradients"):
@@ -49,6 +52,7 @@ class IntegratedGradients(Method, name="integrated_gradients"):
         if not multiply_by_inputs:
             self.contract = Contract("1", "coefficient")
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -62,10 +66,8 @@ class IntegratedGradients(Method, name="integrated_gradients"):
         *,
         tolerance: float | None = None,
         max_steps: int = 3200,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        condition: Condition = None,
-        create_graph: bool = False,
         progress: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Return the attribution of every input.
 
@@ -74,7 +76,7 @@ class IntegratedGradients(Method, name="integrated_gradients"):
                 :meth:`Attribution.attribute`). Of token ids, explain the embeddings in their place.
             baselines: x': None (zero), a number, a tensor ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with
                 one of these for each, or a structure like theirs.
-            target, additional_forward_args, forward_kwargs, condition: see :meth:`Attribution.attribute`.
+            target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             n_steps: how many points of the path are looked at.
             method: ``"gausslegendre"``, ``"riemann_left"``, ``"riemann_right"``, ``"riemann_middle"`` or
                 ``"riemann_trapezoid"``. (The weights of Captum's trapezoid sum to ``1 - 1 / n_steps``; these to 1.)
@@ -84,7 +86,6 @@ class IntegratedGradients(Method, name="integrated_gradients"):
                 sign. It has no graph.
             tolerance: double the number of steps until ``|delta|`` of every sample is at most that.
             max_steps: no more steps than that for ``tolerance``.
-            create_graph: make the attribution part of a graph, so that a loss on it can be differentiated.
             progress: show a progress bar, by tqdm.
 
         Returns:
@@ -112,17 +113,16 @@ class IntegratedGradients(Method, name="integrated_gradients"):
             end if x.is_floating_point() else x
             for x, end in zip(given.tensors, as_baselines(given, baselines), strict=True)
         ]
-        options = {"forward_kwargs": forward_kwargs, "condition": condition, "create_graph": create_graph}
-        passes = Passes(
+        passes = compared(
+            self.model,
             given,
             target,
             additional_forward_args,
-            options,
             internal_batch_size=internal_batch_size,
             progress=progress,
-            draws=SameDraws(self.model, given.tensors),
+            **options,
         )
-        maps = self._integral(passes, ends, *quadrature(method, steps), differentiable=create_graph)
+        maps = self._integral(passes, ends, *quadrature(method, steps))
         if not return_convergence_delta and tolerance is None:
             return given.packed(maps)
         difference = change(self, passes, ends)
@@ -136,15 +136,15 @@ class IntegratedGradients(Method, name="integrated_gradients"):
                 )
                 break
             steps *= 2
-            maps = self._integral(passes, ends, *quadrature(method, steps), differentiable=create_graph)
+            maps = self._integral(passes, ends, *quadrature(method, steps))
             delta = convergence_delta(difference, _detached(maps), given)
         return (given.packed(maps), delta) if return_convergence_delta else given.packed(maps)
 
     def _integral(
-        self, passes: Passes, ends: list[Tensor], points: list[float], weights: list[float], *, differentiable: bool
+        self, passes: Passes, ends: list[Tensor], points: list[float], weights: list[float]
     ) -> list[Tensor | None]:
         given = passes.given
-        inputs = given.tensors if differentiable else [x.detach() for x in given.tensors]
+        inputs = given.tensors if passes.options["create_graph"] else [x.detach() for x in given.tensors]
         on_path: Iterator[Variant] = (
             [end + t * (x - end) if x.is_floating_point() else x for x, end in zip(inputs, ends, strict=True)]
             for t in points

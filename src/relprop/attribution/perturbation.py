@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from relprop.attribution.contract import Contract, Method
-from relprop.attribution.passes import Passes, wide
+from relprop.attribution.options import PerturbationOptions, maps
+from relprop.attribution.passes import Passes, compared, wide
 from relprop.attribution.references import as_baselines, batched
 from relprop.errors import InputError, InputTypeError
 from relprop.inputs import Given
 from relprop.targets import Target
-from relprop.training import SameDraws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Masks = list["Tensor | None"]
 """For every input, which of its entries are replaced, as a bool tensor that broadcasts to it; None for none."""
@@ -43,6 +46,7 @@ class FeatureAblation(Method, name="feature_ablation"):
     contract = Contract("", "relevance")
     per_sample = ("baselines", "feature_mask")
 
+    @maps
     def attribute(
         self,
         inputs: Any,
@@ -51,10 +55,8 @@ class FeatureAblation(Method, name="feature_ablation"):
         additional_forward_args: Any = None,
         feature_mask: Any = None,
         *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        internal_batch_size: int | None = None,
-        progress: bool = False,
         return_convergence_delta: bool = False,
+        **options: Unpack[PerturbationOptions],
     ) -> Any:
         """Return what the output loses by every feature.
 
@@ -62,14 +64,12 @@ class FeatureAblation(Method, name="feature_ablation"):
             inputs: a tensor ``[N, ...]`` or a tuple of them; of integers (token ids) too.
             baselines: None (zero), a number, a tensor ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with
                 one of these for each.
-            target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+            target, additional_forward_args: see :meth:`Attribution.attribute`.
             feature_mask: integers that say to which feature every entry belongs, in a tensor that broadcasts to the
                 input, ``[1, ...]`` or ``[N, ...]``; for several inputs a tuple. Entries of the same number, of whatever
                 input, are replaced together. None: every entry is a feature of its own.
-            internal_batch_size: the most samples in one pass; None: one feature for the whole batch a pass. (Captum's
-                ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
-            progress: show a progress bar, by tqdm.
             return_convergence_delta: refused, for there is none.
+            options: see :class:`relprop.attribution.options.PerturbationOptions`.
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``.
@@ -85,15 +85,7 @@ class FeatureAblation(Method, name="feature_ablation"):
         given = batched(inputs, "FeatureAblation")
         ends = as_baselines(given, baselines)
         labels, numbers = feature_labels(given, feature_mask)
-        passes = Passes(
-            given,
-            target,
-            additional_forward_args,
-            {"forward_kwargs": forward_kwargs},
-            internal_batch_size=internal_batch_size,
-            progress=progress,
-            draws=SameDraws(self.model, given.tensors),
-        )
+        passes = compared(self.model, given, target, additional_forward_args, **options)
 
         def masks(index: int) -> Masks:
             return [label == numbers[index] for label in labels]
@@ -122,6 +114,7 @@ class Occlusion(Method, name="occlusion"):
     contract = Contract("", "relevance")
     per_sample = ("baselines",)
 
+    @maps
     def attribute(
         self,
         inputs: Any,
@@ -131,10 +124,8 @@ class Occlusion(Method, name="occlusion"):
         target: Target = None,
         additional_forward_args: Any = None,
         *,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        internal_batch_size: int | None = None,
-        progress: bool = False,
         return_convergence_delta: bool = False,
+        **options: Unpack[PerturbationOptions],
     ) -> Any:
         """Return what the output loses by the windows that cover each entry.
 
@@ -147,11 +138,9 @@ class Occlusion(Method, name="occlusion"):
                 all, or a tuple with one for each. None is 1.
             baselines: None (zero), a number, a tensor ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with
                 one of these for each.
-            target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
-            internal_batch_size: the most samples in one pass; None: one window for the whole batch a pass. (Captum's
-                ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
-            progress: show a progress bar, by tqdm.
+            target, additional_forward_args: see :meth:`Attribution.attribute`.
             return_convergence_delta: refused, for there is none.
+            options: see :class:`relprop.attribution.options.PerturbationOptions`.
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``.
@@ -167,15 +156,7 @@ class Occlusion(Method, name="occlusion"):
         given = batched(inputs, "Occlusion")
         ends = as_baselines(given, baselines)
         windows = _windows(given, sliding_window_shapes, strides)
-        passes = Passes(
-            given,
-            target,
-            additional_forward_args,
-            {"forward_kwargs": forward_kwargs},
-            internal_batch_size=internal_batch_size,
-            progress=progress,
-            draws=SameDraws(self.model, given.tensors),
-        )
+        passes = compared(self.model, given, target, additional_forward_args, **options)
 
         def masks(index: int) -> Masks:
             position, place = windows[index]

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +14,16 @@ from torch import Tensor
 from relprop.arguments import whole_number
 from relprop.attribution.base import convergence_delta
 from relprop.attribution.contract import Contract, Method
-from relprop.attribution.passes import Passes
+from relprop.attribution.options import PerturbationOptions, maps_and_delta
+from relprop.attribution.passes import Passes, compared
 from relprop.attribution.perturbation import feature_labels
 from relprop.attribution.randomness import as_seed
 from relprop.attribution.references import as_baselines, batched, change
 from relprop.errors import InputError, MissingExtraError
 from relprop.targets import Target
-from relprop.training import SameDraws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ShapleyValueSampling(Method, name="shapley_value_sampling"):
@@ -46,6 +49,7 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
     per_sample = ("baselines", "feature_mask")
     needs: ClassVar[tuple[str, ...]] = ("captum.attr",)
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -56,23 +60,19 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
         n_samples: int = 25,
         *,
         seed: int | None = None,
-        forward_kwargs: Mapping[str, Any] | None = None,
-        internal_batch_size: int | None = None,
-        progress: bool = False,
         return_convergence_delta: bool = False,
+        **options: Unpack[PerturbationOptions],
     ) -> Any:
         """Return the share of every feature.
 
         Args:
             inputs: a tensor ``[N, ...]`` or a tuple of them; of integers (token ids) too.
             baselines, feature_mask: see :meth:`FeatureAblation.attribute`.
-            target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+            target, additional_forward_args: see :meth:`Attribution.attribute`.
             n_samples: how many orders (for :class:`KernelShap`: sets) of features are drawn.
             seed: what they are drawn from: the same seed gives the same map. None is 0.
-            internal_batch_size: the most samples in one pass; None: one change for the whole batch a pass. (Captum's
-                ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.)
-            progress: show Captum's progress bar.
             return_convergence_delta: also return ``delta = f(x) - f(x') - sum R``, ``[N]``.
+            options: see :class:`relprop.attribution.options.PerturbationOptions`; the progress bar is Captum's.
 
         Returns:
             a map for every input, in the structure and the shapes of ``inputs``; with ``return_convergence_delta`` a
@@ -91,17 +91,10 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
         labels, numbers = feature_labels(given, feature_mask)
         # Captum counts features from 0 on, and leaves out none.
         numbered = [torch.bucketize(label.contiguous(), torch.tensor(numbers, device=label.device)) for label in labels]
-        passes = Passes(
-            given,
-            target,
-            additional_forward_args,
-            {"forward_kwargs": forward_kwargs},
-            internal_batch_size=internal_batch_size,
-            draws=SameDraws(self.model, given.tensors),
-        )
-        options = {"n_samples": count, "show_progress": progress}
+        passes = replace(compared(self.model, given, target, additional_forward_args, **options), progress=False)
+        sampling = {"n_samples": count, "show_progress": options["progress"]}
         with _seeded(as_seed(seed)):
-            maps = self._sampled(explainer, passes, ends, numbered, len(numbers), options)
+            maps = self._sampled(explainer, passes, ends, numbered, len(numbers), sampling)
         packed = given.packed(maps)
         if not return_convergence_delta:
             return packed

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from relprop.arguments import bar, positive_number, whole_number
+from relprop.arguments import bar, positive_number, takes, whole_number
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
+from relprop.attribution.options import ForwardOptions, maps_and_delta
 from relprop.attribution.randomness import as_seed, draws
 from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment
@@ -20,6 +21,9 @@ from relprop.inputs import Given, as_inputs
 from relprop.tables import text_table
 from relprop.targets import Target
 from relprop.training import SameDraws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 RootSearch = Literal["nearest", "gradient", "segment"]
 
@@ -112,6 +116,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
         self.n_steps, self.iterations = whole_number("n_steps", n_steps), whole_number("iterations", iterations)
         self.starts, self.seed = whole_number("starts", starts, least=0), as_seed(seed)
 
+    @maps_and_delta
     def attribute(
         self,
         inputs: Any,
@@ -119,15 +124,15 @@ class SimpleTaylor(Method, name="simple_taylor"):
         additional_forward_args: Any = None,
         *,
         baselines: Any = None,
-        forward_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
         return_convergence_delta: bool = False,
+        **options: Unpack[ForwardOptions],
     ) -> Any:
         """Return the attribution of every input.
 
         Args:
             inputs: a tensor ``[N, ...]`` of floating point numbers, or a tuple of them.
-            target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+            target, additional_forward_args, options: see :meth:`Attribution.attribute`.
             baselines: the reference that ``root="segment"`` searches towards: None (zero), a number, a tensor
                 ``[N, ...]`` or ``[1, ...]``; for several inputs a tuple with one of these for each.
             progress: show a progress bar over the starts of ``root="nearest"``, by tqdm.
@@ -145,18 +150,12 @@ class SimpleTaylor(Method, name="simple_taylor"):
             NumericalError: where the output is NaN or infinite. On the way to a root that only ends the way there.
             RelpropError: what every method raises.
         """
-        found = self.expand(
-            inputs,
-            target,
-            additional_forward_args,
-            baselines=baselines,
-            forward_kwargs=forward_kwargs,
-            progress=progress,
-        )
+        found = self.expand(inputs, target, additional_forward_args, baselines=baselines, progress=progress, **options)
         if not return_convergence_delta:
             return found.relevance
         return found.relevance, found.at_root + found.remainder
 
+    @takes
     def expand(
         self,
         inputs: Any,
@@ -164,8 +163,8 @@ class SimpleTaylor(Method, name="simple_taylor"):
         additional_forward_args: Any = None,
         *,
         baselines: Any = None,
-        forward_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
+        **options: Unpack[ForwardOptions],
     ) -> Expansion:
         """Return the attribution with the root point, its distance, and what is left unexplained.
 
@@ -181,14 +180,14 @@ class SimpleTaylor(Method, name="simple_taylor"):
         def value(rows: Tensor) -> Tensor:
             points = given.replaced(_split(rows, given))
             with draws.again():
-                found = self.explained(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
+                found = self.explained(points, target, additional_forward_args, **options)
             return found.to(rows.dtype)
 
         def slope(rows: Tensor) -> Tensor:
             within = value(rows).isfinite()[:, None]  # a search may leave the domain of the model
             points = given.replaced(_split(torch.where(within, rows, x), given))
             with draws.again():
-                found = gradient.attribute(points, target, additional_forward_args, forward_kwargs=forward_kwargs)
+                found = gradient.attribute(points, target, additional_forward_args, **options)
             return torch.where(within, _joined(given.aligned(found, "The gradient")), 0.0)
 
         with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from relprop.targets import Target
 
 Border = Literal["circular", "zero", "reflect"]
 Shift = tuple[int, ...]
+T = TypeVar("T", bound="Tensor | tuple[Tensor, ...]")
 
 
 class Translated(Wrapper, name="translated"):
@@ -63,6 +64,28 @@ class Translated(Wrapper, name="translated"):
             raise InputError(f"border must be one of {get_args(Border)}, got {border!r}.")
         self.shifts, self.border = _as_shifts(shifts), border
 
+    @overload
+    def attribute(
+        self,
+        inputs: T,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        return_lost: Literal[False] = False,
+        internal_batch_size: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> T: ...
+    @overload
+    def attribute(
+        self,
+        inputs: T,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        return_lost: Literal[True],
+        **options: Any,
+    ) -> tuple[T, Tensor]: ...
     def attribute(
         self,
         inputs: Any,
