@@ -20,7 +20,7 @@ demo: .venv/.installed-examples ## Train a network on digits, explain it, write 
 check: .venv/.installed-test ## Lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict src tests/typing_cases.py
 
 test: export OMP_NUM_THREADS := 1
 test: check ## Check, then run the tests and doctests with coverage

@@ -1,5 +1,6 @@
 """relprop explains the predictions of PyTorch models by relevance propagation."""
 
+from relprop.arguments import Registered
 from relprop.attribution import (
     LRP,
     Attribution,
@@ -122,6 +123,7 @@ __all__ = [
     "Patterns",
     "Plan",
     "Random",
+    "Registered",
     "RelpropError",
     "RelpropWarning",
     "RuleError",

@@ -33,10 +33,14 @@ class Default:
     value: Any
 
 
-def takes(function: F) -> F:
+def takes(function: F, **defaults: Any) -> F:
     """Make of ``**options: Unpack[Options]`` the keyword arguments that the ``TypedDict`` names, with their defaults.
 
     They stand in the function's signature, and it receives all of them. Another keyword is an ``InputTypeError``.
+
+    Args:
+        function: annotated by strings, as ``from __future__ import annotations`` makes them.
+        defaults: other defaults than those of the ``TypedDict``.
 
     >>> from relprop.attribution.options import ForwardOptions
     >>> def run(x: int, **options: Unpack[ForwardOptions]) -> object:
@@ -50,7 +54,7 @@ def takes(function: F) -> F:
     if packed is None:  # it takes no options, or those of another function, which checks them
         return function
     hints = get_type_hints(cast(FunctionType, function).__globals__[packed[1]], include_extras=True)
-    options = {name: hint.__metadata__[0].value for name, hint in hints.items()}
+    options = {name: hint.__metadata__[0].value for name, hint in hints.items()} | defaults
     shown = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name].__origin__)
         for name, default in options.items()
@@ -69,6 +73,11 @@ def takes(function: F) -> F:
 
     taking.__dict__["__signature__"] = signature.replace(parameters=[*own, *shown])
     return cast("F", taking)
+
+
+def takes_with(**defaults: Any) -> Callable[[F], F]:
+    """Decorate as :func:`takes`, with defaults of the function's own."""
+    return lambda function: takes(function, **defaults)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

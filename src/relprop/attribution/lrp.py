@@ -11,7 +11,7 @@ from relprop.attribution.contract import Contract
 from relprop.propagation.cache import WeightCache
 from relprop.propagation.call import Call
 from relprop.propagation.run import Forward
-from relprop.rules.presets import as_rules
+from relprop.rules.presets import PresetName, as_rules
 from relprop.rules.registry import Rules, Selection
 from relprop.rules.rule import Rule
 
@@ -45,7 +45,7 @@ class LRP(Attribution, name="lrp"):
     def __init__(
         self,
         model: nn.Module,
-        rules: str | Rules | Rule = "epsilon_gamma",
+        rules: PresetName | Rules | Rule = "epsilon_gamma",
         *,
         strict: bool = False,
         cache_weights: bool = False,

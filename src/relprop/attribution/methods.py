@@ -7,14 +7,28 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
-from torch import nn
+from torch import Tensor, nn
 
+from relprop.arguments import Registered
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
 from relprop.errors import MethodError, near
 from relprop.tables import html_table, text_table
+from relprop.targets import Target
+
+MethodName = Literal[
+    "combined", "contrastive_excitation_backprop", "deconvolution", "deep_lift", "deep_lift_shap",
+    "deep_taylor", "excitation_backprop", "feature_ablation", "gradient", "gradient_shap", "gradient_x_input",
+    "guided_backprop", "guided_grad_cam", "input", "integrated_gradients", "kernel_shap", "layer_grad_cam",
+    "lrp", "noise_tunnel", "occlusion", "pattern_attribution", "pattern_net", "random", "sensitivity",
+    "shapley_value_sampling", "simple_taylor", "smoothgrad", "smoothgrad_squared", "translated", "vargrad",
+]  # fmt: skip
+"""The names of relprop's own methods, one by one, for editors and type checkers; yours are ``Registered``."""
+
+Chosen: TypeAlias = MethodName | Registered | type[Method]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,37 @@ def methods() -> Methods:
     return Methods(Method.named)
 
 
+@overload
+def explain(
+    model: nn.Module,
+    inputs: T,
+    target: Target = None,
+    method: Chosen = "lrp",
+    *,
+    over: Any = None,
+    return_convergence_delta: Literal[True],
+    **options: Any,
+) -> tuple[T, Tensor]: ...
+@overload
 def explain(
     model: nn.Module,
     inputs: Any,
-    target: Any = None,
-    method: str | type[Method] = "lrp",
+    target: Target = None,
+    method: Chosen = "lrp",
+    *,
+    over: Any = None,
+    return_convergence_delta: bool,
+    **options: Any,
+) -> Any: ...
+@overload
+def explain(
+    model: nn.Module, inputs: T, target: Target = None, method: Chosen = "lrp", *, over: Any = None, **options: Any
+) -> T: ...
+def explain(
+    model: nn.Module,
+    inputs: Any,
+    target: Target = None,
+    method: Chosen = "lrp",
     *,
     over: Any = None,
     **options: Any,

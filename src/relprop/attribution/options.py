@@ -37,10 +37,9 @@ class ForwardOptions(TypedDict, total=False):
 
 
 class Options(ForwardOptions, total=False):
-    """What a method that differentiates takes by keyword.
+    """What a method that differentiates takes by keyword: :class:`ForwardOptions` and two more.
 
     Args:
-        forward_kwargs: keyword arguments of the model, not explained. Default: None.
         condition: by the name of a module, the channels (dimension 1 of its output, or of the first tensor it returns)
             through which relevance flows on; all others are blocked. Default: None.
         create_graph: make the attribution part of a graph, so that a loss on it can be differentiated. The derivative
@@ -52,10 +51,9 @@ class Options(ForwardOptions, total=False):
 
 
 class PerturbationOptions(ForwardOptions, total=False):
-    """What a method that perturbs the input takes by keyword.
+    """What a method that perturbs the input takes by keyword: :class:`ForwardOptions` and two more.
 
     Args:
-        forward_kwargs: keyword arguments of the model, not explained. Default: None.
         internal_batch_size: the most samples in one pass; None: one change for the whole batch a pass. (Captum's
             ``perturbations_per_eval=k`` is ``internal_batch_size=k * N``.) Default: None.
         progress: show a progress bar, by tqdm. Default: False.

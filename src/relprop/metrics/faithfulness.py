@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from relprop.arguments import whole_number
+from relprop.arguments import takes, takes_with, whole_number
 from relprop.errors import InputError
 from relprop.metrics._correlation import pearson
-from relprop.metrics._explain import Explain, Output, Target, generator, permutations
-from relprop.metrics._features import Features, Units
+from relprop.metrics._explain import Explain, Target, generator, permutations
+from relprop.metrics._features import Units
 from relprop.metrics._removal import Removal, removal
-from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import standard_error
+from relprop.metrics.options import RemovalOptions
 from relprop.tables import text_table
 from relprop.training import one_measurement
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class SensitivityN:
 
 
 @one_measurement
+@takes
 def faithfulness_correlation(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -67,13 +71,8 @@ def faithfulness_correlation(
     *,
     subset_size: int | None = None,
     samples: int = 100,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "logit",
     absolute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[RemovalOptions],
 ) -> Tensor:
     """Correlate the relevance of random sets of features with what the score loses without them.
 
@@ -83,12 +82,10 @@ def faithfulness_correlation(
     Source: Bhatt et al. 2020 (arXiv:2005.00631).
 
     Args:
-        explain, model, x, target, features, baseline, output: as in ``perturbation_curve``.
+        explain, model, x, target, options: as in ``perturbation_curve``; ``seed`` draws the sets too.
         subset_size: how many features are removed at once; a quarter of them, at least one, by default.
         samples: how many sets for each sample.
         absolute: sum ``|R|``.
-        seed: for the sets and noise; drawn on the CPU, the same on every device.
-        internal_batch_size, progress: as in ``perturbation_curve``.
 
     Shapes: ``-> [N]``, float64.
 
@@ -100,22 +97,13 @@ def faithfulness_correlation(
     >>> faithfulness_correlation(lambda model, x, target: x * model.weight, model, x, subset_size=2).round(decimals=4)
     tensor([1., 1.], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, **options)
     size = max(1, int(given.parts.counts.min()) // 4) if subset_size is None else subset_size
     return _random_sets(given, given.relevance(explain), (size,), samples, absolute)[:, 0]
 
 
 @one_measurement
+@takes
 def sensitivity_n(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -124,12 +112,7 @@ def sensitivity_n(
     *,
     sizes: Sequence[int] | None = None,
     samples: int = 100,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "logit",
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[RemovalOptions],
 ) -> SensitivityN:
     """Correlate relevance and loss over random sets, for sets of several sizes n.
 
@@ -140,8 +123,7 @@ def sensitivity_n(
 
     Args:
         sizes: the n; by default up to 8 of them, evenly spaced on a logarithmic scale from 1 to 80 % of the features.
-        explain, model, x, target, features, baseline, output, samples, seed, internal_batch_size, progress: as in
-            ``faithfulness_correlation``.
+        explain, model, x, target, samples, options: as in ``faithfulness_correlation``.
 
     Raises:
         InputError: as ``faithfulness_correlation``.
@@ -152,17 +134,7 @@ def sensitivity_n(
     tensor([[1., 1.],
             [1., 1.]], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, **options)
     if sizes is None:
         most = max(1, int(0.8 * int(given.parts.counts.min())))
         sizes = sorted({round(most ** (step / 7)) for step in range(8)})
@@ -170,19 +142,15 @@ def sensitivity_n(
 
 
 @one_measurement
+@takes_with(output="probability")
 def faithfulness_estimate(
     explain: Explain | Tensor,
     model: nn.Module,
     x: Tensor,
     target: Target = None,
     *,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "probability",
     absolute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[RemovalOptions],
 ) -> Tensor:
     """Correlate the relevance of each feature with what the score loses without it alone.
 
@@ -191,10 +159,8 @@ def faithfulness_estimate(
     Source: Alvarez-Melis and Jaakkola 2018 (arXiv:1806.07538), on probabilities.
 
     Args:
-        explain, model, x, target, features, baseline, output, internal_batch_size, progress: as in
-            ``perturbation_curve``.
+        explain, model, x, target, options: as in ``perturbation_curve``.
         absolute: take ``|R|``.
-        seed: for noise.
 
     Shapes: ``-> [N]``, float64.
 
@@ -206,17 +172,7 @@ def faithfulness_estimate(
     >>> faithfulness_estimate(lambda model, x, target: x * model.weight, model, x, output="logit").round(decimals=4)
     tensor([1., 1.], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, **options)
     return pearson(given.parts.total(given.relevance(explain), absolute), single_losses(given))
 
 

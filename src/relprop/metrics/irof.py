@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from relprop.arguments import takes
 from relprop.errors import InputError
 from relprop.metrics._explain import Explain, Target, checked_input
 from relprop.metrics._removal import removal
 from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import Curve, along, fractions
+from relprop.metrics.options import DrawnOptions
 from relprop.training import one_measurement
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @one_measurement
+@takes
 def irof(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -24,9 +31,7 @@ def irof(
     segments: Tensor | int | tuple[int, int] | Callable[[Tensor], Tensor],
     *,
     baseline: Baseline = "mean",
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[DrawnOptions],
 ) -> Curve:
     """Remove segments, those of the largest mean relevance first: the area over the relative probability.
 
@@ -37,7 +42,7 @@ def irof(
     Source: Rieger and Hansen 2020 (arXiv:2003.08747). Quantus does not divide by L.
 
     Args:
-        explain, model, x, target, seed, internal_batch_size, progress: as in ``perturbation_curve``.
+        explain, model, x, target, options: as in ``perturbation_curve``.
         segments: integers, as ``features`` of ``perturbation_curve``; or the size of regions; or a callable from x to
             integers ``[N, H, W]``, such as one that runs ``skimage.segmentation.slic`` on each image. Samples may have
             different numbers of segments: their curves end earlier, and go on with the last score.
@@ -59,12 +64,10 @@ def irof(
         features=segments(x.clone()) if callable(segments) else segments,
         baseline=baseline,
         output="probability",
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
+        **options,
     )
     means = given.parts.total(given.relevance(explain)) / given.parts.sizes
-    order = given.parts.ranks(means, seed)
+    order = given.parts.ranks(means, given.seed)
     counts = torch.arange(given.parts.most + 1, device=x.device).minimum(given.parts.counts[:, None])
     found = along(given, order, counts)
     if bool((found[:, 0] == 0).any()):

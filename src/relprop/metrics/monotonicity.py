@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from relprop.arguments import whole_number
+from relprop.arguments import takes, takes_with, whole_number
 from relprop.metrics._correlation import spearman
 from relprop.metrics._explain import Explain, Output, Target, generator
 from relprop.metrics._features import Features
 from relprop.metrics._removal import copies_scores, removal
-from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import along, places, standard_error
 from relprop.metrics.faithfulness import same_counts
+from relprop.metrics.options import DrawnOptions, RemovalOptions
 from relprop.tables import text_table
 from relprop.training import one_measurement
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,15 @@ class Monotonicity:
 
 
 @one_measurement
+@takes_with(output="probability")
 def monotonicity_arya(
     explain: Explain | Tensor,
     model: nn.Module,
     x: Tensor,
     target: Target = None,
     *,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "probability",
     absolute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[RemovalOptions],
 ) -> Monotonicity:
     """Put features into the baseline, the least relevant first: the score should never fall.
 
@@ -79,8 +78,7 @@ def monotonicity_arya(
     read ``shares``, or mean "importance" and order by ``absolute``.
 
     Args:
-        explain, model, x, target, features, baseline, output, seed, internal_batch_size, progress: as in
-            ``perturbation_curve``.
+        explain, model, x, target, options: as in ``perturbation_curve``.
         absolute: order by ``|R|``.
 
     Raises:
@@ -92,17 +90,7 @@ def monotonicity_arya(
     >>> monotonicity_arya(lambda model, x, target: x * model.weight, model, x, output="logit").scores
     tensor([[0., 1., 3., 7.]], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, **options)
     same_counts(given.parts)
     order = places(given, "lerf", given.relevance(explain), absolute)
     counts = torch.arange(given.parts.most + 1, device=given.x.device).expand(len(given.x), -1)
@@ -111,6 +99,7 @@ def monotonicity_arya(
 
 
 @one_measurement
+@takes
 def monotonicity_nguyen(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -120,9 +109,7 @@ def monotonicity_nguyen(
     samples: int = 10,
     features: Features = None,
     output: Output = "probability",
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[DrawnOptions],
 ) -> Tensor:
     """Rank-correlate the size of relevance with how much the score depends on each feature.
 
@@ -133,9 +120,8 @@ def monotonicity_nguyen(
     a sample, which changes no rank, and leave open what is drawn.
 
     Args:
-        explain, model, x, target, features, output, internal_batch_size, progress: as in ``perturbation_curve``.
-        samples: S, draws for each sample; every feature is replaced from each of them.
-        seed: for the draws, made on the CPU.
+        explain, model, x, target, features, output, options: as in ``perturbation_curve``.
+        samples: S, draws for each sample, by ``seed``; every feature is replaced from each of them.
 
     Shapes: ``-> [N]``, float64.
 
@@ -148,17 +134,7 @@ def monotonicity_nguyen(
     >>> monotonicity_nguyen(lambda model, x, target: x * model.weight, model, x, output="logit").round(decimals=4)
     tensor([1.], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline="noise",
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, features=features, baseline="noise", output=output, **options)
     same_counts(given.parts)
     whole_number("samples", samples)
     relevance, whole = given.parts.total(given.relevance(explain)), given.whole()
@@ -166,7 +142,7 @@ def monotonicity_nguyen(
     low, high = flat.amin(dim=1), flat.amax(dim=1)
     ones = (1,) * (given.x.dim() - 1)
     effect = torch.zeros_like(relevance)
-    source = generator(seed)
+    source = generator(given.seed)
     for _ in range(samples):
         drawn = torch.rand(given.x.shape, generator=source, dtype=torch.float64).to(given.x.device, given.x.dtype)
         z = low.view(-1, *ones) + (high - low).view(-1, *ones) * drawn
@@ -176,7 +152,7 @@ def monotonicity_nguyen(
             return torch.where(mask, z[rows], given.x[rows])
 
         found = copies_scores(
-            model, given.x, target, output, count, perturbed, internal_batch_size=internal_batch_size, progress=progress
+            model, given.x, target, output, count, perturbed, internal_batch_size=given.size, progress=given.progress
         )
         effect += (whole[:, None] - found).square() / samples
     return spearman(relevance.abs(), effect)

@@ -8,13 +8,13 @@ most relevant first (MoRF), the least relevant first (LeRF), or at random.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from relprop.arguments import takes, takes_with
 from relprop.errors import InputError
-from relprop.metrics._explain import Explain, Output, Target
-from relprop.metrics._features import Features
+from relprop.metrics._explain import Explain, Target
 from relprop.metrics._removal import Removal, removal
 from relprop.metrics.baselines import Baseline
 from relprop.metrics.curves import (
@@ -23,7 +23,6 @@ from relprop.metrics.curves import (
     Order,
     along,
     aopc,
-    auc,
     fractions,
     lengths,
     places,
@@ -32,28 +31,22 @@ from relprop.metrics.curves import (
     standard_error,
     step_counts,
 )
+from relprop.metrics.options import CurveOptions, RemovalOptions, StepOptions
 from relprop.tables import text_table
 from relprop.training import one_measurement
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 @one_measurement
+@takes
 def perturbation_curve(
     explain: Explain | Tensor,
     model: nn.Module,
     x: Tensor,
     target: Target = None,
-    *,
-    order: Order = "morf",
-    absolute: bool = False,
-    steps: int | None = None,
-    fraction: float = 1.0,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "logit",
-    recompute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[CurveOptions],
 ) -> Curve:
     """Replace more and more of the input in the order of relevance, and record the score.
 
@@ -103,30 +96,12 @@ def perturbation_curve(
     >>> curve.values  # the mean of 0, 2, 3, -1
     tensor([1.], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
-    counts = step_counts(given.parts, steps, fraction)
-    scores = along(given, _places(given, explain, order, absolute, counts, recompute), counts)
-    return Curve(scores, fractions(given.parts, counts), aopc(scores, lengths(counts)), "AOPC", order)
+    return _curve(explain, model, x, target, **options)
 
 
+@takes_with(baseline="invert")
 def pixel_flipping(
-    explain: Explain | Tensor,
-    model: nn.Module,
-    x: Tensor,
-    target: Target = None,
-    *,
-    baseline: Baseline = "invert",
-    **options: Any,
+    explain: Explain | Tensor, model: nn.Module, x: Tensor, target: Target = None, **options: Unpack[CurveOptions]
 ) -> Curve:
     """Flip one pixel after the other, the most relevant first, until the image is its negative.
 
@@ -139,7 +114,7 @@ def pixel_flipping(
     >>> pixel_flipping(lambda model, x, target: x, model, x, 0).scores.shape
     torch.Size([3, 17])
     """
-    return perturbation_curve(explain, model, x, target, baseline=baseline, **options)
+    return perturbation_curve(explain, model, x, target, **options)
 
 
 def region_perturbation(
@@ -167,15 +142,9 @@ def region_perturbation(
     return perturbation_curve(explain, model, x, target, features=region, baseline=baseline, **options)
 
 
+@takes_with(output="probability")
 def deletion(
-    explain: Explain | Tensor,
-    model: nn.Module,
-    x: Tensor,
-    target: Target = None,
-    *,
-    baseline: Baseline = "zero",
-    output: Output = "probability",
-    **options: Any,
+    explain: Explain | Tensor, model: nn.Module, x: Tensor, target: Target = None, **options: Unpack[CurveOptions]
 ) -> Curve:
     """Delete the most relevant first: the area under the curve.
 
@@ -190,11 +159,12 @@ def deletion(
     >>> deletion(lambda model, x, target: x, model, x, 0).values.shape
     torch.Size([3])
     """
-    curve = perturbation_curve(explain, model, x, target, baseline=baseline, output=output, **options)
+    curve = perturbation_curve(explain, model, x, target, **options)
     return Curve(curve.scores, curve.fractions, curve.auc, "AUC of deletion", curve.order)
 
 
 @one_measurement
+@takes_with(baseline="blur", output="probability")
 def insertion(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -202,15 +172,7 @@ def insertion(
     target: Target = None,
     *,
     order: Order = "morf",
-    absolute: bool = False,
-    steps: int | None = None,
-    features: Features = None,
-    baseline: Baseline = "blur",
-    output: Output = "probability",
-    recompute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[StepOptions],
 ) -> Curve:
     """Begin with the baseline and insert the most relevant first: the area under the curve.
 
@@ -233,22 +195,31 @@ def insertion(
     >>> insertion(lambda model, x, target: x * model.weight, model, x, baseline="zero", output="logit").scores
     tensor([[ 0.,  2.,  3., -1.]], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
+    curve = _curve(explain, model, x, target, order=order, fraction=1.0, insert=True, **options)
+    return Curve(curve.scores, curve.fractions, curve.auc, "AUC of insertion", order)
+
+
+def _curve(
+    explain: Explain | Tensor,
+    model: nn.Module,
+    x: Tensor,
+    target: Target,
+    *,
+    order: Order,
+    absolute: bool,
+    steps: int | None,
+    fraction: float,
+    recompute: bool,
+    insert: bool = False,
+    **options: Unpack[RemovalOptions],
+) -> Curve:
+    """Return the curve along one order."""
+    given = removal(model, x, target, **options)
+    counts = step_counts(given.parts, steps, fraction)
+    scores = along(
+        given, _places(given, explain, order, absolute, counts, recompute, insert=insert), counts, insert=insert
     )
-    counts = step_counts(given.parts, steps, 1.0)
-    order_of_units = _places(given, explain, order, absolute, counts, recompute, insert=True)
-    scores = along(given, order_of_units, counts, insert=True)
-    parts = fractions(given.parts, counts)
-    return Curve(scores, parts, auc(scores, parts), "AUC of insertion", order)
+    return Curve(scores, fractions(given.parts, counts), aopc(scores, lengths(counts)), "AOPC", order)
 
 
 @dataclass(frozen=True)
@@ -296,6 +267,7 @@ class Selectivity:
 
 
 @one_measurement
+@takes
 def selectivity(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -305,13 +277,8 @@ def selectivity(
     absolute: bool = False,
     steps: int | None = None,
     fraction: float = 1.0,
-    features: Features = None,
-    baseline: Baseline = "zero",
-    output: Output = "logit",
     recompute: bool = False,
-    seed: int = 0,
-    internal_batch_size: int | None = 512,
-    progress: bool = False,
+    **options: Unpack[RemovalOptions],
 ) -> Selectivity:
     """Measure MoRF, LeRF and random order on the same inputs.
 
@@ -332,17 +299,7 @@ def selectivity(
     >>> selectivity(lambda model, x, target: x * model.weight, model, torch.ones(1, 3)).values  # LeRF: -1, 3, 2, 0
     tensor([3.], dtype=torch.float64)
     """
-    given = removal(
-        model,
-        x,
-        target,
-        features=features,
-        baseline=baseline,
-        output=output,
-        seed=seed,
-        internal_batch_size=internal_batch_size,
-        progress=progress,
-    )
+    given = removal(model, x, target, **options)
     counts = step_counts(given.parts, steps, fraction)
     once = explain if recompute else given.relevance(explain)
     curves = {}

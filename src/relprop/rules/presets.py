@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,16 @@ def _until(rules: Rules, until: int | str) -> Rules:
     return rules.first(Flat()).until(until, Flat())
 
 
-PRESETS: dict[str, Callable[..., Rules]] = {
+PresetName = Literal[
+    "lrp0", "epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma", "epsilon_gamma_box",
+    "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "alpha1_beta0", "alpha2_beta1", "zplus", "wsquare",
+    "flat", "lrp0_ignore_bias", "epsilon_ignore_bias", "alpha1_beta0_ignore_bias", "alpha2_beta1_ignore_bias",
+    "preset_a", "preset_b", "preset_a_flat", "preset_b_flat", "preset_a_flat_until_idx",
+    "preset_b_flat_until_idx", "deep_taylor", "deep_taylor_bounded", "attnlrp", "cp_lrp",
+]  # fmt: skip
+"""The names of ``PRESETS``, one by one, for editors and type checkers."""
+
+PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "lrp0": lambda: everywhere(Zero()),
     "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
     "epsilon_plus": lambda epsilon=1e-6: _composite(ZPlus(), epsilon),
@@ -111,7 +120,7 @@ PRESETS: dict[str, Callable[..., Rules]] = {
 }
 
 
-def preset(name: str, **options: Any) -> Rules:
+def preset(name: PresetName, **options: Any) -> Rules:
     """Return the rules of a preset.
 
     Args:
@@ -144,7 +153,7 @@ def as_rules(rules: Any) -> Rules:
     if isinstance(rules, Rules):
         return rules
     if isinstance(rules, str):
-        return preset(rules)
+        return preset(cast("PresetName", rules))
     if isinstance(rules, LinearRule):
         return everywhere(rules)
     if isinstance(rules, Rule):

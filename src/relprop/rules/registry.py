@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
 
+from relprop.arguments import Registered
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
 from relprop.operations.table import operation_of
@@ -32,9 +33,17 @@ from relprop.rules.universal import Block, Detach, Mask, Pass
 if TYPE_CHECKING:
     from relprop.rules.attached import Attached
     from relprop.rules.plan import Plan
+    from relprop.rules.presets import PresetName
 
 Selectable: TypeAlias = "str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., Any]"
-RuleLike: TypeAlias = "Rule | str"
+RuleName = Literal[
+    "lrp0", "zero", "epsilon", "gamma", "alpha_beta", "alpha2_beta1", "alpha1_beta0", "zplus", "contrast",
+    "rescaled_excitation", "zbox", "wsquare", "flat", "rho", "pass", "block", "mask", "detach", "average_pool",
+    "winner_takes_all", "uniform", "signal_takes_all", "norm", "taylor_softmax", "attnlrp", "cp_lrp",
+]  # fmt: skip
+"""The names of relprop's own rules, one by one, for editors and type checkers; yours are :class:`Registered`."""
+
+RuleLike: TypeAlias = "Rule | RuleName | Registered"
 
 DEFAULTS: dict[str, Rule] = {
     "linear": Zero(),
@@ -161,17 +170,20 @@ class Rules:
         return Rules((*self.entries, Entry(Until(end), as_rule(rule, LinearRule))))
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> Rules:
+    def preset(cls, name: PresetName, **options: Any) -> Rules:
         """Return the rules that the field knows by this name; see :mod:`relprop.rules.presets`."""
         from relprop.rules.presets import preset
 
         return preset(name, **options)
 
     @classmethod
-    def register(cls, name: str, rule: Callable[..., Rule]) -> None:
+    def register(cls, name: str, rule: Callable[..., Rule]) -> Registered:
         """Make a rule known by a name: ``Rules.register("my_rule", MyRule)``, then ``.set(nn.Linear, "my_rule")``.
 
         A class (or a function that makes the rule) that is defined again, as in a notebook, takes its own place.
+
+        Returns:
+            the name, as type checkers take it: they know those of relprop, and find a misspelled one.
 
         Raises:
             RuleError: where the name is taken by another rule.
@@ -182,6 +194,7 @@ class Rules:
         if taken is not rule and (_place(taken) is None or _place(taken) != _place(rule)):
             raise RuleError(f"{name!r} is already registered; choose another name.")
         cls.named[name] = rule
+        return Registered(name)
 
     def plan(self, model: nn.Module, inputs: Any, target: Any = None, **options: Any) -> Plan:
         """Return what will happen to these inputs: every call, in order, with its module, shapes and rule.
