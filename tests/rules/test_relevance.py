@@ -132,6 +132,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"groups": property(lambda self: None)}, r"groups is None, expected a tuple"),
     "no contributions": ({"contributions": lambda self, layer, a, z: z}, "contributions returned Tensor"),
     "a channel's stabilizers": ({"stabilize": lambda self, layer, z: torch.ones(3)}, r"shape \(3,\).*per_channel"),
+    "of the width": ({"stabilize": lambda self, layer, z: torch.ones(2)}, r"shape \(2,\).*per_channel"),
+    "nothing": ({"stabilize": lambda self, layer, z: None}, "returned None. Write `return`"),
     "a negative stabilizer": ({"stabilize": lambda self, layer, z: -1.0}, "returned -1.0, expected a number >= 0"),
     "a forgotten return": ({"stabilize": lambda self, layer, z: "1e-6"}, "returned '1e-6'"),
 }

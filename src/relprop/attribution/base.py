@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from relprop.arguments import takes
 from relprop.attribution.contract import Method
 from relprop.attribution.options import Condition, ForwardOptions, Options, maps, maps_and_delta
 from relprop.conservation import ConservationReport, make_report
-from relprop.errors import InputError, NumericalError, TargetError, TargetTypeError
+from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
 from relprop.propagation.call import Call, Selector
@@ -230,28 +230,20 @@ class Attribution(Method):
                 yield passed
             except _NotFiniteError as error:
                 call.close()
-                self._look_again(inputs, targets, additional, kwargs, condition, layers, **options)
+                given = {**options, "forward_kwargs": forward_kwargs, "condition": condition}
+                self._look_again(inputs, targets, additional, layers, **given)
                 raise NumericalError(*error.args) from None
             finally:
                 call.close()
 
     def _look_again(
-        self,
-        inputs: Given,
-        targets: Sequence[Target],
-        additional: Any,
-        kwargs: Mapping[str, Any] | None,
-        condition: Condition,
-        layers: Sequence[str],
-        **options: Any,
+        self, inputs: Given, targets: Sequence[Target], additional: Any, layers: Sequence[str], **options: Any
     ) -> None:
         """Run once more, and look at what every rule returns: raises where the first of them is not finite.
 
         So a GPU is asked for numbers once an attribution, however many rules there are.
         """
-        with self._run(
-            inputs, targets, additional, kwargs, condition, layers, **{**options, "looking": True}
-        ) as passed:
+        with self._run(inputs, targets, additional, layers, **{**options, "looking": True}) as passed:
             for index in range(len(targets)):
                 passed.coefficients(index, retain_graph=True)
 
@@ -283,7 +275,7 @@ class Attribution(Method):
         with torch.set_grad_enabled(call.create_graph):
             for root, (value, c) in zip(tokens.roots, parts, strict=True):
                 if c is not None:
-                    total = total + root.placed(self.result(call, value, c).sum(-1), ids.shape)
+                    total = total + root.placed(self._result(call, value, c).sum(-1), ids.shape)
         return total
 
     def _total(self, call: Call, parts: Parts) -> Tensor:
@@ -292,8 +284,27 @@ class Attribution(Method):
         with torch.set_grad_enabled(call.create_graph):
             for value, c in parts:
                 if c is not None:
-                    total = total + self.result(call, value, c)
+                    total = total + self._result(call, value, c)
         return total
+
+    def _result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+        """Return what the method makes of a coefficient, checked.
+
+        Raises:
+            MethodError: where that is no tensor of the shape of ``x``, or ``x`` was written into.
+        """
+        before = 0 if x.is_inference() else x._version
+        found = self.result(call, x, c)
+        title, given = f"{type(self).__name__}.result", cast("Any", found)
+        if not isinstance(given, Tensor):
+            raise MethodError(f"{title} returned {type(given).__name__}, expected a tensor of shape {tuple(x.shape)}.")
+        if found.shape != x.shape:
+            raise MethodError(
+                f"{title} returned a tensor of shape {tuple(found.shape)}, expected {tuple(x.shape)}, as x."
+            )
+        if not x.is_inference() and x._version != before:
+            raise MethodError(f"{title} writes into x, which is the caller's; return a new tensor, such as x * c.")
+        return found
 
 
 class _NotFiniteError(Exception):

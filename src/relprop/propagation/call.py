@@ -294,7 +294,10 @@ class Call:
         choice = Choice() if self.selector is None else self.selector.select(Kind.UNSEEN, title, *self.place)
         covered = choice.filter is not None and choice.filter.blocks
         if not covered:
-            why = "was made by no call relprop can see; plain autograd carries its relevance."
+            why = (
+                "was made by no call relprop can see; plain autograd carries its relevance. If that is a kernel or an "
+                "autograd function of your own, relprop.operation says what it is."
+            )
             if made_by is not None and made_by in self.operations:
                 apply = f"{made_by.__name__}.apply"
                 why = (

@@ -7,7 +7,7 @@ in the place of its own, and the transpose.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -321,8 +321,10 @@ class LinearMap:
         """Return the bias as it broadcasts to the output, or 0."""
         return 0.0 if self.bias is None else self.per_channel(self.bias, z)
 
-    def per_channel(self, numbers: Tensor, z: Tensor) -> Tensor:
+    def per_channel(self, numbers: Tensor | Sequence[float], z: Tensor) -> Tensor:
         """Return numbers, one for every output channel, as they broadcast to the output ``z``."""
+        if not isinstance(numbers, Tensor):
+            numbers = torch.as_tensor(numbers, dtype=z.dtype, device=z.device)
         return self.geometry.shift(numbers, z)
 
     def channels(self, a: Tensor) -> int | None:

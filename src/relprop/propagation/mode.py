@@ -237,7 +237,7 @@ class RelevanceMode(TorchFunctionMode):
         here.choose()
         covered = here.choice.filter is not None and here.choice.filter.blocks
         if call.selector is not None and not covered:
-            why = "has no rule in relprop; plain autograd carries its relevance."
+            why = "has no rule in relprop; plain autograd carries its relevance. relprop.operation can give it one."
             call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
         if call.recording:
             here.record = here.account = new_record(here, active)

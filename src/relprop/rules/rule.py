@@ -101,7 +101,10 @@ class GroupRule(LinearRule):
         return Products(layer, a, z, self.bias == "absorb")
 
     def stabilize(self, layer: LinearMap, z: Tensor) -> Stabilizer:
-        """Return what is added to the sums, as it broadcasts to the output ``z``: by default ``stabilizer``."""
+        """Return what is added to the size of the sums: by default ``stabilizer``.
+
+        A number >= 0, or a tensor that broadcasts to the output ``z``; the sign of the sums is taken care of.
+        """
         return self.stabilizer
 
     @final
@@ -129,13 +132,20 @@ class GroupRule(LinearRule):
         """Return what is added to the sums, checked."""
         found: Any = self.stabilize(layer, z)
         if isinstance(found, Tensor):
-            if not broadcasts(found, z):
+            # Of a convolution, one number per channel would broadcast over the width.
+            least = layer.per_channel(z.new_zeros(1), z).dim()
+            if found.dim() and (found.dim() < least or not broadcasts(found, z)):
                 raise RuleError(
                     f"{self!r}.stabilize returned a tensor of shape {tuple(found.shape)}, expected what broadcasts to "
                     f"the output {tuple(z.shape)}; one number for every output channel: layer.per_channel(numbers, z)."
                 )
+        elif found is None and self.stabilizer is not None:
+            raise RuleError(
+                f"{self!r}.stabilize returned None. Write `return` before the result, or stabilizer = None for the "
+                "exact quotient."
+            )
         elif found is not None and not (isinstance(found, (int, float)) and found >= 0):
-            raise RuleError(f"{self!r}.stabilize returned {found!r}, expected a number >= 0, a tensor, or None.")
+            raise RuleError(f"{self!r}.stabilize returned {found!r}, expected a number >= 0 or a tensor.")
         return found  # type: ignore[no-any-return]
 
 
