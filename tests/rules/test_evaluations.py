@@ -1,8 +1,13 @@
 """How often a rule evaluates its layer: no more convolutions and matrix products than the table says.
 
-The table was measured at commit e8e95fc, with PyTorch 2.13 on a CPU, by `evaluations`: it counts what reaches ATen
-during one whole call of `attribute` or `report`, so that the model's own forward pass is one of the evaluations forward
-and a plain gradient makes 1+1. Forward and transposed were told apart by what a transposed product costs two of.
+The table was measured with PyTorch 2.13 on a CPU, by `evaluations`: it counts what reaches ATen during one whole call
+of `attribute` or `report`, so that the model's own forward pass is one of the evaluations forward and a plain
+gradient makes 1+1. Forward and transposed were told apart by what a transposed product costs two of.
+
+It was first measured when every rule was written by itself (commit e8e95fc). The one relevance function has saved
+since: for Contrast 7+6 became 5+4, for RescaledExcitation(0.5) 5+4 became 3+2 and for (1.0) 1+1, where a >= 0
+likewise; reports make one evaluation forward less for every sum that they share (gamma 7+4, z+ 7+2, alpha-beta 13+4,
+Contrast 19+6 before). No number is larger than it was.
 """
 
 from __future__ import annotations
@@ -41,31 +46,31 @@ Columns = tuple[str, str, str, str, str, str]
 # "signed" and "a >= 0": what is known of the layer's input. "ReLU": alone it takes the output, and no zB, w^2 or flat
 # stands above; behind a layer with signed input it changes nothing. A bias changes nothing either, and all linear
 # layers are alike.
-BEFORE: list[tuple[LinearRule, Columns]] = [
+LIMITS: list[tuple[LinearRule, Columns]] = [
     #                                 signed          a >= 0          a >= 0, ReLU
     #                                 map    report   map    report   map    report
     (Zero(),                         ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),
     (Epsilon(),                      ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),
     (Epsilon(0.1, relative=True),    ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),
     (Epsilon(bias="ignore"),         ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),
-    (Gamma(),                        ("3+4", "7+4",   "2+2", "4+2",   "2+1", "4+1")),
-    (Gamma(bias="ignore"),           ("3+4", "7+4",   "2+2", "4+2",   "2+2", "4+2")),
-    (AlphaBeta(2, 1),                ("5+4", "13+4",  "3+2", "7+2",   "3+2", "7+2")),
-    (AlphaBeta(2, 1, bias="ignore"), ("5+4", "13+4",  "3+2", "7+2",   "3+2", "7+2")),
-    (AlphaBeta(1, 0),                ("3+2", "7+2",   "2+1", "4+1",   "2+1", "4+1")),
-    (AlphaBeta(1, 0, bias="ignore"), ("3+2", "7+2",   "2+1", "4+1",   "2+1", "4+1")),
-    (ZPlus(),                        ("3+2", "7+2",   "2+1", "4+1",   "2+1", "4+1")),
-    (ZPlus(bias="ignore"),           ("3+2", "7+2",   "2+1", "4+1",   "2+1", "4+1")),
+    (Gamma(),                        ("3+4", "5+4",   "2+2", "3+2",   "2+1", "3+1")),
+    (Gamma(bias="ignore"),           ("3+4", "5+4",   "2+2", "3+2",   "2+2", "3+2")),
+    (AlphaBeta(2, 1),                ("5+4", "9+4",   "3+2", "5+2",   "3+2", "5+2")),
+    (AlphaBeta(2, 1, bias="ignore"), ("5+4", "9+4",   "3+2", "5+2",   "3+2", "5+2")),
+    (AlphaBeta(1, 0),                ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
+    (AlphaBeta(1, 0, bias="ignore"), ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
+    (ZPlus(),                        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
+    (ZPlus(bias="ignore"),           ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (RescaledExcitation(0.0),        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
-    (RescaledExcitation(0.5),        ("5+4", "9+4",   "3+2", "5+2",   "3+2", "5+2")),
-    (RescaledExcitation(1.0),        ("5+4", "9+4",   "3+2", "5+2",   "3+2", "5+2")),
-    (Contrast(),                     ("7+6", "19+6",  "4+3", "10+3",  "4+3", "10+3")),
+    (RescaledExcitation(0.5),        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
+    (RescaledExcitation(1.0),        ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),
+    (Contrast(),                     ("5+4", "9+4",   "3+2", "5+2",   "3+2", "5+2")),
     (ZBox(-2.0, 2.0),                ("3+2", "5+2",   "3+2", "5+2",   "3+2", "5+2")),
     (WSquare(),                      ("2+1", "3+1",   "2+1", "3+1",   "2+1", "3+1")),
     (Flat(),                         ("2+1", "3+1",   "2+1", "3+1",   "2+1", "3+1")),
     (Rho(more_positive),             ("2+1", "3+1",   "2+1", "3+1",   "2+1", "3+1")),
 ]  # fmt: skip
-ROWS = [pytest.param(*row, id=repr(row[0]).split(" at ")[0]) for row in BEFORE]  # without the address of a function
+ROWS = [pytest.param(*row, id=repr(row[0]).split(" at ")[0]) for row in LIMITS]  # without the address of a function
 
 # What linear calls and their derivatives end in.
 EVALUATIONS = frozenset(
@@ -217,13 +222,13 @@ def of_layer(rule: LinearRule, layer: Layer, place: Place, call: Call = attribut
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize(("rule", "columns"), ROWS)
-def test_no_more_evaluations_than_before(rule: LinearRule, columns: Columns, layer: Layer) -> None:
+def test_no_more_evaluations_than_the_table_says(rule: LinearRule, columns: Columns, layer: Layer) -> None:
     more = {}
     for place in PLACES:
         for call, entry in zip((attribute, report), place.entries(layer, columns), strict=True):
             found = of_layer(rule, layer, place, call)
             if found > layer.cost(entry):
-                more[f"{call.__name__} at {place}"] = f"{found} evaluations; before: {layer.cost(entry)} = {entry}"
+                more[f"{call.__name__} at {place}"] = f"{found} evaluations; the table: {layer.cost(entry)} = {entry}"
     assert not more
 
 
