@@ -52,7 +52,9 @@ def test_relevance_that_is_there_already_explains_nothing_else(name: str) -> Non
     metric = EXPLAINS_MORE[name]
     with pytest.raises(InputTypeError, match=rf"{name} explains .*relevance that is there already.*explain\(model, x"):
         metric(gradient_x_input(network(), images(), TARGET))
-    with pytest.raises(InputTypeError, match="explain is a str, which cannot; expected a callable"):
+    with pytest.raises(
+        InputTypeError, match=rf"{name} explains .* is 'gradient'; expected a callable.*relevance; write lambda"
+    ):
         metric("gradient")
 
 

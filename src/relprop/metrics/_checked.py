@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from relprop.arguments import nonnegative_number
 from relprop.errors import InputTypeError, ModelError
+from relprop.metrics._explain import checked_explain
 
 
 def must_explain(explain: Any, metric: str, what: str) -> None:
     """Refuse relevance that is there already where a metric explains something else, too.
 
     Raises:
-        InputTypeError: ``explain`` cannot be called.
+        InputTypeError: ``explain`` is such relevance, or no explainer.
     """
-    if not callable(explain):
-        given = "relevance that is there already" if isinstance(explain, Tensor) else f"a {type(explain).__name__}"
+    if isinstance(checked_explain(explain, f"{metric} explains {what}, and explain", instead=""), Tensor):
         raise InputTypeError(
-            f"{metric} explains {what}, and explain is {given}, which cannot; expected a callable "
-            "explain(model, x, target) -> relevance"
+            f"{metric} explains {what}, and explain is relevance that is there already, which cannot; expected a "
+            "callable explain(model, x, target) -> relevance"
         )
 
 

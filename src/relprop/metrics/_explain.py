@@ -96,6 +96,35 @@ def handed(model: Any, x: Tensor) -> Tensor:
     return x.clone() if first.device == x.device else x.to(first.device)
 
 
+def checked_explain(explain: Any, what: str = "explain", instead: str = ", or relevance, a tensor") -> Explain | Tensor:
+    """Return an explainer, or relevance that is there already.
+
+    Args:
+        explain: what was given.
+        what: names it.
+        instead: what else than a callable is expected.
+
+    Raises:
+        InputTypeError: anything else, such as a method, which explains the one model that it was made from, or the name
+            or the class of one.
+    """
+    if isinstance(explain, Tensor) or (callable(explain) and not isinstance(explain, type)):
+        return explain
+    given, hint = f"a {type(explain).__name__}", ""
+    if isinstance(explain, str):
+        given = repr(explain)
+        hint = f"; write lambda model, x, target: relprop.explain(model, x, target, {explain!r})"
+    elif hasattr(explain, "attribute"):
+        title = (explain if isinstance(explain, type) else type(explain)).__name__
+        given = f"the class {title}" if isinstance(explain, type) else f"{given}, which has a model of its own"
+        hint = f"; write lambda model, x, target: {title}(model).attribute(x, target)"
+    elif isinstance(explain, type):
+        given = f"the class {explain.__name__}"
+    raise InputTypeError(
+        f"{what} is {given}; expected a callable explain(model, x, target) -> relevance{instead}{hint}"
+    )
+
+
 def explained(
     explain: Explain | Tensor,
     model: nn.Module,
@@ -118,13 +147,9 @@ def explained(
     """
     x = checked_input(x)
     found = checked_target(target, len(x))
+    explain = checked_explain(explain)
     if isinstance(explain, Tensor):
         return checked_relevance(explain, x)
-    if not callable(explain):
-        raise InputTypeError(
-            f"explain is a {type(explain).__name__}; expected a callable explain(model, x, target) -> relevance, or "
-            "relevance, a tensor"
-        )
     parts = list(chunks(len(x), internal_batch_size))
     maps = [
         checked_relevance(
