@@ -19,6 +19,7 @@ from relprop import (
     Gradient,
     GuidedBackprop,
     IntegratedGradients,
+    NumericalError,
     OperationError,
     Rules,
     UncoveredOperationError,
@@ -550,3 +551,136 @@ def test_names_do_not_meet_those_of_torch() -> None:
     assert row is not None
     assert row.name == f"{__name__}.silu"
     assert operation_of(relprop.operation(torch.ops.relprop_tests.swish, **DECLARED)).name == "relprop_tests.swish"
+
+
+# What a first try returns --------------------------------------------------------------------------------------
+
+
+def runs(function: Callable[..., Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), Bend(function), nn.Linear(4, 2)).double()
+
+
+def _without_return(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _by_quotient(quotient: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return relprop.operation(lambda z: torch.sigmoid(z), kind="activation", name="own", quotient=quotient, **options)  # type: ignore[no-any-return]
+
+
+def _by_handler(handler: Callable[..., Any]) -> Callable[..., Any]:
+    return relprop.operation(lambda z: torch.sigmoid(z), kind="norm", name="own", handler=handler)  # type: ignore[no-any-return]
+
+
+def _by_body(body: Callable[..., Any]) -> Callable[..., Any]:
+    return relprop.operation(lambda z: torch.sigmoid(z), kind="composite", name="own", body=body)  # type: ignore[no-any-return]
+
+
+RETURNED: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
+    "a quotient of None": (lambda: _by_quotient(_without_return), "quotient at 'own' in module '1'.*None.*`return`"),
+    "a root's quotient of None": (lambda: _by_quotient(_without_return, root=1.0), "quotient at 'own'.*None"),
+    "a number": (lambda: _by_quotient(lambda z: 0.25), r"quotient at 'own'.*float \(0.25\), .*shape \(3, 4\)"),
+    "one for all": (lambda: _by_quotient(lambda z: torch.ones(())), r"shape \(\), expected .* \(3, 4\), as the output"),
+    "a row": (lambda: _by_quotient(lambda z: z[:1]), r"shape \(1, 4\), expected a tensor of shape \(3, 4\)"),
+    "a root's row": (lambda: _by_quotient(lambda z: z[:1], root=1.0), r"shape \(1, 4\), expected .* \(3, 4\)"),
+    "a handler of None": (lambda: _by_handler(_without_return), "handler at 'own' in module '1'.*None.*`return`"),
+    "a handler of a row": (lambda: _by_handler(lambda here, z: here.func(z)[:1]), r"handler .*\(1, 4\).*\(3, 4\)"),
+    "a handler of two": (lambda: _by_handler(lambda here, z: (z, z)), "handler .*, a tensor .*, expected a tensor"),
+    "a handler of integers": (lambda: _by_handler(lambda here, z: z.long()), "int64.*expected .*float64"),
+    "a body of None": (lambda: _by_body(_without_return), "body at 'own' in module '1'.*None.*`return`"),
+    "a body of a sum": (lambda: _by_body(lambda z: z.sum(1)), r"body .*\(3,\).*expected .*\(3, 4\)"),
+    "a body of two": (lambda: _by_body(lambda z: [z, z]), "body .*, a tensor .*, expected a tensor"),
+}
+
+
+@pytest.mark.parametrize("case", RETURNED)
+def test_what_does_not_fit_the_output_is_named(case: str) -> None:
+    declare, message = RETURNED[case]
+    model = runs(declare())
+    with pytest.raises(OperationError, match=message):
+        LRP(model).attribute(random(3, 4, seed=7), 1)
+
+
+def _of_function() -> Callable[..., Any]:
+    function = swish_function()
+    relprop.operation(function, kind="composite", body=lambda z: function.apply(z))
+    return lambda z: function.apply(z)
+
+
+def _of_python() -> Callable[..., Any]:
+    @relprop.operation(kind="composite", body=lambda z: own(z) * 1.0)
+    def own(z: Tensor) -> Tensor:
+        return z * torch.sigmoid(z)
+
+    return own
+
+
+@pytest.mark.parametrize("declare", [_of_function, _of_python])
+def test_a_body_that_calls_its_own_function_is_named(declare: Callable[[], Callable[..., Any]]) -> None:
+    with pytest.raises(OperationError, match=r"The body at '(Swish|own)'.* calls (Swish|own) itself, without end"):
+        LRP(runs(declare())).attribute(random(3, 4, seed=7), 1)
+
+
+@pytest.mark.parametrize("root", [None, 1.0])
+def test_a_quotient_without_a_value_at_zero_is_named(root: float | None) -> None:
+    model = runs(_by_quotient(lambda z: (torch.sigmoid(z) - 0.5) / z, root=root))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    with pytest.raises(NumericalError, match=r"The quotient at 'own' in module '1' .* 3 of 12 entries, as at z = 0, "):
+        LRP(model).attribute(random(3, 4, seed=7), 1)
+
+
+@pytest.mark.parametrize("runs_it", [True, False])
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_the_value_stays_that_of_the_function_whatever_a_handler_computes(runs_it: bool, create_graph: bool) -> None:
+    """The handler's output is three times too large, and in float32; what explains is its graph."""
+    calls = []
+
+    def value(z: Tensor) -> Tensor:
+        calls.append(z)
+        return z.abs()
+
+    def run(here: Here, z: Tensor) -> Tensor:
+        here.absorbs_nothing()
+        return 3 * (here.func(z) if runs_it else z.abs()).float()
+
+    own = relprop.operation(value, kind="norm", handler=run, name="own")
+    model, x = runs(own), random(3, 4, seed=7)
+    expected = model(x)[:, 1].detach()
+    calls.clear()
+    explained = []
+    target = lambda output: explained.append(output) or output[:, 1]  # noqa: E731
+    LRP(model).attribute(x, target, create_graph=create_graph)
+    assert len(calls) == 1  # the kernel runs once
+    assert torch.equal(explained[0][:, 1], expected)
+    torch.testing.assert_close(LRP(model).explained(x, 1), expected)
+
+
+def test_a_handler_is_asked_by_rules_alone() -> None:
+    """Where there are no rules, the function is differentiated as it is."""
+
+    def run(here: Here, x: Tensor) -> Tensor:
+        return x / here.rule.denominator(here.call, x.abs().amax(1, keepdim=True))
+
+    own = relprop.operation(lambda x: x / x.abs().amax(1, keepdim=True), kind="norm", handler=run, name="own")
+    plain = lambda x: x / x.abs().amax(1, keepdim=True)  # noqa: E731
+    x = random(3, 4, seed=7)
+    for method in (Gradient, GuidedBackprop):
+        assert_close(method(runs(own)).attribute(x, 1), method(runs(plain)).attribute(x, 1), method.__name__)
+    assert LRP(runs(own), strict=True).attribute(x, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("bounds", [1.0, (1.0,), (1, 2, 3), ("a", "b"), (None, 1.0), (2.0, 1.0), {}])
+def test_bounds_are_two_numbers(bounds: Any) -> None:
+    with pytest.raises(OperationError, match=r"bounds are \(low, high\)"):
+        relprop.operation(swish, kind="activation", quotient=torch.sigmoid, bounds=bounds)
+
+
+def test_an_instance_of_an_autograd_function_is_no_operation() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says so, too
+        instance = Scale()
+    with pytest.raises(OperationError, match="Declare the class Scale itself, not an instance of it"):
+        relprop.operation(instance, kind="product")

@@ -21,6 +21,7 @@ from relprop.propagation.inherit import Keeps, clipped, function, keeps_nothing
 from relprop.propagation.numerics import safe
 from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.primitives import Spare, apply
+from relprop.propagation.returned import check_finite_quotient, check_quotient
 
 Function = Callable[..., Any]
 
@@ -45,10 +46,12 @@ def applied(
     value = out if call.create_graph else out.detach()
     offset = None
     with torch.set_grad_enabled(call.create_graph):
-        q = quotient(z, *args, **kwargs)
+        q = check_quotient(quotient(z, *args, **kwargs), out, here.where)
         if call.handles_zeros(input):
             offset = _at_zero(func, input, args, kwargs) != 0
             q = torch.where(offset, q, safe(value) / safe(z))
+    if call.looking:
+        check_finite_quotient(q, z, out, here.where)
     found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
     return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
 
@@ -86,7 +89,9 @@ def about(root: float, quotient: Callable[..., Tensor], here: Here, input: Tenso
         here.uncovered("is applied to complex numbers, for which its rule is not defined")
         return out
     with torch.set_grad_enabled(call.create_graph):
-        q = quotient(input if call.create_graph else input.detach(), *args, **kwargs)
+        q = check_quotient(quotient(input if call.create_graph else input.detach(), *args, **kwargs), out, here.where)
+    if call.looking:
+        check_finite_quotient(q, input, out, here.where)
     here.absorbs(-root * q)
     return call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
 

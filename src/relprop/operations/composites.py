@@ -58,12 +58,12 @@ def rewritten(body: Callable[..., Any]) -> Callable[..., Any]:
         with torch._C.DisableTorchFunction(), torch.set_grad_enabled(call.create_graph):
             native = here.func(*args, **kwargs)
             found = dict(zip(map(id, tensors_in(native)), made, strict=True))
-            return map_tensors(lambda value: _explained(here, value, found[id(value)]), native)
+            return map_tensors(lambda value: with_value(here, value, found[id(value)]), native)
 
     return handler
 
 
-def _explained(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
+def with_value(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
     """Return a value of the original function, explained as what was made of the input in its place."""
     call = here.call
     if not here.active(surrogate):

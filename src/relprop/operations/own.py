@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, TypeVar, overload
 
 import torch
@@ -14,7 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from relprop.errors import OperationError, UncoveredOperationError, near
 from relprop.operations.activations import about, elementwise
-from relprop.operations.composites import rewritten
+from relprop.operations.composites import with_value
 from relprop.operations.products import joined, product
 from relprop.operations.rows import functions_named
 from relprop.operations.table import TORCH, declare
@@ -22,7 +23,8 @@ from relprop.propagation.handler import Here, native
 from relprop.propagation.inherit import ANYWHERE, keeps_nothing, moved, of_all
 from relprop.propagation.inherit import function as function_of_one
 from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Operation
-from relprop.propagation.storage import map_tensors
+from relprop.propagation.returned import check_outputs
+from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.visible import make_apply_visible, once_differentiable, visible
 
 Declared = TypeVar("Declared", bound=Callable[..., Any])
@@ -103,13 +105,15 @@ def operation(
             any Python function, or a function of torch that relprop knows no row of. Left out: returns a decorator.
         kind: see above; a :class:`relprop.operations.Kind` or its name.
         name: as plans and reports show it; by default that of the function, with the namespace of an operator.
-        quotient: takes the arguments of ``f``. At 0 it is the derivative; written so that nothing cancels near it.
+        quotient: takes the arguments of ``f`` and returns a number for every entry of its output. At 0 it is the
+            derivative, and finite; written so that nothing cancels near it.
         root: for a function without a value at 0, one of its zeros: then ``q(z) = f(z) / (z - root)``, and what belongs
             to ``-root`` absorbs like a bias. None: it has a value at 0.
         bounds: between which the values of an activation lie, whatever its argument; None: anywhere.
         gate: an activation that switches what it multiplies, as a sigmoid does: it receives nothing of a product.
-        body: takes the arguments of ``f`` and computes the same.
-        handler: runs one call, ``handler(here, *args, **kwargs)``; see :class:`relprop.operations.Here`.
+        body: takes the arguments of ``f`` and computes the same. It must not call ``f``.
+        handler: runs one call, ``handler(here, *args, **kwargs)``, by a rule; see :class:`relprop.operations.Here`.
+            What it returns explains the call; the value stays that of ``f``.
         difference: how DeepLIFT takes it, a :class:`relprop.operations.Difference` or its name; by default
             ``"kinked"`` for activations (``"smooth"`` is more exact where they are smooth everywhere), ``"poles"`` for
             those with a root, what the kind says for the others, ``"uncovered"`` for a handler of your own.
@@ -118,7 +122,8 @@ def operation(
         The function to call: a Python function made visible to relprop, everything else itself.
 
     Raises:
-        OperationError: for arguments that contradict each other, and for a function of torch that has a row.
+        OperationError: for arguments that contradict each other, and for a function of torch that has a row; while
+            explaining, for a quotient, body or handler that returns None, or another shape than ``f``.
 
     >>> import torch
     >>> from relprop import LRP, operation
@@ -180,7 +185,7 @@ class _Stated:
             )
         if not ways and kind not in _BY_ITSELF:
             raise OperationError(f'kind="{kind}" does not say how relevance passes; give a handler.')
-        if self.bounds is not None and not self.bounds[0] <= self.bounds[1]:
+        if self.bounds is not None and not _are_bounds(self.bounds):
             raise OperationError(f"bounds are (low, high) with low <= high, got {self.bounds!r}.")
 
     def declare(self, function: Any) -> Any:
@@ -225,8 +230,8 @@ class _Stated:
 
     def _handler(self, function: Any) -> Handler:
         if self.body is not None:
-            return rewritten(self.body)
-        handler = self.handler
+            return partial(_by_body, self.body)
+        handler = None if self.handler is None else partial(_by_handler, self.handler)
         if handler is None and self.quotient is not None:
             quotient = self.quotient
             handler = partial(elementwise, quotient) if self.root is None else partial(about, self.root, quotient)
@@ -254,6 +259,64 @@ def _of_first(handler: Handler, here: Here, input: Any, *args: Any, **kwargs: An
         return handler(here, input, *args, **kwargs)
     here.uncovered("depends on the input by an argument that is not its first")
     return here.func(input, *args, **kwargs)
+
+
+def _by_body(body: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) -> Any:
+    """What is explained as its body; the value stays that of the function."""
+    try:
+        found = body(*args, **kwargs)
+    except RecursionError:
+        raise OperationError(
+            f"The body {here.where} calls {here.operation} itself, without end; write it in operations that have rows."
+        ) from None
+    return _valued(here, "body", _value(here, args, kwargs), found)
+
+
+def _by_handler(handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
+    """What a handler explains; the value stays that of the function, which runs once where the handler runs it."""
+    func = here.func
+    if here.call.selector is None:  # no rule explains anything
+        return func(*args, **kwargs)
+    made: list[Any] = []
+
+    def kept(*given: Any, **named: Any) -> Any:
+        out = func(*given, **named)
+        if _same((given, named), (args, kwargs)):
+            made.append(out)
+        return out
+
+    here.func = kept
+    try:
+        found = handler(here, *args, **kwargs)
+    finally:
+        here.func = func
+    value = made[0] if made else _value(here, args, kwargs)
+    return _valued(here, "handler", value, found)
+
+
+def _value(here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what the function gives, by which nothing is explained."""
+    with torch._C.DisableTorchFunction(), torch.set_grad_enabled(here.call.create_graph):
+        return here.func(*args, **kwargs)
+
+
+def _valued(here: Here, what: str, value: Any, found: Any) -> Any:
+    """Return the value of a function, explained as what its body or handler made in its place, checked."""
+    with torch._C.DisableTorchFunction():  # the mode runs what a body is made of, and that alone
+        made = check_outputs(what, found, value, here.where)
+        surrogates = dict(zip(map(id, tensors_in(value)), made, strict=True))
+
+        def explained(native: Tensor) -> Tensor:
+            surrogate = surrogates[id(native)]
+            return native if surrogate is native else with_value(here, native, surrogate)
+
+        return map_tensors(explained, value)
+
+
+def _same(given: Any, others: Any) -> bool:
+    """Say whether arguments hold the same numbers, in a graph or not."""
+    pairs = [[(x.data_ptr(), x.shape, x.stride()) for x in tensors_in(tree)] for tree in (given, others)]
+    return pairs[0] == pairs[1]
 
 
 def _product(here: Here, *args: Any, **kwargs: Any) -> Any:
@@ -295,6 +358,8 @@ def _called(function: Any) -> tuple[Any, Iterable[Any]]:
     if isinstance(function, type) and issubclass(function, torch.autograd.Function):
         make_apply_visible(function)
         return function, (function.apply,)
+    if isinstance(function, torch.autograd.Function):
+        raise OperationError(f"Declare the class {type(function).__name__} itself, not an instance of it.")
     if isinstance(function, (type, nn.Module)) or not callable(function):
         raise OperationError(
             f"{function!r} is no function: declare the operator, the autograd function or the Python function that a "
@@ -344,6 +409,12 @@ def _kind(kind: Any) -> Kind:
     if kind not in names:
         raise OperationError(f"kind is one of {', '.join(names)}; got {kind!r}.{near(str(kind), names)}")
     return Kind(kind)
+
+
+def _are_bounds(bounds: Any) -> bool:
+    """Say whether these are two numbers, the lower one first."""
+    pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
+    return pair and all(isinstance(end, Real) for end in bounds) and bounds[0] <= bounds[1]
 
 
 def _difference(difference: Any) -> Difference | None:

@@ -1,4 +1,4 @@
-"""What a rule returned, checked where it comes in: nothing, the wrong thing, or the right thing of another shape.
+"""What a rule or an own operation returned, checked where it comes in: nothing, the wrong thing, or another shape.
 
 Shapes and types cost nothing to look at. Numbers do: they are read where the result of a whole attribution is not
 finite, in a second look at it (see :mod:`relprop.attribution.base`), which names the first rule that made them so.
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from relprop.errors import RuleError
+from relprop.errors import NumericalError, OperationError, RuleError
+from relprop.propagation.storage import tensors_in
 
 
 class Where(NamedTuple):
@@ -147,6 +148,67 @@ def check_finite(found: Tensor, given: Sequence[Tensor], method: Callable[..., A
             "it was given is finite. Divide by quotient(numerator, denominator, stabilizer) of "
             "relprop.propagation.numerics, in which 0 / 0 = 0, and give functions arguments for which they are finite."
         )
+
+
+def check_quotient(found: Any, out: Tensor, where: Where) -> Tensor:
+    """Return the quotient of an activation, which must have the shape of the output: one for every entry.
+
+    Raises:
+        OperationError: where it is anything else.
+    """
+    if isinstance(found, Tensor) and found.shape == out.shape:
+        return found
+    raise OperationError(
+        f"The quotient {where} returned {_kind(found)}, expected a tensor of shape {tuple(out.shape)}, as the output: "
+        f"one number for every entry. {_instead(found) if not isinstance(found, Tensor) else ''}".rstrip()
+    )
+
+
+def check_finite_quotient(found: Tensor, z: Tensor, out: Tensor, where: Where) -> None:
+    """Raise where the quotient of an activation is NaN or infinite, and the activation itself is not.
+
+    Raises:
+        NumericalError: says at which argument.
+    """
+    bad = ~found.isfinite() & out.isfinite() & z.isfinite()
+    if bool(bad.any()):
+        raise NumericalError(
+            f"The quotient {where} is NaN or infinite in {int(bad.sum())} of {bad.numel()} entries, as at z = "
+            f"{float(z.detach().expand_as(bad)[bad][0]):.6g}, where z and the output are finite. At 0, and wherever "
+            "it would be 0 / 0, the quotient is the derivative; where the operation has an infinite slope there, as a root at 0, "
+            "set a rule (Block, Detach) at it."
+        )
+
+
+def check_outputs(what: str, found: Any, value: Any, where: Where) -> list[Tensor]:
+    """Return the tensors that a handler or a body returned, which must be those of the function that it stands for.
+
+    Args:
+        what: returned it.
+        found: what came.
+        value: what the function returns.
+        where: it stands.
+
+    Raises:
+        OperationError: where they are of another number, shape, device or kind of numbers.
+    """
+    came, expected = tensors_in(found), tensors_in(value)
+    if len(came) == len(expected) and all(map(_alike, came, expected)):
+        return came
+    shown = [
+        ", ".join(f"a tensor of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors)
+        for tensors in (came, expected)
+    ]
+    raise OperationError(
+        f"The {what} {where} returned {shown[0] or _kind(found)}, expected {shown[1] or _kind(value)}, as the function "
+        f"returns. {'' if came else _instead(found)}".rstrip()
+    )
+
+
+def _alike(found: Tensor, value: Tensor) -> bool:
+    """Say whether a tensor can explain a value; a number of another precision can."""
+    numbers = [(x.is_floating_point(), x.is_complex()) for x in (found, value)]
+    return (found.shape, found.device, numbers[0]) == (value.shape, value.device, numbers[1])
 
 
 def _title(method: Callable[..., Any], where: Where) -> str:
