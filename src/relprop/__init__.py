@@ -67,6 +67,7 @@ from relprop.errors import (
     TrainingModeWarning,
     UncoveredOperationError,
     UncoveredOperationWarning,
+    UnknownMethodError,
 )
 from relprop.inputs import Keywords
 from relprop.operations import operation
@@ -142,6 +143,7 @@ __all__ = [
     "UncoveredOperationError",
     "UncoveredOperationWarning",
     "Unit",
+    "UnknownMethodError",
     "VarGrad",
     "explain",
     "methods",

@@ -49,6 +49,12 @@ class MethodError(RelpropError, ValueError):
     """A method is unknown, cannot be made from the options given, or has a name that is taken."""
 
 
+class UnknownMethodError(MethodError, KeyError):
+    """No method has this name."""
+
+    __str__ = Exception.__str__  # that of KeyError shows the message in quotes
+
+
 class ModelError(RelpropError, TypeError):
     """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained."""
 

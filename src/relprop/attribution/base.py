@@ -48,7 +48,11 @@ class Attribution(Method):
         """Return the attribution of an input ``x`` from its coefficient ``c``."""
 
     def seed(self, output: Tensor) -> Tensor:
-        """Return the coefficient of the explained output, ``[N]``, with which the backward begins."""
+        """Return the coefficient of the explained output ``[N]`` with which the backward begins, ``[N]``.
+
+        Of 1, the relevance that arrives is the output itself in methods whose relevance is the input times its
+        coefficient, as LRP's is; of ``1 / output`` it is 1.
+        """
         return torch.ones_like(output)
 
     def make_call(self, **options: Any) -> Call:
@@ -107,8 +111,6 @@ class Attribution(Method):
         Raises:
             RelpropError: see :mod:`relprop.errors`.
         """
-        if return_convergence_delta:
-            self.require_completeness()
         given = as_inputs(inputs)
         with self._run(given, [target], additional_forward_args, **options) as passed:
             found = self._attributions(passed, given, 0, retain_graph=False)
@@ -222,7 +224,7 @@ class Attribution(Method):
                 )
                 for output in passed.selected:
                     _check_output(call, output)
-                passed.seeds = [self.seed(output) for output in passed.selected]
+                passed.seeds = [self._seed(output) for output in passed.selected]
                 self.after_forward(passed)
                 if len(inputs.tensors) > 1 or call.blocked:
                     passed.held = call.graph.held_roots()
@@ -235,6 +237,23 @@ class Attribution(Method):
                 raise NumericalError(*error.args) from None
             finally:
                 call.close()
+
+    def _seed(self, output: Tensor) -> Tensor:
+        """Return the coefficient of the explained output, checked.
+
+        Raises:
+            MethodError: where that is no tensor like the output.
+        """
+        found: Any = self.seed(output)
+        like = [(x.shape, x.dtype, x.device) for x in (found, output) if isinstance(x, Tensor)]
+        if len(like) == 2 and like[0] == like[1]:
+            return cast("Tensor", found)
+        came = f"a tensor of shape {tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else repr(found)
+        raise MethodError(
+            f"{type(self).__name__}.seed returned {came}, expected one of shape {tuple(output.shape)}, {output.dtype}, "
+            "on the device of the output: the coefficient with which the backward begins, one for every sample, such "
+            "as torch.ones_like(output)."
+        )
 
     def _look_again(
         self, inputs: Given, targets: Sequence[Target], additional: Any, layers: Sequence[str], **options: Any

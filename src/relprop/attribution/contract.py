@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import wraps
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +20,41 @@ from relprop.propagation.run import forward
 from relprop.targets import Target, reading
 from relprop.training import attribution_of, one_attribution
 
+F = TypeVar("F", bound=Callable[..., Any])
+Seed: TypeAlias = Literal["1", "f_t", ""]
+Output: TypeAlias = Literal["coefficient", "relevance"]
+SumsTo: TypeAlias = Literal["", "f", "f - f'", "1"]
+
 
 @dataclass(frozen=True)
 class Contract:
     """What the numbers of a method are, and what they promise.
 
     Attributes:
-        seed: what its backward begins with at the explained output: ``"1"``, or ``"f_t"``, the output itself; empty
+        seed: what arrives at the explained output: ``"1"``, or ``"f_t"``, the output itself as relevance; empty
             where the map does not come from a backward (some run one to find what the output depends on).
         output: ``"coefficient"``, like a gradient, which says how the output changes; or ``"relevance"``, shares of
             the output.
         sums_to: what the relevance is meant to sum to, ``"f"``, ``"f - f'"`` or ``"1"``; empty where no sum is claimed,
             so that there is no convergence delta.
         conditions: under what conditions it sums to that exactly.
+
+    Raises:
+        MethodError: for a value that is none of these.
     """
 
-    seed: Literal["1", "f_t", ""]
-    output: Literal["coefficient", "relevance"]
-    sums_to: Literal["", "f", "f - f'", "1"] = ""
+    seed: Seed
+    output: Output
+    sums_to: SumsTo = ""
     conditions: str = ""
+
+    def __post_init__(self) -> None:
+        for field, literal in (("seed", Seed), ("output", Output), ("sums_to", SumsTo)):
+            given, known = getattr(self, field), get_args(literal)
+            if given not in known:
+                raise MethodError(f"{field} of a Contract is one of {', '.join(map(repr, known))}; got {given!r}.")
+        if not isinstance(self.conditions, str):
+            raise MethodError(f"conditions of a Contract are words, got {self.conditions!r}.")
 
     @property
     def complete(self) -> bool:
@@ -67,11 +85,12 @@ class Method(ABC):
     def __init_subclass__(cls, *, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "attribute" in cls.__dict__:
-            cls.attribute = one_attribution(cls.attribute)  # type: ignore[method-assign]
+            cls.attribute = one_attribution(_of_its_contract(cls.attribute))  # type: ignore[method-assign]
         if name is None:
             return
-        if not name:
-            raise MethodError(f"{cls.__name__}: the name of a method must not be empty.")
+        given: Any = name
+        if not isinstance(given, str) or not given:
+            raise MethodError(f"{cls.__name__}: the name of a method is a string and must not be empty, got {name!r}.")
         taken = Method.named.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise MethodError(f"{name!r} is the name of {taken.__qualname__}; choose another name.")
@@ -79,6 +98,13 @@ class Method(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = as_model(model)
+
+    if not TYPE_CHECKING:  # to which any attribute would exist
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _MISSING:
+                raise MethodError(f"{type(self).__name__} has no {name}: {_MISSING[name]}")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @abstractmethod
     def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -120,3 +146,32 @@ class Method(ABC):
                 f"{type(self).__name__} does not claim to sum to the output{self._no_claim()}, so it has no "
                 "convergence delta and no report. Use GradientXInput or LRP."
             )
+
+
+_MISSING = {
+    "model": "its constructor does not call super().__init__(model). Write that in its first line.",
+    "contract": (
+        'it does not say what its numbers are. Write contract = Contract("1", "relevance") in the class, or '
+        "self.contract = ... in its constructor where that follows from what it wraps; see relprop.Contract."
+    ),
+}
+"""What every method has, and what to write where one does not."""
+
+
+def _of_its_contract(attribute: F) -> F:
+    """Return the ``attribute`` of a method, which gives no convergence delta where no sum is claimed."""
+    parameters = signature(attribute).parameters
+    takes = any(p.name == _DELTA or p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    if not takes:
+        return attribute
+
+    @wraps(attribute)
+    def claiming(self: Method, *args: Any, **options: Any) -> Any:
+        if options.get(_DELTA):
+            self.require_completeness()
+        return attribute(self, *args, **options)
+
+    return cast("F", claiming)
+
+
+_DELTA = "return_convergence_delta"

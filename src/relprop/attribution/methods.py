@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from relprop.arguments import Registered
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
-from relprop.errors import MethodError, near
+from relprop.errors import MethodError, UnknownMethodError, near
 from relprop.tables import html_table, text_table
 from relprop.targets import Target
 
@@ -91,7 +91,12 @@ class Methods(Mapping[str, Listed]):
         self._plain = {_plain(name): name for name in self._known}
 
     def __getitem__(self, name: str) -> Listed:
-        return self._known[self._plain[_plain(name)]]
+        plain = _plain(str(name))
+        if plain not in self._plain:
+            close = difflib.get_close_matches(plain, self._plain, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(repr(self._plain[match]) for match in close)}?" if close else ""
+            raise UnknownMethodError(f"No method is named {name!r}.{hint} Known: {', '.join(self._known)}.")
+        return self._known[self._plain[plain]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
@@ -209,7 +214,8 @@ def explain(
     if unknown:
         known = sorted({*_options(kind), *taken} - {"inputs", "target"})
         raise MethodError(
-            f"{kind.__name__} takes no option {unknown[0]!r}.{near(unknown[0], known)} It takes {', '.join(known)}."
+            f"{kind.__name__} takes no option {unknown[0]!r}.{near(unknown[0], known)} "
+            f"It takes {', '.join(known) or 'no options'}."
         )
     try:
         inspect.signature(made.attribute).bind(inputs, target=target, **left)
@@ -225,13 +231,7 @@ def kind_of(method: Any) -> type[Method]:
         MethodError: for a name that is not known, and for anything else.
     """
     if isinstance(method, str):
-        known = methods()
-        if method not in known:
-            plain = {_plain(name): name for name in known}
-            close = difflib.get_close_matches(_plain(method), plain, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(repr(plain[name]) for name in close)}?" if close else ""
-            raise MethodError(f"No method is named {method!r}.{hint} Known: {', '.join(known)}.")
-        return known[method].method
+        return methods()[method].method
     if isinstance(method, type) and issubclass(method, Method):
         return method
     raise MethodError(f"A method is given by its name or its class, got {method!r}.")
@@ -256,7 +256,9 @@ def _make(
     try:
         inspect.signature(kind).bind(source, **own)
     except TypeError as error:
-        raise MethodError(f"{kind.__name__} cannot be made: {error}. It takes {_defaults(kind)}.") from None
+        raise MethodError(
+            f"{kind.__name__} cannot be made: {error}. It takes {_defaults(kind) or 'no options'}."
+        ) from None
     return kind(source, **own), inner  # type: ignore[arg-type]
 
 
@@ -266,7 +268,7 @@ def _made(over: Any, model: nn.Module, options: dict[str, Any]) -> Method:
 
 
 def _listed(name: str, method: type[Method]) -> Listed:
-    text = inspect.getdoc(method) or ""
+    text = inspect.cleandoc(method.__doc__ or "")  # its own: that of its base is of another method
     contract = inspect.getattr_static(method, "contract", None)
     source = _SOURCE.search(text)
     return Listed(

@@ -231,7 +231,7 @@ class _Stated:
     def _handler(self, function: Any) -> Handler:
         if self.body is not None:
             return partial(_by_body, self.body)
-        handler = None if self.handler is None else partial(_by_handler, self.handler)
+        handler: Handler | None = None if self.handler is None else partial(_by_handler, self.handler)
         if handler is None and self.quotient is not None:
             quotient = self.quotient
             handler = partial(elementwise, quotient) if self.root is None else partial(about, self.root, quotient)

@@ -175,8 +175,8 @@ def check_finite_quotient(found: Tensor, z: Tensor, out: Tensor, where: Where) -
         raise NumericalError(
             f"The quotient {where} is NaN or infinite in {int(bad.sum())} of {bad.numel()} entries, as at z = "
             f"{float(z.detach().expand_as(bad)[bad][0]):.6g}, where z and the output are finite. At 0, and wherever "
-            "it would be 0 / 0, the quotient is the derivative; where the operation has an infinite slope there, as a root at 0, "
-            "set a rule (Block, Detach) at it."
+            "it would be 0 / 0, the quotient is the derivative; where the operation has an infinite slope there, as "
+            "a root at 0, set a rule (Block, Detach) at it."
         )
 
 
