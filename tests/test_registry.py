@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -392,3 +393,64 @@ def test_a_registered_name_is_known_to_all_registries(register: Callable[[str, A
     rules = Rules()
     register("mine", Half)
     assert next(iter(rules.set("*", "mine"))).rule == Half()
+
+
+@dataclass(frozen=True)
+class Needs(LinearRule):
+    """A rule without defaults."""
+
+    weight: float
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        return layer.transpose(self.weight * c)
+
+
+def test_the_name_of_a_rule_is_that_rule_on_every_linear_layer(register: Callable[[str, Any], None]) -> None:
+    model, x = mlp(), vectors()
+    register("half", Half)
+    register("tenth", partial(Needs, weight=0.1))
+    for name, rule in (("half", Half()), ("tenth", Needs(0.1)), ("gamma", Gamma())):
+        assert torch.equal(LRP(model, name).attribute(x, 1), LRP(model, rule).attribute(x, 1))
+        assert chosen(LRP(model, name).rules, model, x) == names(*[rule] * 3)
+    register("tenth", partial(Needs, weight=0.1))  # once more, as when a notebook cell runs twice
+    for name, other in (("tenth", partial(Needs, weight=0.2)), ("epsilon", partial(Epsilon, 0.1))):
+        with pytest.raises(RuleError, match=f"'{name}' is already registered"):
+            register(name, other)
+    assert str(LRP(model, "epsilon").rules) == str(Rules.preset("epsilon"))
+    with pytest.raises(RuleError, match="One rule for every linear layer must be a LinearRule; set AveragePool"):
+        LRP(model, "average_pool")
+    with pytest.raises(RuleError, match="No preset is named 'hlf'"):
+        LRP(model, "hlf")
+
+
+@pytest.mark.parametrize("name", [3, None, ""])
+def test_a_rule_is_registered_by_a_string(register: Callable[[Any, Any], None], name: Any) -> None:
+    with pytest.raises(RuleError, match="register needs a name, a string that is not empty, got"):
+        register(name, Half)
+
+
+@pytest.mark.parametrize("rule", [nn.Linear, int, Half(), "epsilon", None])
+def test_what_can_make_no_rule_is_not_registered(register: Callable[[str, Any], None], rule: Any) -> None:
+    with pytest.raises(RuleError, match=r"needs a name and a rule class, got .* A function that makes one will do"):
+        register("wrong", rule)
+    assert "wrong" not in Rules.named
+
+
+@pytest.mark.parametrize("use", [lambda: Rules().set(nn.Linear, "own"), lambda: LRP(mlp(), "own")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: None, "'own' was registered for <lambda>, which returned None; expected a rule, such as Epsilon"),
+        (lambda: Half, "'own' was registered for <lambda>, which returned <class .*; expected a rule"),
+        (
+            Needs,
+            r"needs arguments; pass an instance of it, Needs\(weight=...\), .*functools.partial\(Needs, weight=...\)",
+        ),
+    ],
+)
+def test_what_makes_no_rule_is_named_where_it_is_used(
+    register: Callable[[str, Any], None], make: Any, message: str, use: Callable[[], Any]
+) -> None:
+    register("own", make)
+    with pytest.raises(RuleError, match=message):
+        use()

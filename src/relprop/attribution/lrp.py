@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from relprop.arguments import Registered
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
 from relprop.propagation.cache import WeightCache
@@ -25,7 +26,8 @@ class LRP(Attribution, name="lrp"):
 
     Args:
         model: any ``nn.Module``, as it is.
-        rules: the name of a preset, a :class:`Rules`, or one rule for every linear layer. The default
+        rules: the name of a preset, a :class:`Rules`, or one rule for every linear layer, itself or by the name that
+            it is registered by (where a preset has the same name, that). The default
             ``"epsilon_gamma"`` is epsilon 1e-6 on dense layers, gamma 0.25 on convolutions, AttnLRP for attention.
         strict: an operation without a rule is an error instead of a warning.
         cache_weights: keep modified weights between calls; they are compared by value at every use, and cost memory.
@@ -45,7 +47,7 @@ class LRP(Attribution, name="lrp"):
     def __init__(
         self,
         model: nn.Module,
-        rules: PresetName | Rules | Rule = "epsilon_gamma",
+        rules: PresetName | Registered | Rules | Rule = "epsilon_gamma",
         *,
         strict: bool = False,
         cache_weights: bool = False,

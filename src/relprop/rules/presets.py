@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relprop.arguments import Registered
 from relprop.errors import RuleError, near
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Zero
 from relprop.rules.nonlinear import CPLRP
-from relprop.rules.registry import Rules
+from relprop.rules.registry import Rules, as_rule
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
@@ -145,7 +146,7 @@ def preset(name: PresetName, **options: Any) -> Rules:
 
 
 def as_rules(rules: Any) -> Rules:
-    """Return a registry from a preset's name, a registry, or one rule for every linear layer.
+    """Return a registry from a preset's name, a registry, or one rule for every linear layer, itself or by its name.
 
     Raises:
         RuleError: for anything else.
@@ -153,7 +154,9 @@ def as_rules(rules: Any) -> Rules:
     if isinstance(rules, Rules):
         return rules
     if isinstance(rules, str):
-        return preset(cast("PresetName", rules))
+        if rules in PRESETS or rules not in Rules.named:
+            return preset(cast("PresetName", rules))
+        rules = as_rule(Registered(rules))
     if isinstance(rules, LinearRule):
         return everywhere(rules)
     if isinstance(rules, Rule):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
@@ -181,15 +183,20 @@ class Rules:
         """Make a rule known by a name: ``Rules.register("my_rule", MyRule)``, then ``.set(nn.Linear, "my_rule")``.
 
         A class (or a function that makes the rule) that is defined again, as in a notebook, takes its own place.
+        It is called without arguments; ``functools.partial(MyRule, weight=0.5)`` fixes those that have no default.
 
         Returns:
             the name, as type checkers take it: they know those of relprop, and find a misspelled one.
 
         Raises:
-            RuleError: where the name is taken by another rule.
+            RuleError: where the name is taken by another rule or is no string, or where ``rule`` can make no rule.
         """
-        if not callable(rule):
-            raise RuleError(f"register needs a name and a rule class, got {rule!r}.")
+        given: Any = name
+        if given == "" or not isinstance(given, str):
+            raise RuleError(f"register needs a name, a string that is not empty, got {name!r}.")
+        made: Any = rule
+        if not callable(made) or (isinstance(made, type) and not issubclass(made, Rule)):
+            raise RuleError(f"register needs a name and a rule class, got {rule!r}. A function that makes one will do.")
         taken = cls.named.get(name, rule)
         if taken is not rule and (_place(taken) is None or _place(taken) != _place(rule)):
             raise RuleError(f"{name!r} is already registered; choose another name.")
@@ -358,8 +365,11 @@ class Selection:
         )
 
 
-def _place(rule: Any) -> tuple[str, str] | None:
+def _place(rule: Any) -> tuple[str, ...] | None:
     """Return where a class or function was defined, by which it is known when defined again; None for a lambda."""
+    if isinstance(rule, partial):
+        inner = _place(rule.func)
+        return None if inner is None else (*inner, repr(rule.args), repr(rule.keywords))
     name = getattr(rule, "__qualname__", "<lambda>")
     return None if name.endswith("<lambda>") else (rule.__module__, name)
 
@@ -377,16 +387,39 @@ def as_rule(rule: RuleLike, kind: type[Rule] = Rule) -> Rule:
         RuleError: for an unknown name, a name whose rule needs arguments, or something that is no rule.
     """
     if isinstance(rule, str):
-        if rule not in Rules.named:
-            raise RuleError(f"No rule is registered as {rule!r}.{near(rule, Rules.named)}")
-        try:
-            rule = Rules.named[rule]()
-        except TypeError:
-            raise RuleError(f"The rule {rule!r} needs arguments; pass an instance of it, not its name.") from None
+        rule = _made(rule)
     if not isinstance(rule, kind):
         hint = " (an instance, not the class)" if isinstance(rule, type) else ""
         raise RuleError(f"Expected a {kind.__name__}{hint} or a registered name, got {rule!r}.")
     return rule
+
+
+def _made(name: str) -> Rule:
+    """Return a rule from its name.
+
+    Raises:
+        RuleError: for a name that is not known, needs arguments, or was given to what makes no rule.
+    """
+    if name not in Rules.named:
+        raise RuleError(f"No rule is registered as {name!r}.{near(name, Rules.named)}")
+    make = Rules.named[name]
+    title = getattr(make, "__name__", type(make).__name__)
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        needed = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty]
+        given = ", ".join(f"{p.name}=..." for p in needed if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        raise RuleError(
+            f"The rule {name!r} needs arguments; pass an instance of it, {title}({given}), not its name, or register a "
+            f"name with them: Rules.register({name + '_1'!r}, functools.partial({title}, {given}))."
+        ) from None
+    made: Any = make()
+    if not isinstance(made, Rule):
+        raise RuleError(
+            f"{name!r} was registered for {title}, which returned {made!r:.80}; expected a rule, such as Epsilon(). "
+            "Register the class of a rule, or a function that returns one."
+        )
+    return made
 
 
 def _selector(selector: Any) -> Selector:
