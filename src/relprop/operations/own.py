@@ -315,8 +315,11 @@ def _valued(here: Here, what: str, value: Any, found: Any) -> Any:
 
 def _same(given: Any, others: Any) -> bool:
     """Say whether arguments hold the same numbers, in a graph or not."""
-    pairs = [[(x.data_ptr(), x.shape, x.stride()) for x in tensors_in(tree)] for tree in (given, others)]
-    return pairs[0] == pairs[1]
+
+    def where(x: Tensor) -> tuple[Any, ...]:
+        return (x.data_ptr(), x.shape, x.stride()) if x.layout is torch.strided else (id(x),)
+
+    return [*map(where, tensors_in(given))] == [*map(where, tensors_in(others))]
 
 
 def _product(here: Here, *args: Any, **kwargs: Any) -> Any:
