@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "explainer": (
         lambda: evaluated({"a": "x"}, {"s": selectivity}),
         InputTypeError,
-        r"explain is a str; expected a callable explain\(model, x, target\) -> relevance, or relevance",
+        r"explainer 'a' is 'x'; expected a callable explain\(model, x, target\) -> relevance, or relevance",
     ),
 }  # fmt: skip
 
