@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+collect_ignore = ["typing_cases.py"]  # read by mypy; what it defines is not to be known to other tests
+
 # pytest-xdist runs a process for each core; more threads than that only slow each other down.
 torch.set_num_threads(1)
 

@@ -25,8 +25,9 @@ SEEDS = range(40)
 def drawn(seed: int) -> RuleCase:
     """One to three groups: even and uneven ones, for outputs of one sign and of both, that share all or less."""
     draw = random.Random(seed)
+    counted = [(p, n) for p in (0, 0.5, 1, 1.25, 2) for n in (0, 0.5, 1, 3) if p or n]
     numbers = tuple(
-        (draw.choice([0, 0.5, 1, 1.25, 2]), draw.choice([0, 0.5, 1, 3]), draw.choice([1, 1, -1, 2, 0.3]), sign)
+        (*draw.choice(counted), draw.choice([1, 1, -1, 2, 0.3]), sign)
         for sign in draw.choice([(0,), (1, -1), (-1, 1), (0, 0), (1,), (-1,), (0, 1, -1)])
     )
     return RuleCase("groups", {"groups": numbers, "bias": draw.choice(["absorb", "ignore"]), "stabilizer": 0.01})
