@@ -684,3 +684,79 @@ def test_an_instance_of_an_autograd_function_is_no_operation() -> None:
         instance = Scale()
     with pytest.raises(OperationError, match="Declare the class Scale itself, not an instance of it"):
         relprop.operation(instance, kind="product")
+
+
+# Names are names ------------------------------------------------------------------------------------
+
+
+class Runs(nn.Module):
+    """Runs a function and adds up what it returned."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x * 1.0).sum(1)
+
+
+def triple(z: Tensor) -> Tensor:
+    return 3 * z * torch.sigmoid(z)
+
+
+@pytest.mark.parametrize("name", ["gelu_", "relu_", "foo_", "add_"])
+def test_an_underscore_does_not_make_a_function_write(name: str) -> None:
+    """PyTorch names what writes so, and has a function without it; a function of one's own is what it is."""
+
+    def function(z: Tensor) -> Tensor:
+        return triple(z)
+
+    function.__name__ = function.__qualname__ = name
+    declared = relprop.operation(function, kind="activation", quotient=lambda z: 3 * torch.sigmoid(z))
+    x = random(2, 3, seed=1)
+    report = LRP(Runs(declared), strict=True).report(x)
+    assert report.output == pytest.approx(float(triple(x).sum()))
+    assert_close(LRP(Runs(declared), strict=True).attribute(x), triple(x), tolerance=1e-12)
+
+
+def test_a_name_of_torch_is_refused() -> None:
+    with pytest.raises(OperationError, match="'relu' is the name of an operation of PyTorch"):
+        relprop.operation(triple, kind="activation", quotient=torch.sigmoid, name="relu")
+
+
+def test_a_rule_set_on_one_operation_is_not_for_another_of_its_name() -> None:
+    made = []
+    for _ in range(2):
+
+        class Place:
+            @staticmethod
+            def swish(z: Tensor) -> Tensor:
+                return z * torch.sigmoid(z)
+
+        Place.swish.__module__ = f"library{len(made)}"
+        made.append(relprop.operation(Place.swish, kind="activation", quotient=torch.sigmoid))
+    first, second = made
+    x = random(2, 3, seed=2)
+    rules = Rules().set(first, Block(), optional=True)
+    assert_close(LRP(Runs(second), rules).attribute(x), F.silu(x), tolerance=1e-12)
+    assert not LRP(Runs(first), rules).attribute(x).any()
+
+
+def test_what_was_made_of_a_function_that_is_declared_again_follows() -> None:
+    def seven(z: Tensor) -> Tensor:
+        return triple(z)
+
+    before = relprop.operation(seven, kind="activation", quotient=lambda z: torch.full_like(z, 7.0))
+    after = relprop.operation(seven, kind="activation", quotient=lambda z: 3 * torch.sigmoid(z))
+    assert before is after
+    x = random(2, 3, seed=3)
+    assert_close(LRP(Runs(before)).attribute(x), triple(x), tolerance=1e-12)
+
+
+def test_a_product_of_a_list_and_of_one_tensor_twice() -> None:
+    """Each has as many factors as it multiplies."""
+    of_list = relprop.operation(lambda xs: xs[0] * xs[1], kind="product", name="of_list")
+    squared = relprop.operation(lambda a, b: a * b, kind="product", name="of_two")
+    x = random(2, 3, seed=4)
+    assert_close(LRP(Runs(lambda z: of_list([2 * z, z]))).attribute(x), 2 * x * x, tolerance=1e-12)
+    assert_close(LRP(Runs(lambda z: squared(z, z))).attribute(x), x * x, tolerance=1e-12)

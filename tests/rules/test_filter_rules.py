@@ -554,3 +554,22 @@ def test_a_class_that_is_defined_again_takes_its_own_place(monkeypatch: pytest.M
     Rules.register("anonymous", lambda: Block())
     with pytest.raises(RuleError, match="'anonymous' is already registered"):
         Rules.register("anonymous", lambda: Detach())
+
+
+def test_the_factor_of_a_filter_is_differentiated() -> None:
+    """A loss on the relevance is derived through a factor that depends on the input, as through all else."""
+
+    class Weighed(FilterRule):
+        def output(self, flow: Flow, out: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+            return flow.scale(out, out.sigmoid())
+
+    layer = nn.Linear(2, 1, bias=False).double()
+    layer.weight.data = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    lrp = LRP(nn.Sequential(layer, nn.Tanh()), Rules().set(nn.Tanh, Weighed()))
+    x = torch.tensor([[0.3, 0.4]], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(lrp.attribute(x, create_graph=True).sum(), x)
+    step = 1e-6
+    for entry in range(2):
+        moved = torch.zeros_like(x).index_fill(1, torch.tensor([entry]), step)
+        up, down = (float(lrp.attribute((x + sign * moved).detach()).sum()) for sign in (1, -1))
+        assert float(found[0, entry]) == pytest.approx((up - down) / (2 * step), rel=1e-6)

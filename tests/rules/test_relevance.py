@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, RuleError, Rules
-from relprop.rules import AlphaBeta, Epsilon, Gamma, Group, GroupRule, LinearMap, RescaledExcitation, ZPlus
+from relprop.rules import (
+    AlphaBeta,
+    Contrast,
+    Distances,
+    Epsilon,
+    FilterRule,
+    Gamma,
+    Group,
+    GroupRule,
+    LinearMap,
+    RescaledExcitation,
+    ZBox,
+    ZPlus,
+)
 from tests import reference
 from tests.attribution.shares import adds_up
 from tests.cases import DTYPE, LAYERS, LayerCase, RuleCase, seed_like, signed
@@ -147,3 +160,88 @@ def test_first_mistakes_are_named(mistake: str) -> None:
     model, x = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten()).double(), torch.rand(1, 1, 3, 3, dtype=DTYPE)
     with pytest.raises(RuleError, match=f"Mine.*{said}"):
         LRP(model, rule).attribute(x, 0)
+
+
+# ---------------------------------------------------------------------------------------- what short cuts must not do
+
+
+@pytest.mark.parametrize("groups", [((1, 0, 1, 0),), ((1, 1, 0.5, 0),), ((2, 1, 1, 1), (1, 2, 1, -1))], ids=str)
+def test_the_exact_quotient_is_accounted_for(groups: tuple[Any, ...]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    report = LRP(model, Groups(groups, stabilizer=None)).report(torch.randn(4, 3, dtype=DTYPE), 1)
+    report.check(1e-9)
+    adds_up(report)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 100.0, 1e4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
+def test_small_shares_keep_their_digits(gamma: float, dtype: torch.dtype, tolerance: float) -> None:
+    """Below zero, gamma leaves positive contributions little, which no difference of large numbers may be."""
+    layer = nn.Linear(2, 1, bias=False).double()
+    layer.weight.data = torch.tensor([[0.3, -3.0]], dtype=DTYPE)
+    x = torch.ones(1, 2, dtype=DTYPE)
+    exact = LRP(layer, Gamma(gamma)).attribute(x)
+    found = LRP(layer.to(dtype), Gamma(gamma)).attribute(x.to(dtype)).double()
+    assert ((found - exact) / exact).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("rule", [AlphaBeta(), Contrast()], ids=repr)
+def test_a_sum_that_overflows_elsewhere_disturbs_nothing(rule: GroupRule) -> None:
+    """In float16 the sums of one output are infinite; the other, which is explained, has nothing to do with it."""
+    layer = nn.Linear(64, 2, bias=False)
+    layer.weight.data[0], layer.weight.data[1] = 0.1, torch.tensor([60.0, -60.0] * 32)
+    x = torch.full((1, 64), 50.0)
+    assert LRP(layer.half(), rule).attribute(x.half(), 0).isfinite().all()
+
+
+def test_distances_count_as_positive() -> None:
+    class Inside(GroupRule):
+        groups = (Group(1, 0),)
+        bias = "ignore"
+        reaches_zeros = True
+
+        def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Distances:
+            return Distances(layer, a, a, a - 1)
+
+    layer = nn.Linear(2, 1, bias=False).double()
+    layer.weight.data = torch.tensor([[3.0, -1.0]], dtype=DTYPE)
+    x = torch.tensor([[1.0, 0.0]], dtype=DTYPE)
+    assert torch.allclose(LRP(layer, Inside()).attribute(x), LRP(layer, ZBox(0.0, 1.0)).attribute(x))
+
+
+def test_a_rule_that_hands_on_nothing_stays_connected() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double().requires_grad_(False)
+    x = torch.rand(2, 3, dtype=DTYPE, requires_grad=True)
+    rules = Rules().set("0", Groups(((1, 0, 1, -1),)))
+    assert float(LRP(model, rules).attribute(x, create_graph=True).detach().abs().sum()) == 0.0
+
+
+def test_a_filter_behind_a_relu_may_send_relevance_below_zero() -> None:
+    """So gamma has to serve outputs below zero there."""
+
+    class Through(FilterRule):
+        by_output_alone = False
+
+        def output(self, flow: Any, out: Tensor, inputs: Any) -> Tensor:
+            return flow.switch(out, inputs[0])
+
+    class Straight(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z + (z.relu() - z).detach()
+
+    weights = [torch.tensor([[1.0, -2.0], [1.0, 1.0]], dtype=DTYPE), torch.tensor([[1.0, 1.0]], dtype=DTYPE)]
+    first, last = nn.Linear(2, 2, bias=False).double(), nn.Linear(2, 1, bias=False).double()
+    first.weight.data, last.weight.data = weights
+    x = torch.tensor([[1.0, 2.0]], dtype=DTYPE)
+    rules = Rules().set(nn.Linear, Gamma(1.0))
+    model = nn.Sequential(nn.ReLU(), first, nn.ReLU(), last)
+    found = LRP(model, rules.set("2", Through())).report(x)
+    z = first(x)
+    assert z[0, 0] < 0  # where relevance arrives all the same
+    found_map = LRP(model, rules.set("2", Through())).attribute(x)
+    weight = first.weight
+    up, down = weight + weight.clamp(min=0), weight + weight.clamp(max=0)
+    rows = torch.where(z[0, :, None] >= 0, up, down) * x
+    expected = (rows / rows.sum(1, keepdim=True) * z[0, :, None]).sum(0)
+    assert torch.allclose(found_map[0], expected, rtol=1e-5)
+    found.check(1e-5)

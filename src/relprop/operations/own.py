@@ -18,7 +18,7 @@ from relprop.operations.activations import about, elementwise
 from relprop.operations.composites import with_value
 from relprop.operations.products import joined, product
 from relprop.operations.rows import functions_named
-from relprop.operations.table import TORCH, declare
+from relprop.operations.table import TORCH, declare, operations
 from relprop.propagation.handler import Here, native
 from relprop.propagation.inherit import ANYWHERE, keeps_nothing, moved, of_all
 from relprop.propagation.inherit import function as function_of_one
@@ -191,6 +191,11 @@ class _Stated:
     def declare(self, function: Any) -> Any:
         """Make the row known, and return the function to call."""
         called, keys = _called(function)
+        if self.name is not None and any(row.name == self.name for row in TORCH.values()):
+            raise OperationError(
+                f"{self.name!r} is the name of an operation of PyTorch, on which rules are set; give another, such as "
+                f"name='my.{self.name}'."
+            )
         row = self._row(self.name or _name(function), function)
         declare(dict.fromkeys((function, called, *keys), row))
         return called
@@ -324,14 +329,14 @@ def _same(given: Any, others: Any) -> bool:
 
 def _product(here: Here, *args: Any, **kwargs: Any) -> Any:
     """A sum of products with one entry of every tensor."""
-    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    given = tensors_in((args, kwargs))  # a tensor that is given twice is two factors
     if sum(map(here.active, given)) < 2:
         return native(here, *args, **kwargs)
     shared = product(here, tuple(given))
 
     def compute(*factors: Tensor) -> Tensor:
-        found = dict(zip(map(id, given), factors, strict=True))
-        placed: tuple[Any, Any] = map_tensors(lambda x: found.get(id(x), x), (args, kwargs))
+        left = iter(factors)
+        placed: tuple[Any, Any] = map_tensors(lambda _: next(left), (args, kwargs))
         return here.func(*placed[0], **placed[1])  # type: ignore[no-any-return]
 
     return joined(here, compute(*shared), compute, shared)
@@ -396,15 +401,27 @@ def _of_torch(function: Any) -> Iterator[Any]:
 
 
 def _name(function: Any) -> str:
-    """Return the name of an operation: with its namespace or module where one of torch has it."""
+    """Return the name of an operation: with its namespace, or its module where another operation has the name.
+
+    Rules are set on operations, and rows of a plan told apart, by it.
+    """
     if isinstance(function, CustomOpDef):
         function = function._opoverload
     if isinstance(function, (OpOverload, OpOverloadPacket)):
         packet = function.overloadpacket if isinstance(function, OpOverload) else function
         return packet._qualified_op_name.replace("::", ".")
     name: str = getattr(function, "__name__", type(function).__name__)
-    taken = any(row.name == name for row in TORCH.values())
-    return f"{getattr(function, '__module__', 'own')}.{name}" if taken else name
+    others = (other for other, row in operations().items() if row.name == name)
+    return _origin(function) if any(_origin(other) != _origin(function) for other in others) else name
+
+
+def _origin(function: Any) -> str:
+    """Return where a function is defined, by which it is known when it is declared again."""
+    if isinstance(function, (CustomOpDef, OpOverload, OpOverloadPacket)):
+        return _name(function)
+    inner = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "apply" else None
+    found = inner if isinstance(inner, type) else function
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', repr(found))}"
 
 
 def _kind(kind: Any) -> Kind:

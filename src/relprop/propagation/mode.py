@@ -19,7 +19,7 @@ from relprop.propagation.lookups import check_ids
 from relprop.propagation.operation import Ids, Kind, Operation, Updates
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.provenance import NOTHING
-from relprop.propagation.rectifiers import follow_masks
+from relprop.propagation.rectifiers import follow_masks, of_relu
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.tokens import Moved, follow, note, without_row
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
@@ -214,7 +214,11 @@ class RelevanceMode(TorchFunctionMode):
 
     def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
         """Tell the linear calls that made the arguments whether a ReLU takes their output."""
-        relu = operation.name == "relu" and (here.rule is None or here.rule.exact_by_autograd)
+        relu = (
+            operation.rectifies is of_relu
+            and (here.rule is None or here.rule.exact_by_autograd)
+            and here.choice.filter is None
+        )
         for tensor in active:
             site = self.call.origins.of(tensor).site
             if site is not None:
@@ -283,7 +287,7 @@ class RelevanceMode(TorchFunctionMode):
         if twin is None:
             return self._write_without_twin(func, args, kwargs, active, written)
         operation = self._operation(call.operations.get(twin.func), twin.func)
-        if operation is not None and operation.name == "relu" and self._plain_relu(operation, active[0]):
+        if operation is not None and operation.rectifies is of_relu and self._plain_relu(operation, active[0]):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
         new = self.run(twin.func, twin.args, twin.kwargs)
         for target, value in zip(written, tensors_in(new), strict=False):

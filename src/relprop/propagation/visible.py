@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch.overrides import handle_torch_function
@@ -42,12 +42,15 @@ def _watched() -> bool:
 
 
 _visible: WeakSet[Function] = WeakSet()
+_wrapped: WeakKeyDictionary[Function, Function] = WeakKeyDictionary()
 
 
 def visible(function: Function) -> Function:
     """Return a function that does the same, and that a call of relprop sees; where none runs it does nothing more."""
     if function in _visible:
         return function
+    if function in _wrapped:  # declared again: models that hold what was made of it go on to be seen
+        return _wrapped[function]
 
     @wraps(function)
     def seen(*args: Any, **kwargs: Any) -> Any:
@@ -56,6 +59,7 @@ def visible(function: Function) -> Function:
         return function(*args, **kwargs)
 
     _visible.add(seen)
+    _wrapped[function] = seen
     return seen
 
 

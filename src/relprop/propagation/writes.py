@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -118,6 +119,8 @@ def _writes_first(func: Callable[..., Any]) -> bool:
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         first = _schema(func).arguments[:1]
         return bool(first) and first[0].alias_info is not None and first[0].alias_info.is_write
+    if isinstance(func, FunctionType) and func.__module__.partition(".")[0] != "torch":
+        return False  # PyTorch names what writes by an underscore; others name as they like
     name = getattr(func, "__name__", "")
     if name.startswith("__"):
         return name in _OPERATORS

@@ -77,10 +77,14 @@ class Epsilon(GroupRule):
     bias: Bias = "absorb"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_nonnegative(self, epsilon=self.epsilon)
+        super().__post_init__()
 
     groups = (LRP_0,)
+
+    @property
+    def stabilizer(self) -> float:  # type: ignore[override]  # no rule is written to
+        return self.epsilon
 
     def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor:
         if not self.relative:

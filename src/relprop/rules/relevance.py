@@ -71,7 +71,9 @@ class Parts:
             return _times(self.n, negative(x))
         if self.n == 0:
             return _times(self.p, positive(x))
-        return torch.add(_times(self.n, x), positive(x), alpha=self.p - self.n)
+        if abs(self.p) >= abs(self.n):  # on the larger of both, so that nothing cancels
+            return torch.add(_times(self.n, x), positive(x), alpha=self.p - self.n)
+        return torch.add(_times(self.p, x), negative(x), alpha=self.n - self.p)
 
     @property
     def even(self) -> bool:
@@ -204,7 +206,9 @@ class Products(Contributions):
 
 
 class Distances(Contributions):
-    """The contributions ``(a_j - l_j) (w_jk)+`` and ``(a_j - h_j) (w_jk)-``: in the box ``l <= a <= h`` none cancels.
+    """The contributions ``(a_j - l_j) (w_jk)+`` and ``(a_j - h_j) (w_jk)-`` of an input in a box.
+
+    All count as positive ones, which they are where ``l <= a <= h``.
 
     Args:
         layer: the linear map; ``a``: its input.
@@ -217,13 +221,13 @@ class Distances(Contributions):
     def sum(self, parts: Parts) -> Tensor:
         layer = self._layer
         above = layer.forward(self._over, layer.modified(POSITIVE))
-        return _times(parts.p, above) + _times(parts.n, layer.forward(self._under, layer.modified(NEGATIVE)))
+        return _times(parts.p, above + layer.forward(self._under, layer.modified(NEGATIVE)))
 
     def back(self, q: Tensor, parts: Parts) -> Tensor:
         layer = self._layer
         above = self._over * layer.transpose(q, layer.modified(POSITIVE))
         below = self._under * layer.transpose(q, layer.modified(NEGATIVE))
-        return (_times(parts.p, above) + _times(parts.n, below)) / safe(self._a)
+        return _times(parts.p, above + below) / safe(self._a)
 
 
 class Weights(Contributions):
@@ -280,7 +284,7 @@ def coefficient(
     """
     shared = _shared(groups, contributions, z, c, stabilizer)
     found = [contributions.back(each.q, each.group.parts) for each in shared]
-    return reduce(torch.add, found) if found else contributions.back(torch.zeros_like(c), ALL)
+    return reduce(torch.add, found) if found else contributions.back(0 * c, ALL)
 
 
 def absorbed(
@@ -293,8 +297,8 @@ def absorbed(
     dropped = relevance - sum((each.served(relevance) for each in shared), zero)
     biases = [(each.q, contributions.bias(each.group.parts, z)) for each in shared]
     shares = {"bias": sum((q * bias for q, bias in biases if bias is not None), zero)}
-    if stabilizer is None:
-        return shares if contributions.exact else {**shares, "rule": lost}
+    if stabilizer is None:  # LRP-0 loses nothing where no relevance arrives at zeros
+        return shares if contributions.exact and list(groups) == [LRP_0] else {**shares, "rule": lost}
     if _hand_on_all(groups):
         return {**shares, "stabilizer": lost}
     return {**shares, "stabilizer": lost - dropped, "rule": dropped}
@@ -361,13 +365,16 @@ def _totals(groups: Sequence[Group], contributions: Contributions) -> list[Tenso
         return [known[group.parts] for group in groups]
     total, above = contributions.sum(ALL), contributions.sum(POSITIVE)
     below = contributions.sum(NEGATIVE) if any(_needs_negative(group) for group in groups) else total
-    return [
-        group.p * above + group.n * below
-        if _needs_negative(group)
-        else torch.add(group.n * total, above, alpha=group.p - group.n)
-        for group in groups
-    ]
+
+    def of(group: Group) -> Tensor:
+        if group.p == 0 or group.n == 0:  # nothing times a sum that overflows is no number
+            return _times(group.p, above) if group.n == 0 else _times(group.n, below)
+        if _needs_negative(group):
+            return group.p * above + group.n * below
+        return torch.add(group.n * total, above, alpha=group.p - group.n)
+
+    return [of(group) for group in groups]
 
 
 def _needs_negative(group: Group) -> bool:
-    return group.n > group.p and group.sign >= 0
+    return group.p == 0 or (group.n > group.p and group.sign >= 0)

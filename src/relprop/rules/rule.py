@@ -139,6 +139,7 @@ class GroupRule(LinearRule):
                     f"{self!r}.stabilize returned a tensor of shape {tuple(found.shape)}, expected what broadcasts to "
                     f"the output {tuple(z.shape)}; one number for every output channel: layer.per_channel(numbers, z)."
                 )
+            found = found.to(z)
         elif found is None and self.stabilizer is not None:
             raise RuleError(
                 f"{self!r}.stabilize returned None. Write `return` before the result, or stabilizer = None for the "
@@ -209,10 +210,14 @@ class SoftmaxRule(Rule, ABC):
         """Return the probabilities as they are to be explained."""
 
     def shares(self, queries: bool, keys: bool, values: bool, mask: bool) -> tuple[float, float, float, float] | None:
-        """Return the shares of the queries, keys, values and the mask of an attention, given which of them are active.
+        """Return the shares of the queries, the keys, the values and the scores of an attention.
 
-        Those of queries, keys and mask are what reaches the softmax, which passes its part on. By default None: the
-        rule for products shares the two products of the attention.
+        The last is what reaches the softmax, which passes its part on; a mask that depends on the input carries it too.
+        Those of queries and keys are what reaches these through the scores. By default None: the rule for products
+        shares the two products of the attention.
+
+        Args:
+            queries, keys, values, mask: which of them depend on the input.
         """
         return None
 
