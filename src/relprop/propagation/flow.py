@@ -33,7 +33,7 @@ class Flow:
     ...         return flow.scale(out, 0.5)
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.Tanh())
     >>> x = torch.tensor([[1.0, 2.0]])
-    >>> whole = LRP(model).attribute(x)
+    >>> whole = LRP(model, Rules()).attribute(x)
     >>> torch.equal(LRP(model, Rules().set(torch.nn.Tanh, Half())).attribute(x), whole / 2)
     True
     """
