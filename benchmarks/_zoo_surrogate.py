@@ -124,6 +124,13 @@ class Surrogate(GatesConstant):
             for x, share in zip(factors, shares, strict=True)
         ]
 
+    def halved(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of a product in an attention: AttnLRP gives each half, whatever it is made of."""
+        self.curved.add("product")
+        if not (active(a) and active(b)):
+            return a, b
+        return a.detach() + (a - a.detach()) / 2, b.detach() + (b - b.detach()) / 2
+
     def do_matmul(self, func: Function, a: Tensor, b: Tensor) -> Tensor:
         if not (active(a) and active(b)):
             return self.note(func(a, b), self.known(a if active(a) else b))
@@ -245,13 +252,13 @@ class Surrogate(GatesConstant):
         self.curved.add("attention")
         if is_causal or enable_gqa or dropout_p:
             return self.stranger("attention")(func, q, k, v, attn_mask, dropout_p, is_causal)  # type: ignore[no-any-return]
-        q, k = self.shared(q, k)
+        q, k = self.halved(q, k)
         scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, -math.inf)
         elif attn_mask is not None:
             scores = scores + attn_mask
-        p, v = self.shared(scores.softmax(-1), v)
+        p, v = self.halved(scores.softmax(-1), v)
         return p @ v  # type: ignore[no-any-return]
 
     def do_multi_head_attention_forward(

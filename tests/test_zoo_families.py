@@ -106,10 +106,11 @@ def whole(self: object, counts: Sequence[int], gates: Sequence[bool]) -> tuple[f
 
 BROKEN = {
     "attention": ("timm/test_vit", AttnLRP, "probabilities", detached, "differs from surrogate"),
-    "products": ("timm/test_vit", Uniform, "shares", whole, "of the output is unexplained"),
+    "products": ("timm/starnet_s050", Uniform, "shares", whole, "of the output is unexplained"),
+    "products in attention": ("timm/test_vit", AttnLRP, "shares", lambda self, *active: (1.0,) * 4, "is unexplained"),
     "gates": ("timm/lcnet_035", SignalTakesAll, "shares", Uniform.shares, "differs from surrogate"),
     "norms": ("timm/test_vit", Norm, "denominator", lambda self, flow, x: x, "of the output is unexplained"),
-    "size": ("timm/test_vit", Uniform, "shares", lambda self, counts, gates: (50.5, -49.5), "sum |R| is"),
+    "size": ("timm/starnet_s050", Uniform, "shares", lambda self, counts, gates: (50.5, -49.5), "sum |R| is"),
     "batch norm": ("timm/resnet10t", linear, "_foldable", lambda *args: False, "differs from the fused copy"),
     "max pooling": ("timm/resnet10t", WinnerTakesAll, "pooled", averaged, "Gradient x Input"),
 }  # fmt: skip

@@ -411,8 +411,9 @@ def _name(function: Any) -> str:
         packet = function.overloadpacket if isinstance(function, OpOverload) else function
         return packet._qualified_op_name.replace("::", ".")
     name: str = getattr(function, "__name__", type(function).__name__)
-    others = (other for other, row in operations().items() if row.name == name)
-    return _origin(function) if any(_origin(other) != _origin(function) for other in others) else name
+    taken = {row.name for other, row in operations().items() if _origin(other) != _origin(function)}
+    qualified = f"{getattr(function, '__module__', 'own')}.{name}"
+    return next((free for free in (name, qualified) if free not in taken), _origin(function))
 
 
 def _origin(function: Any) -> str:
