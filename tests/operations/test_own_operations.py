@@ -760,3 +760,17 @@ def test_a_product_of_a_list_and_of_one_tensor_twice() -> None:
     x = random(2, 3, seed=4)
     assert_close(LRP(Runs(lambda z: of_list([2 * z, z]))).attribute(x), 2 * x * x, tolerance=1e-12)
     assert_close(LRP(Runs(lambda z: squared(z, z))).attribute(x), x * x, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_draws_numbers_runs_once_in_a_report(deterministic: bool) -> None:
+    """What belongs to its bias is asked with zeros, where the answer would be that of the same run."""
+    calls: list[int] = []
+
+    def shaken(z: Tensor) -> Tensor:
+        calls.append(1)
+        return 3 * z + 0.25
+
+    own = relprop.operation(shaken, kind="affine", name=f"shaken_{deterministic}", deterministic=deterministic)
+    LRP(Runs(own)).report(random(2, 3, seed=4))
+    assert (len(calls) == 1) is not deterministic

@@ -8,15 +8,27 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import relprop
-from relprop import LRP, DeepLift, ExcitationBackprop, GuidedBackprop, Rules
-from relprop.operations import Difference, Excitation, Holds, Ids, Kind, Operation, activations, operation, table
+from relprop import LRP, DeepLift, ExcitationBackprop, GuidedBackprop, OperationError, Rules
+from relprop.operations import (
+    Difference,
+    Excitation,
+    Holds,
+    Ids,
+    Kind,
+    Operation,
+    Truth,
+    Writes,
+    activations,
+    operation,
+    table,
+)
 from relprop.propagation import difference_table, excited
 from relprop.rules import AlphaBeta, Gamma
 from tests.propagation.unrolled import assert_close, random
@@ -52,6 +64,8 @@ def test_every_way_of_excitation_has_a_handler_and_a_row() -> None:
 def test_every_other_way_has_a_row() -> None:
     assert {row.ids for _, row in ROWS} == set(Ids)
     assert {row.image for _, row in ROWS} == set(relprop.operations.Image)
+    assert {row.writes for _, row in ROWS} == set(Writes)
+    assert {row.truth for _, row in ROWS} == set(Truth)
     for held in Holds:
         assert any(held in row.holds for _, row in ROWS)
     as_they_run = {Kind.GATE, Kind.UNKNOWN, Kind.UNSEEN}
@@ -64,8 +78,59 @@ def test_kinds_are_the_words_that_users_write() -> None:
     assert "linear" in frozenset({Kind.LINEAR})
 
 
+def test_no_name_of_a_function_is_looked_for_beside_the_table() -> None:
+    """What propagation asks of a function stands in its row: no set of names decides anything beside it."""
+    inplace = {name for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")}
+    for path in Path(relprop.__file__).parent.joinpath("propagation").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Set, ast.Tuple, ast.List)):
+                words = {part.value for part in node.elts if isinstance(part, ast.Constant)}
+                assert not words & inplace, f"{path.name}, line {node.lineno}: {words & inplace}"
+
+
+def test_a_row_may_be_declared_for_what_no_rule_covers() -> None:
+    assert table.TORCH[torch.lgamma].kind is Kind.UNKNOWN
+    with pytest.raises(OperationError, match="relprop has a row for relu"):
+        operation(torch.relu, kind="affine")
+
+
+class Own(nn.Module):
+    """Activity that a function writes over, reshapes or asks about, with one of several spellings."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last, self.then = nn.Linear(4, 6).double(), nn.Linear(6, 2).double(), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.last(self.then(self.first(x))))
+
+
+WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "fill_ with a tensor": (lambda h: h.clone().fill_(h[0, 0] * 2), lambda h: (h[0, 0] * 2).expand(h.shape)),
+    "fill_ by keyword": (lambda h: h.clone().fill_(value=h[0, 0]), lambda h: h[0, 0].expand(h.shape)),
+    "fill_ with a number": (lambda h: h + h.clone().fill_(2.0), lambda h: h + 2.0),
+    "zero_": (lambda h: h + h.clone().zero_(), lambda h: h + 0.0),
+    "copy_, not blocking": (lambda h: torch.empty_like(h).copy_(h, True), lambda h: h.clone()),
+    "transpose_": (lambda h: h.clone().transpose_(0, 1).T.relu(), lambda h: h.relu()),
+    "__iadd__": (lambda h: Tensor.__iadd__(h.clone(), h * h), lambda h: h + h * h),
+    "__ipow__": (lambda h: Tensor.__ipow__(h.clone(), 3), lambda h: h**3),
+    "short masks": (lambda h: h * (h > 0).short(), lambda h: h.relu()),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("rules", ["epsilon", "gamma"])
+def test_what_writes_is_explained_as_what_it_writes(name: str, rules: str) -> None:
+    """In place and written out are one function, and one map."""
+    written, pure = WRITTEN[name]
+    x = random(3, 4)
+    chosen = Rules().set(nn.Linear, rules)
+    assert_close(LRP(Own(written), chosen).attribute(x, 1), LRP(Own(pure), chosen).attribute(x, 1))
+
+
 def test_propagation_imports_no_operation() -> None:
-    for path in Path(relprop.__file__).parent.joinpath("propagation").glob("*.py"):
+    for path in Path(relprop.__file__).parent.joinpath("propagation").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -250,9 +250,9 @@ enter("istft", lambda x: (torch.complex(x, x.flip(0)), 4), (3, 6))
 enter(
     "ravel squeeze t adjoint contiguous clone double cfloat cdouble type_as fliplr flipud rot90 diagonal diag diagflat "
     "diag_embed tril triu atleast_1d atleast_2d atleast_3d conj conj_physical resolve_conj resolve_neg cpu "
-    "requires_grad_ T mT H mH real to_dense pin_memory sort alias_copy t_copy squeeze_copy diagonal_copy __reversed__ "
-    "__iter__ unbind unbind_copy imag view_as_real view_as_real_copy float half bfloat16 cuda chalf detach "
-    "xpu ipu mtia as_tensor asarray",
+    "requires_grad_ share_memory_ T mT H mH real to_dense pin_memory sort alias_copy t_copy squeeze_copy diagonal_copy "
+    "__reversed__ __iter__ unbind unbind_copy imag view_as_real view_as_real_copy float half bfloat16 cuda chalf "
+    "detach xpu ipu mtia as_tensor asarray",
     lambda x: (x,),
 )
 SAMPLES["type_as"] = Sample(lambda x: (x, fixed(2)))

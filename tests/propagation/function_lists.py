@@ -123,7 +123,7 @@ EXEMPT: dict[str, set[str]] = {
     "it leaves torch, or is Python's": _words(
         "__array__ __array_wrap__ __bool__ __complex__ __deepcopy__ __dlpack__ __dlpack_device__ __float__ __format__ "
         "__index__ __int__ __long__ __nonzero__ __reduce_ex__ __repr__ __setstate__ apply_ map_ map2_ item tolist "
-        "index numpy data_ptr const_data_ptr storage untyped_storage share_memory_ module_load record_stream "
+        "index numpy data_ptr const_data_ptr storage untyped_storage module_load record_stream "
         "_clear_non_serializable_cached_data sym_float sym_int _sym_int sym_ite sym_max sym_min sym_not sym_sqrt "
         "sym_sum"
     ),

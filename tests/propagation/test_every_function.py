@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, GradientXInput, InputError, Rules, UncoveredOperationWarning
 from relprop.operations.table import operation_of
-from relprop.propagation.operation import Operation
+from relprop.propagation.operation import Kind, Operation
 from relprop.propagation.storage import tensors_in
 from relprop.propagation.writes import twin_of, written_by
 from tests.propagation.function_calls import SAMPLES, Sample
@@ -46,14 +46,19 @@ def pure(name: str) -> str:
     return last[:-1] if last.endswith("_") and not last.endswith("__") else last
 
 
+def writes(function: Callable[..., Any]) -> bool:
+    """Whether a function writes into its first argument."""
+    return bool(written_by(operation_of(function), function, (torch.zeros(2),), {}))
+
+
 def operation(name: str) -> Operation | None:
     """What the table knows a function as, in place or not."""
     function, x = EVERY[name], torch.zeros(2, 2)
     found = operation_of(function)
-    if found is None and written_by(function, (x,), {}):
-        twin = twin_of(function, (x, x), {})
+    if written_by(found, function, (x,), {}):
+        twin = twin_of(found, function, (x, x), {})
         found = None if twin is None else operation_of(twin.func)
-    return found
+    return None if found is not None and found.kind in (Kind.CONSTANT, Kind.UNKNOWN) else found
 
 
 def sample(name: str) -> Sample | None:
@@ -113,7 +118,7 @@ class Calls(nn.Module):
     def __init__(self, name: str, call: Sample | None = None, out: bool = False) -> None:
         super().__init__()
         self.function, self.sample, self.out = EVERY[name], call or sample(name), out
-        self.writes = bool(written_by(self.function, (torch.zeros(2),), {}))
+        self.writes = writes(self.function)
 
     def forward(self, batch: Tensor) -> Tensor:
         assert self.sample is not None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from relprop import LRP, Rules, UncoveredOperationWarning
 from relprop.propagation.storage import map_tensors, tensors_in
-from relprop.propagation.writes import written_by
 from relprop.rules import Block, Detach, Mask
 from tests.attribution.models import close
 from tests.propagation.function_calls import Sample
@@ -30,12 +29,13 @@ from tests.propagation.test_every_function import (
     takes_out,
     unknown,
     weigh,
+    writes,
 )
 from tests.propagation.unrolled import assert_close
 
 UNKNOWN = [name for name in EVERY if unknown(name) is not None]
 ALL = [name for name in (*COVERED, *UNKNOWN) if short(name) not in DEVICES]
-ONCE = list({(pure(name), written_by(EVERY[name], (torch.zeros(2),), {}) == []): name for name in ALL}.values())
+ONCE = list({(pure(name), writes(EVERY[name])): name for name in ALL}.values())
 """One spelling of each, in place and not: every spelling meets a Block."""
 SOME = ONCE[::3]
 """A third of these, of every kind, for the filters that need more runs of a function."""
@@ -78,7 +78,7 @@ class Around(nn.Module):
         super().__init__()
         self.beside = beside
         self.name, self.out, self.runs, self.same = name, out, Runs(name, out), Same()
-        self.writes = bool(written_by(EVERY[name], (torch.zeros(2),), {}))
+        self.writes = writes(EVERY[name])
 
     def forward(self, batch: Tensor) -> Tensor:
         x = batch[0]
@@ -117,7 +117,7 @@ def has_derivative(name: str) -> bool:
 def made_by(name: str) -> list[Tensor]:
     """What a function returns, as tensors of numbers that can change gradually."""
     args, kwargs = call_of(name).given(call_of(name).input()[0])
-    args = (args[0].clone(), *args[1:]) if written_by(EVERY[name], (torch.zeros(2),), {}) else args
+    args = (args[0].clone(), *args[1:]) if writes(EVERY[name]) else args
     made = quietly(EVERY[name], *args, **kwargs)
     made = args[0] if made is None else made
     found = tensors_in(made if isinstance(made, (Tensor, tuple, list)) else list(made))

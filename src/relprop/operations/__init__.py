@@ -5,7 +5,7 @@ from relprop.operations.own import operation
 from relprop.operations.rows import functions_named
 from relprop.operations.table import operation_of, operations
 from relprop.propagation.handler import Here, native
-from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Operation
+from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Operation, Truth, Writes
 
 __all__ = [
     "Difference",
@@ -16,6 +16,8 @@ __all__ = [
     "Image",
     "Kind",
     "Operation",
+    "Truth",
+    "Writes",
     "elementwise",
     "functions_named",
     "native",

@@ -22,10 +22,22 @@ from relprop.operations.table import TORCH, declare, operations
 from relprop.propagation.handler import Here, native
 from relprop.propagation.inherit import ANYWHERE, keeps_nothing, moved, of_all
 from relprop.propagation.inherit import function as function_of_one
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Operation
+from relprop.propagation.operation import (
+    Difference,
+    Excitation,
+    Handler,
+    Holds,
+    Ids,
+    Image,
+    Kind,
+    Operation,
+    Truth,
+    Writes,
+)
 from relprop.propagation.returned import check_outputs
 from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.propagation.visible import make_apply_visible, once_differentiable, visible
+from relprop.propagation.writes import writes_first
 
 Declared = TypeVar("Declared", bound=Callable[..., Any])
 
@@ -52,6 +64,7 @@ def operation(
     body: Callable[..., Any] | None = ...,
     handler: Handler | None = ...,
     difference: Difference | str | None = ...,
+    deterministic: bool = ...,
 ) -> Declared: ...
 
 
@@ -67,6 +80,7 @@ def operation(
     body: Callable[..., Any] | None = ...,
     handler: Handler | None = ...,
     difference: Difference | str | None = ...,
+    deterministic: bool = ...,
 ) -> Callable[[Declared], Declared]: ...
 
 
@@ -82,6 +96,7 @@ def operation(
     body: Callable[..., Any] | None = None,
     handler: Handler | None = None,
     difference: Difference | str | None = None,
+    deterministic: bool = True,
 ) -> Any:
     """Declare what a function of your own is, so that every method explains it as its kind.
 
@@ -117,6 +132,7 @@ def operation(
         difference: how DeepLIFT takes it, a :class:`relprop.operations.Difference` or its name; by default
             ``"kinked"`` for activations (``"smooth"`` is more exact where they are smooth everywhere), ``"poles"`` for
             those with a root, what the kind says for the others, ``"uncovered"`` for a handler of your own.
+        deterministic: running it twice gives the same; False for what draws numbers, which a report then runs once.
 
     Returns:
         The function to call: a Python function made visible to relprop, everything else itself.
@@ -136,7 +152,9 @@ def operation(
     >>> LRP(Swish()).attribute(torch.tensor([[2.0]]))
     tensor([[1.7616]])
     """
-    stated = _Stated(_kind(kind), name, quotient, root, bounds, gate, body, handler, _difference(difference))
+    stated = _Stated(
+        _kind(kind), name, quotient, root, bounds, gate, body, handler, _difference(difference), deterministic
+    )
     stated.check()
     return stated.declare if function is None else stated.declare(function)
 
@@ -154,6 +172,7 @@ class _Stated:
     body: Callable[..., Any] | None
     handler: Handler | None
     difference: Difference | None
+    deterministic: bool
 
     def check(self) -> None:
         """Raise where the arguments contradict each other."""
@@ -215,8 +234,11 @@ class _Stated:
             image=Image.MOVES if view else Image.NOTHING,
             holds=Holds.NOTHING,
             updates=None,
+            writes=Writes.VALUES if writes_first(function) else Writes.NOTHING,
+            pure=None,
+            truth=Truth.NOTHING,
             composite=composite,
-            deterministic=True,
+            deterministic=self.deterministic,
         )
 
     def _keeps(self) -> Any:
@@ -380,12 +402,17 @@ def _called(function: Any) -> tuple[Any, Iterable[Any]]:
     named = list(_of_torch(function))
     if not named:
         return visible(function), ()
-    if function in TORCH:
+    if _covered(function):
         raise OperationError(
             f"relprop has a row for {named[0].__name__}, of kind {TORCH[function].kind}, which is not replaced. "
             "Set a rule on it (Rules().set), or call a function of your own."
         )
-    return function, (other for other in named if other not in TORCH)
+    return function, (other for other in named if not _covered(other))
+
+
+def _covered(function: Any) -> bool:
+    """Say whether relprop has a rule for a function of torch."""
+    return function in TORCH and TORCH[function].kind not in (Kind.CONSTANT, Kind.UNKNOWN)
 
 
 def _of_torch(function: Any) -> Iterator[Any]:

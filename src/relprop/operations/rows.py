@@ -24,7 +24,9 @@ from relprop.propagation.operation import (
     Kind,
     Operation,
     Rectifies,
+    Truth,
     Updates,
+    Writes,
 )
 
 Rows: TypeAlias = "list[tuple[Function, Operation]]"
@@ -41,6 +43,43 @@ def functions_named(name: str, spaces: Sequence[Any] = SPACES) -> Iterator[Calla
         found = getattr(space, name, None)
         if found is not None and callable(found):
             yield found
+
+
+def declared(
+    *names: str,
+    kind: Kind,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    excitation: Excitation,
+    rectifies: Rectifies | None,
+    ids: Ids,
+    entering: tuple[int, ...],
+    image: Image,
+    holds: Holds,
+    updates: Updates | None,
+    writes: Writes,
+    pure: Function | None,
+    truth: Truth,
+    composite: bool,
+    deterministic: bool,
+    label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
+    """Return the rows of all functions of these names, each name an operation of its own; every column is said.
+
+    Args:
+        label: the name of the operation, where it is not that of the function (``add`` for ``__add__``).
+        spaces: where the functions are looked for.
+    """
+    found: Rows = []
+    for name in names:
+        row = Operation(
+            label or name, kind, handler, keeps, difference, excitation, rectifies, ids, entering, image, holds,
+            updates, writes, pure, truth, composite, deterministic,
+        )  # fmt: skip
+        found.extend((function, row) for function in functions_named(name, spaces))
+    return found
 
 
 def rows(
@@ -61,20 +100,28 @@ def rows(
     label: str | None = None,
     spaces: Sequence[Any] = SPACES,
 ) -> Rows:
-    """Return the rows of all functions of these names, each name an operation of its own.
-
-    Args:
-        label: the name of the operation, where it is not that of the function (``add`` for ``__add__``).
-        spaces: where the functions are looked for.
-    """
-    found: Rows = []
-    for name in names:
-        row = Operation(
-            label or name, kind, handler, keeps, difference, excitation, rectifies, ids, entering, image, holds,
-            updates, composite, deterministic,
-        )  # fmt: skip
-        found.extend((function, row) for function in functions_named(name, spaces))
-    return found
+    """Return the rows of functions that return what they compute, and say nothing about signs."""
+    return declared(
+        *names,
+        kind=kind,
+        handler=handler,
+        keeps=keeps,
+        difference=difference,
+        excitation=excitation,
+        rectifies=rectifies,
+        ids=ids,
+        entering=entering,
+        image=image,
+        holds=holds,
+        updates=updates,
+        writes=Writes.NOTHING,
+        pure=None,
+        truth=Truth.NOTHING,
+        composite=composite,
+        deterministic=deterministic,
+        label=label,
+        spaces=spaces,
+    )
 
 
 def activation(
@@ -108,7 +155,7 @@ def activation(
 
 def view(*names: str, handler: Handler, keeps: Keeps, difference: Difference, ids: Ids) -> Rows:
     """What moves values of its first argument, or drops some: no value becomes another."""
-    return rows(
+    return declared(
         *names,
         kind=Kind.VIEW,
         handler=handler,
@@ -121,6 +168,9 @@ def view(*names: str, handler: Handler, keeps: Keeps, difference: Difference, id
         image=Image.MOVES,
         holds=Holds.NOTHING,
         updates=None,
+        writes=Writes.NOTHING,
+        pure=None,
+        truth=Truth.KEEPS if ids is Ids.COPIES else Truth.NOTHING,
         composite=False,
         deterministic=True,
     )
@@ -237,4 +287,44 @@ def composite(
         composite=True,
         deterministic=True,
         spaces=spaces,
+    )
+
+
+def constant(
+    *names: str, ids: Ids, truth: Truth, writes: Writes = Writes.NOTHING, pure: Function | None = None
+) -> Rows:
+    """What has no slope: no relevance passes it, and it may still say where ids are, or of what a mask is."""
+    return without_rule(
+        *names, kind=Kind.CONSTANT, difference=Difference.UNCOVERED, ids=ids, truth=truth, writes=writes, pure=pure
+    )
+
+
+def without_rule(
+    *names: str,
+    kind: Kind,
+    difference: Difference,
+    ids: Ids,
+    truth: Truth,
+    writes: Writes,
+    pure: Function | None,
+) -> Rows:
+    """What no rule covers, and of which something is known all the same."""
+    return declared(
+        *names,
+        kind=kind,
+        handler=native,
+        keeps=keeps_nothing,
+        difference=difference,
+        excitation=Excitation.AS_RULES,
+        rectifies=None,
+        ids=ids,
+        entering=() if ids is Ids.NONE else (0,),
+        image=Image.NOTHING,
+        holds=Holds.NOTHING,
+        updates=None,
+        writes=writes,
+        pure=pure,
+        truth=truth,
+        composite=False,
+        deterministic=True,
     )

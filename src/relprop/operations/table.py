@@ -10,6 +10,7 @@ from relprop.operations import (
     activations,
     attention,
     composites,
+    constants,
     contractions,
     embedding,
     linear,
@@ -26,8 +27,8 @@ from relprop.operations import (
 from relprop.propagation.operation import Operation, Table
 
 _FILES = (
-    activations, attention, composites, contractions, embedding, linear, losses, normalization, pooling, products,
-    recurrent, reductions, rounding, sums, views,
+    activations, attention, composites, constants, contractions, embedding, linear, losses, normalization, pooling,
+    products, recurrent, reductions, rounding, sums, views,
 )  # fmt: skip
 
 TORCH: dict[Any, Operation] = {function: row for file in _FILES for function, row in file.ROWS}

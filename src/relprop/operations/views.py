@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.operations.rows import Rows, affine, joins, rows, view
+from relprop.operations.rows import Rows, affine, declared, joins, rows, view, without_rule
 from relprop.propagation import rectifiers
 from relprop.propagation.handler import Here, native
 from relprop.propagation.inherit import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
@@ -22,6 +22,8 @@ from relprop.propagation.operation import (
     Kind,
     Operation,
     Rectifies,
+    Truth,
+    Writes,
 )
 from relprop.propagation.writes import copied as written
 from relprop.propagation.writes import filled_diagonal, set_item
@@ -89,7 +91,7 @@ def _first(x: Any, *rest: Any, **more: Any) -> Values:
     return ((x, 1),)
 
 
-def _second(x: Any, value: Any) -> Values:
+def _second(x: Any, value: Any, non_blocking: bool = False) -> Values:
     return ((value, 1),)
 
 
@@ -101,6 +103,14 @@ def _copies(*names: str) -> Rows:
 def _reshapes(*names: str) -> Rows:
     """The same entries, in a shape that may be another."""
     return view(*names, handler=native, keeps=copied, difference=Difference.MOVES, ids=Ids.MOVES)
+
+
+def _reshapes_in_place(*names: str, ids: Ids) -> Rows:
+    """What gives the tensor that it is called on another shape."""
+    return without_rule(
+        *names, kind=Kind.UNKNOWN, difference=Difference.UNCOVERED, ids=ids, truth=Truth.NOTHING,
+        writes=Writes.RESHAPES, pure=None,
+    )  # fmt: skip
 
 
 def _moves(*names: str) -> Rows:
@@ -128,7 +138,7 @@ def _property(name: str, keeps: Keeps) -> tuple[Function, Operation]:
     """Return the row of a property of tensors."""
     return getattr(Tensor, name).__get__, Operation(
         name, Kind.VIEW, native, keeps, Difference.MOVES, Excitation.AS_RULES, None, Ids.MOVES, (0,), Image.MOVES,
-        Holds.NOTHING, None, composite=False, deterministic=True,
+        Holds.NOTHING, None, Writes.NOTHING, None, Truth.NOTHING, composite=False, deterministic=True,
     )  # fmt: skip
 
 
@@ -138,7 +148,15 @@ def _own(
     """Return the row of what a write computes; see :mod:`relprop.propagation.writes`."""
     return function, Operation(
         function.__name__, Kind.AFFINE, native, keeps, difference, Excitation.AS_RULES, rectifies, Ids.MOVES, entering,
-        Image.NOTHING, Holds.NOTHING, None, composite=False, deterministic=True,
+        Image.NOTHING, Holds.NOTHING, None, Writes.NOTHING, None, Truth.NOTHING, composite=False, deterministic=True,
+    )  # fmt: skip
+
+
+def _writes(name: str, pure: Function) -> Rows:
+    """Return the row of what writes, and has another function that computes what."""
+    return without_rule(
+        name, kind=Kind.UNKNOWN, difference=Difference.UNCOVERED, ids=Ids.NONE, truth=Truth.NOTHING,
+        writes=Writes.VALUES, pure=pure,
     )  # fmt: skip
 
 
@@ -146,16 +164,18 @@ _joined = of_all(moved, indices=False)
 
 ROWS: Rows = [
     *_copies("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "clone", "contiguous"),
-    *rows(
+    *declared(
         "detach", kind=Kind.VIEW, handler=native, keeps=copied, difference=Difference.MOVES,
         excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.COPIES, entering=(0,), image=Image.NOTHING,
-        holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+        holds=Holds.NOTHING, updates=None, writes=Writes.NOTHING, pure=None, truth=Truth.KEEPS, composite=False,
+        deterministic=True,
     ),
     *_reshapes(
         "as_tensor", "asarray", "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze",
-        "unsqueeze", "xpu", "ipu", "mtia", "positive", "requires_grad_", "alias_copy", "view_copy", "pin_memory",
-        "real", "conj", "resolve_conj", "resolve_neg", "expand", "expand_as", "broadcast_to", "expand_copy",
-        "squeeze_copy", "unsqueeze_copy", "to_dense", "conj_physical", "atleast_1d", "atleast_2d", "atleast_3d",
+        "unsqueeze", "xpu", "ipu", "mtia", "positive", "requires_grad_", "share_memory_", "alias_copy", "view_copy",
+        "pin_memory", "real", "conj", "resolve_conj", "resolve_neg", "expand", "expand_as", "broadcast_to",
+        "expand_copy", "squeeze_copy", "unsqueeze_copy", "to_dense", "conj_physical", "atleast_1d", "atleast_2d",
+        "atleast_3d",
     ),
     *_moves(
         "imag", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "cfloat",
@@ -168,6 +188,10 @@ ROWS: Rows = [
         "transpose_copy", "unbind_copy", "unfold_copy", "view_as_real_copy", "slice_inverse", "sparse_coo_tensor",
         "coalesce", "to_sparse", "to_sparse_coo", "to_sparse_csr", "_pack_padded_sequence",
     ),
+    *_reshapes_in_place(
+        "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", ids=Ids.MOVES
+    ),
+    *_reshapes_in_place("as_strided_", ids=Ids.LOSES),
     *view("unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__", handler=parts,
           keeps=of_all(moved), difference=Difference.MOVES, ids=Ids.MOVES),
     *view("as_strided", "as_strided_copy", handler=native, keeps=of_all(moved), difference=Difference.MOVES,
@@ -210,6 +234,9 @@ ROWS: Rows = [
            image=Image.NOTHING),
     *joins("_pad_packed_sequence", keeps=of(moved, _unpacked), difference=Difference.LINEAR, rectifies=None,
            ids=Ids.NONE, entering=(), image=Image.NOTHING),
+    *_writes("__setitem__", set_item),
+    *_writes("copy_", written),
+    *_writes("fill_diagonal_", filled_diagonal),
     _own(set_item, keeps=of(moved, _set), difference=Difference.STEERED, rectifies=rectifiers.of_filled,
          entering=(0, 2)),
     _own(written, keeps=of(moved, _second), difference=Difference.REPLACES, rectifies=None, entering=(1,)),

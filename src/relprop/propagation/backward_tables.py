@@ -38,6 +38,6 @@ def variants(variant: Variant, operations: Table) -> Table:
 
     return {
         **{function: replace(row, handler=run) for function, row in rectifiers(operations)},
-        **dict(comparisons()),
+        **dict(comparisons(operations)),
         **{function: row for function, row in operations.items() if Holds.RELU in row.holds},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from relprop.propagation.call import Call
+from relprop.propagation.operation import Kind, Operation
 from relprop.propagation.record import Record
 from relprop.propagation.storage import tensors_in
 
@@ -78,13 +79,6 @@ class Cuts:
                 call.records.append(record)
 
 
-def makes_constants(func: Callable[..., Any]) -> bool:
-    """Say whether a function is meant to give a constant, whatever tensor it is given."""
-    name: str = getattr(func, "__name__", "")
-    if name == "__get__":
-        name = getattr(getattr(func, "__self__", None), "__name__", "")
-    return (
-        name in ("data", "grad", "tensor", "detach", "detach_", "__deepcopy__")
-        or name.startswith("new_")
-        or name.endswith("_like")
-    )
+def makes_constants(row: Operation | None) -> bool:
+    """Say whether an operation is meant to give a constant, whatever tensor it is given."""
+    return row is not None and (row.kind is Kind.CONSTANT or row.name == "detach")

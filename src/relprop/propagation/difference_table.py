@@ -7,14 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from relprop.propagation import difference_extremes as ext
 from relprop.propagation import difference_layers as lay
 from relprop.propagation import difference_sums as sums
 from relprop.propagation import differences as dif
 from relprop.propagation.handler import native
-from relprop.propagation.operation import Difference, Handler, Operation, Table, question
+from relprop.propagation.operation import Difference, Handler, Kind, Operation, Table, question
 from relprop.propagation.rectifiers import comparisons
 from relprop.propagation.secants import KINKED, POLES, SCALED, SMOOTH, of_inverse_root, of_reciprocal, of_root, stepped
 
@@ -77,20 +75,16 @@ HANDLERS: dict[Difference, Handler] = {
 }
 """What runs an operation; of what is left, :func:`_run` says it."""
 
-_WITHOUT_ROW = (
-    torch.lgamma, torch.Tensor.lgamma, torch.digamma, torch.Tensor.digamma, torch.special.digamma, torch.polygamma,
-    torch.Tensor.polygamma, torch.special.polygamma,
-)  # fmt: skip
-"""Functions that no rule covers, and whose secants are exact all the same."""
-
 _UNCHECKED = (Difference.STEERED, Difference.MULTIPLY, Difference.DIVIDE, Difference.REPLACES)
 """What looks itself at constants, which the input may have decided, or takes no values of any."""
 
 
 def _run(row: Operation) -> Operation:
-    """Return a row as DeepLIFT runs it."""
+    """Return a row as DeepLIFT runs it; what no rule covers may have a secant."""
     if row.difference is Difference.AS_RULES:
         return row
+    if row.kind in (Kind.CONSTANT, Kind.UNKNOWN):
+        row = replace(row, kind=Kind.AFFINE)
     if row.difference is Difference.UNCOVERED:
         return replace(row, handler=dif.uncovered, composite=False)
     moves = row.difference is Difference.MOVES
@@ -106,10 +100,8 @@ class Differences(Mapping[Any, Operation]):
     """What runs every function; what has no row is named where it makes something that depends on the input."""
 
     def __init__(self, operations: Table) -> None:
-        secant = partial(dif.checked, HANDLERS[Difference.POLES])
-        self._known = {function: question(function.__name__, secant) for function in _WITHOUT_ROW}
-        self._known |= {function: _run(row) for function, row in operations.items()}
-        self._known |= dict(comparisons())
+        self._known = {function: _run(row) for function, row in operations.items()}
+        self._known |= dict(comparisons(operations))
 
     def __getitem__(self, function: Any) -> Operation:
         return self._known.get(function, _UNKNOWN)

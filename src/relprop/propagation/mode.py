@@ -16,15 +16,15 @@ from relprop.propagation.filters import finished, finished_as_one
 from relprop.propagation.handler import Here
 from relprop.propagation.inherit import note_inherited
 from relprop.propagation.lookups import check_ids
-from relprop.propagation.operation import Ids, Kind, Operation, Updates
+from relprop.propagation.operation import Ids, Kind, Operation, Updates, Writes
 from relprop.propagation.overloads import by_python_name
 from relprop.propagation.provenance import NOTHING
 from relprop.propagation.rectifiers import follow_masks, of_relu
 from relprop.propagation.storage import map_tensors, tensors_in
-from relprop.propagation.tokens import Moved, follow, note, without_row
+from relprop.propagation.tokens import Moved, follow, note
 from relprop.propagation.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.visible import is_foremost
-from relprop.propagation.writes import fills, reshapes, twin_of, written_by
+from relprop.propagation.writes import twin_of, written_by
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -61,40 +61,40 @@ class RelevanceMode(TorchFunctionMode):
                 args, kwargs = self._own_statistics(row.updates, args, kwargs)
         if not call.protected.untouched:
             args, kwargs = map_tensors(call.protected.current, (args, kwargs))
-        written = written_by(func, args, kwargs)
+        written = written_by(row, func, args, kwargs)
         if written:
-            return self._write(func, args, kwargs, written)
+            return self._write(row, func, args, kwargs, written)
         active = self._active(args, kwargs)
         if not active and not self._looks_up_tokens(row, args, kwargs):
-            found = self._follow(func, args, kwargs)
+            found = self._follow(row, func, args, kwargs)
             out = func(*args, **kwargs)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
                 note(call.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
-            self._note_constants(func, (args, kwargs), out)
+            self._note_constants(row, func, (args, kwargs), out)
         elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
             return hook_afterwards(call, *args)
         else:
-            cuts = self.cuts.among(self._taken(func, (args, kwargs))) if self.cuts.exist else []
+            cuts = self.cuts.among(self._taken(row, (args, kwargs))) if self.cuts.exist else []
             out = self._explain(row, func, args, kwargs, active)
             if cuts:
                 self.cuts.name(cuts, out)
         if call.origins.has_masks:
-            follow_masks(call, func, args, out)
+            follow_masks(call, row, args, out)
         return out
 
-    def _note_constants(self, func: Function, given: Any, made: Any) -> None:
+    def _note_constants(self, row: Operation | None, func: Function, given: Any, made: Any) -> None:
         """Remember what a call without relevance was made of."""
         if not self.call.ended:
             self._note_weights(given, made)
             recording = torch.is_grad_enabled()
-            if (self.cuts.exist or not recording) and not makes_constants(func):
-                self.cuts.note(_name(func), self._taken(func, given), made, recording)
+            if (self.cuts.exist or not recording) and not makes_constants(row):
+                self.cuts.note(_name(func), self._taken(row, given), made, recording)
 
-    def _taken(self, func: Function, given: Any) -> list[Tensor]:
+    def _taken(self, row: Operation | None, given: Any) -> list[Tensor]:
         """Return the arguments of which a call takes more than the shape or the type."""
-        tensors, row = tensors_in(given), self.call.operations.get(func)
+        tensors = tensors_in(given)
         return tensors[:1] if row is not None and row.kind is Kind.VIEW else tensors
 
     def _note_weights(self, given: Any, made: Any) -> None:
@@ -141,14 +141,10 @@ class RelevanceMode(TorchFunctionMode):
             and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
         )
 
-    def _follow(self, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
+    def _follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
         """Return where the token ids go that a call moves."""
-        tokens, row = self.call.tokens, self.call.operations.get(func)
-        if not tokens:
-            return []
-        name = _name(func) if row is None else row.name
-        does, entering = without_row(name, reshapes(func)) if row is None else (row.ids, row.entering)
-        return follow(tokens, func, name, does, entering, args, kwargs)
+        tokens = self.call.tokens
+        return follow(tokens, func, row, args, kwargs) if tokens and row is not None else []
 
     def _operation(self, row: Operation | None, func: Function) -> Operation | None:
         """Return what a function is to the method: by its own table, or as the row says."""
@@ -158,8 +154,8 @@ class RelevanceMode(TorchFunctionMode):
     def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
         operation = self._operation(row, func) if active else row  # token ids are found by the rules' own
-        if operation is None:
-            return self._unknown(func, args, kwargs, active)
+        if operation is None or operation.kind in (Kind.CONSTANT, Kind.UNKNOWN):
+            return self._unknown(row, func, args, kwargs, active)
         return self._explain_as(operation, func, args, kwargs, active)
 
     def _explain_as(
@@ -224,13 +220,13 @@ class RelevanceMode(TorchFunctionMode):
             if site is not None:
                 site.consumers.append(relu)
 
-    def _unknown(self, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
-        """Run a function that the table does not hold; it is named where relevance passes it."""
+    def _unknown(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+        """Run a function that no rule covers; it is named where relevance passes it."""
         call = self.call
         out = func(*args, **kwargs)
         made, name = tensors_in(out), _name(func)
         carries = any(call.graph.reach(tensor) for tensor in made)
-        if not carries and (makes_constants(func) or not any(_holds_numbers(tensor) for tensor in made)):
+        if not carries and (makes_constants(row) or not any(_holds_numbers(tensor) for tensor in made)):
             self._reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         for tensor in active:
@@ -263,7 +259,7 @@ class RelevanceMode(TorchFunctionMode):
 
     # Writes ------------------------------------------------------------------------------------
 
-    def _write(self, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
+    def _write(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
         """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
         call = self.call
         if any(call.protected.owns(tensor) for tensor in written):
@@ -281,11 +277,11 @@ class RelevanceMode(TorchFunctionMode):
             call.formulas.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
-            self._note_constants(func, (args, kwargs), written)
-            return self._write_ids(func, args, kwargs, written)
-        twin = twin_of(func, args, kwargs)
+            self._note_constants(row, func, (args, kwargs), written)
+            return self._write_ids(row, func, args, kwargs, written)
+        twin = twin_of(row, func, args, kwargs)
         if twin is None:
-            return self._write_without_twin(func, args, kwargs, active, written)
+            return self._write_without_twin(row, func, args, kwargs, active, written)
         operation = self._operation(call.operations.get(twin.func), twin.func)
         if operation is not None and operation.rectifies is of_relu and self._plain_relu(operation, active[0]):
             return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
@@ -294,10 +290,16 @@ class RelevanceMode(TorchFunctionMode):
             self._assign(target, value)
         return written[0] if len(written) == 1 else tuple(written)
 
-    def _write_ids(self, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
+    def _write_ids(
+        self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
+    ) -> Any:
         """Run a call that writes constants, among which may be token ids."""
-        twin = twin_of(func, args, kwargs) if self.call.tokens else None
-        found = self._follow(*((func, args, kwargs) if twin is None else (twin.func, twin.args, twin.kwargs)))
+        call = self.call
+        twin = twin_of(row, func, args, kwargs) if call.tokens else None
+        if twin is None:
+            found = self._follow(row, func, args, kwargs)
+        else:
+            found = self._follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
         out = func(*args, **kwargs)
         note(self.call.tokens, found, written)
         return out
@@ -315,6 +317,7 @@ class RelevanceMode(TorchFunctionMode):
 
     def _write_without_twin(
         self,
+        row: Operation | None,
         func: Function,
         args: Args,
         kwargs: Kwargs,
@@ -329,7 +332,7 @@ class RelevanceMode(TorchFunctionMode):
         covered = rule is not None and rule.blocks
         if not covered and any(not any(tensor is target for target in written) for tensor in active):
             self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
-        if fills(func):
+        if row is not None and row.writes is Writes.FILLS:
             self.call.graph.overwrite(written[0], written[0].detach())
         elif rule is not None:
             for target in written:

@@ -54,8 +54,10 @@ class Kind(str, Enum):
     """It moves values, or drops some, and loses nothing."""
     COMPOSITE = "composite"
     """It is made of other operations, each with a rule of its own."""
+    CONSTANT = "constant"
+    """What has no slope: comparisons, integers, new tensors. No relevance passes, and none is lost."""
     UNKNOWN = "unknown"
-    """A function without a row."""
+    """What no rule covers, with a row or without."""
     UNSEEN = "unseen"
     """What no call that relprop sees has made."""
 
@@ -174,6 +176,34 @@ class Ids(Enum):
     """Embeds them: relevance is read at its output."""
 
 
+class Writes(Enum):
+    """What an operation writes into its first argument; with ``out=`` and ``inplace=True`` any may write as well."""
+
+    NOTHING = "nothing"
+    """It returns what it computes."""
+    VALUES = "values"
+    """What the function ``pure`` of its row computes; without one, the function of its name without underscore."""
+    FILLS = "fills"
+    """Numbers throughout, which are nobody's; of a tensor that it is given, what ``pure`` computes."""
+    RESHAPES = "reshapes"
+    """Another shape, and no value."""
+
+
+class Truth(Enum):
+    """What an operation says about the sign of its argument, by which a ReLU is known that is written by masks."""
+
+    NOTHING = "nothing"
+    """Nothing that is followed."""
+    ABOVE = "above"
+    """Against zero: where its first argument is above."""
+    BELOW = "below"
+    """Against zero: where its first argument is below."""
+    NEGATES = "negates"
+    """Of a mask, where it is false."""
+    KEEPS = "keeps"
+    """The mask that it is given, of another type or on another device."""
+
+
 class Image(Enum):
     """What an operation makes of an image of ``exp(z)``, by which a softmax is known that is written by hand."""
 
@@ -223,7 +253,10 @@ class Operation:
         entering: the positions of the arguments whose values enter the output, of what moves ids or looks them up.
         image: what it makes of an image of an exponential.
         holds: what may run inside it.
-        updates: finds the arguments that it writes into beside what it returns; None where there are none.
+        updates: finds the statistics that it updates beside what it returns; None where there are none.
+        writes: what it writes into its first argument.
+        pure: computes of the same arguments what it writes; None where it writes nothing or its name says it.
+        truth: what it says about the sign of its argument.
         composite: it is made of other operations, each with a handler of its own; its handler calls them.
         deterministic: running it twice gives the same.
     """
@@ -240,6 +273,9 @@ class Operation:
     image: Image
     holds: Holds
     updates: Updates | None
+    writes: Writes
+    pure: Function | None
+    truth: Truth
     composite: bool
     deterministic: bool
 
@@ -280,6 +316,9 @@ def question(name: str, handler: Handler) -> Operation:
         image=Image.NOTHING,
         holds=Holds.NOTHING,
         updates=None,
+        writes=Writes.NOTHING,
+        pure=None,
+        truth=Truth.NOTHING,
         composite=False,
         deterministic=True,
     )

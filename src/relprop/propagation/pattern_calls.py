@@ -209,7 +209,7 @@ def _table(visit: Visit) -> Table:
     return {
         **{function: _seen(visit, row, dropout) for function, row in operations.items() if row.kind is Kind.VIEW},
         **{function: replace(row, handler=visit.relu) for function, row in rectifiers(operations)},
-        **dict(comparisons()),
+        **dict(comparisons(operations)),
         **{function: row for function, row in operations.items() if Holds.LINEAR in row.holds},
     }
 

@@ -8,7 +8,7 @@ zero, negated or converted. A ReLU put together otherwise, ``(h + h.abs()) / 2``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from relprop.propagation.call import Call
 from relprop.propagation.handler import Here
-from relprop.propagation.operation import Ids, Operation, Table, question
+from relprop.propagation.operation import Operation, Table, Truth, question
 from relprop.propagation.provenance import Mask
 
 
@@ -38,11 +38,11 @@ def rectifiers(operations: Table) -> Iterator[tuple[Any, Operation]]:
     return ((function, row) for function, row in operations.items() if row.rectifies is not None)
 
 
-def comparisons() -> Iterator[tuple[Any, Operation]]:
+def comparisons(operations: Table) -> Iterator[tuple[Any, Operation]]:
     """Yield every function that compares, and what runs it: a comparison with zero gives a mask."""
-    for above, functions in ((True, _ABOVE), (False, _BELOW)):
-        for function in functions:
-            yield function, question(function.__name__, partial(_compared, above))
+    for function, row in operations.items():
+        if row.truth in (Truth.ABOVE, Truth.BELOW):
+            yield function, question(row.name, partial(_compared, row.truth is Truth.ABOVE))
 
 
 # Functions that are ReLUs by their arguments -----------------------------------------------------
@@ -117,19 +117,6 @@ def of_maximum(here: Here, input: Tensor, other: Any = None, *args: Any, **kwarg
 # Masks -------------------------------------------------------------------------------------------
 
 
-_ABOVE = (
-    torch.gt, torch.greater, torch.ge, torch.greater_equal, Tensor.gt, Tensor.greater, Tensor.ge, Tensor.greater_equal,
-    Tensor.__gt__, Tensor.__ge__,
-)  # fmt: skip
-_BELOW = (
-    torch.lt, torch.less, torch.le, torch.less_equal, Tensor.lt, Tensor.less, Tensor.le, Tensor.less_equal,
-    Tensor.__lt__, Tensor.__le__,
-)  # fmt: skip
-_NEGATES = {"logical_not", "bitwise_not", "__invert__"}
-_CONVERTS = {"int", "long", "bool", "byte"}
-"""What makes truth values or integers of a mask: such functions have no row, since no relevance passes them."""
-
-
 def _compared(above: bool, here: Here, input: Any, other: Any) -> Any:
     """Compare; with zero, remember of what the mask is."""
     out = here.func(input, other)
@@ -140,13 +127,14 @@ def _compared(above: bool, here: Here, input: Any, other: Any) -> Any:
     return out
 
 
-def follow_masks(call: Call, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
+def follow_masks(call: Call, row: Operation | None, args: tuple[Any, ...], out: Any) -> None:
     """Remember that what is made of a mask, by a conversion or a negation, is one."""
-    name, row = getattr(func, "__name__", ""), call.operations.get(func)
-    negates, keeps = name in _NEGATES, name in _CONVERTS or (row is not None and row.ids is Ids.COPIES)
-    if not (negates or keeps) or not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+    truth = Truth.NOTHING if row is None else row.truth
+    if truth not in (Truth.NEGATES, Truth.KEEPS) or not args:
         return
-    mask = call.origins.mask(args[0])
+    if not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+        return
+    mask, negates = call.origins.mask(args[0]), truth is Truth.NEGATES
     if mask is None or out is args[0] or (negates and args[0].dtype != torch.bool):
         return
     call.origins.note_mask(out, Mask(mask.of, mask.version, mask.above != negates))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relprop.errors import InputError
-from relprop.propagation.operation import Ids, Kind
+from relprop.propagation.operation import Ids, Kind, Operation
 from relprop.propagation.record import Record, total
 from relprop.propagation.storage import tensors_in
 
@@ -108,19 +108,6 @@ class Tokens:
 
 # Through what moves ids --------------------------------------------------------------------------
 
-_CONVERTS = {"long", "int", "short", "data"}
-_REORDERS = {"unique", "unique_consecutive", "as_strided_"}
-
-
-def without_row(name: str, reshapes: bool) -> tuple[Ids, tuple[int, ...]]:
-    """Return what a function does with ids that has no row, since what it gives is made of integers, or it writes."""
-    if name in _CONVERTS:
-        return Ids.COPIES, (0,)
-    if name in _REORDERS:
-        return Ids.LOSES, (0,)
-    return (Ids.MOVES, (0,)) if reshapes else (Ids.NONE, ())
-
-
 _NAMED = {"input", "tensors", "other", "value", "src", "source", "x", "self"}
 
 
@@ -136,9 +123,7 @@ class Moved:
 def follow(
     every: Sequence[Tokens],
     func: Function,
-    name: str,
-    does: Ids,
-    entering: tuple[int, ...],
+    row: Operation,
     args: Args,
     kwargs: Kwargs,
 ) -> list[Moved]:
@@ -149,10 +134,9 @@ def follow(
     Args:
         every: the inputs whose ids may be among the arguments.
         func, args, kwargs: the call.
-        name: of its operation.
-        does: what it does with ids.
-        entering: the positions of the arguments whose values enter its output.
+        row: of its operation.
     """
+    does, entering = row.ids, row.entering
     if does in (Ids.NONE, Ids.LOOKS_UP):
         return []
     found: list[Moved] = []
@@ -163,7 +147,7 @@ def follow(
             continue
         lost = next((holder for holder in holders if tokens.places(holder) is None), None)
         if does is Ids.LOSES or lost is not None:
-            found.append(Moved(tokens, (), name if lost is None else tokens.moved_by(lost)))
+            found.append(Moved(tokens, (), row.name if lost is None else tokens.moved_by(lost)))
         elif does is Ids.COPIES:
             found.append(Moved(tokens, (tokens.places(holders[0]),)))
         else:

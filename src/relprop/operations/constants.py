@@ -1,0 +1,55 @@
+"""What has no slope, and what no rule covers: no relevance passes it, and something is known of it all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from relprop.operations.rows import Rows, constant, without_rule
+from relprop.propagation.operation import Difference, Ids, Kind, Truth, Writes
+from relprop.propagation.writes import copied
+
+
+def _property(name: str, ids: Ids) -> Rows:
+    """Return the row of a property of tensors, whose value is a constant."""
+    _, row = constant("new_empty", ids=ids, truth=Truth.NOTHING)[0]
+    return [(getattr(Tensor, name).__get__, replace(row, name=name))]
+
+
+def _uncovered(*names: str, difference: Difference, ids: Ids) -> Rows:
+    """What no rule covers: it is named where it runs, and plain autograd carries its relevance."""
+    return without_rule(
+        *names, kind=Kind.UNKNOWN, difference=difference, ids=ids, truth=Truth.NOTHING, writes=Writes.NOTHING, pure=None
+    )
+
+
+# The rows ----------------------------------------------------------------------------------------
+
+ROWS: Rows = [
+    # Questions, answered by truth values: against zero the answer is a mask.
+    *constant("gt", "greater", "ge", "greater_equal", "__gt__", "__ge__", ids=Ids.NONE, truth=Truth.ABOVE),
+    *constant("lt", "less", "le", "less_equal", "__lt__", "__le__", ids=Ids.NONE, truth=Truth.BELOW),
+    *constant("logical_not", "bitwise_not", "__invert__", ids=Ids.NONE, truth=Truth.NEGATES),
+    *constant("bool", ids=Ids.NONE, truth=Truth.KEEPS),
+    # Integers.
+    *constant("long", "int", "short", "byte", ids=Ids.COPIES, truth=Truth.KEEPS),
+    # New tensors, and the same without its past.
+    *constant("__deepcopy__", "detach_", ids=Ids.COPIES, truth=Truth.NOTHING),
+    *_property("data", Ids.COPIES),
+    *_property("grad", Ids.NONE),
+    *constant(
+        "tensor", "new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "empty_like",
+        "full_like", "ones_like", "zeros_like", "rand_like", "randint_like", "randn_like", ids=Ids.NONE,
+        truth=Truth.NOTHING,
+    ),
+    # Numbers written over a whole tensor.
+    *constant("fill_", ids=Ids.NONE, truth=Truth.NOTHING, writes=Writes.FILLS, pure=copied),
+    *constant(
+        "zero_", "normal_", "uniform_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_",
+        "bernoulli_", ids=Ids.NONE, truth=Truth.NOTHING, writes=Writes.FILLS,
+    ),
+    # Of what no rule covers: where it moves ids, and where its secant is exact.
+    *_uncovered("unique", "unique_consecutive", difference=Difference.UNCOVERED, ids=Ids.LOSES),
+    *_uncovered("lgamma", "digamma", "polygamma", difference=Difference.POLES, ids=Ids.NONE),
+]  # fmt: skip
