@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.zoo import randomize
+from tests.networks.zoo import randomize
 from torch import Tensor, nn
 
 from benchmarks import _zoo_models as zoo

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tests import fusion
-from tests.zoo import difference
+from tests.networks.zoo import difference
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

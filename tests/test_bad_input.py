@@ -25,8 +25,8 @@ from relprop import (
     TargetIndexError,
     TargetTypeError,
 )
-from tests.attribution.checks import refuses
-from tests.attribution.models import Residual, Wrapped, images, mlp, residual, settle, vectors
+from tests.checks import refuses
+from tests.models import Residual, Wrapped, images, mlp, residual, settle, vectors
 
 # ------------------------------------------------------------------------------------------------ targets
 

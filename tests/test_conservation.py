@@ -13,10 +13,10 @@ from relprop import LRP, ConservationError, ConservationReport, DeepTaylor, Grad
 from relprop.conservation import Account
 from relprop.rules import Block, Epsilon, Rho
 from tests import network_reference
-from tests.attribution.models import close, images, mlp, residual, settle, vectors
-from tests.attribution.shares import adds_up, rows
 from tests.cases import RULES, RuleCase
-from tests.rules.compare import package_rule
+from tests.compare import package_rule
+from tests.models import close, images, mlp, residual, settle, vectors
+from tests.shares import adds_up, rows
 
 SEED = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from relprop import LRP, Gradient, GradientXInput, ModelError, Rules, TrainingModeWarning
 from relprop.rules import Epsilon
-from tests import zoo
-from tests.attribution.models import close, gradient, images, mlp, residual, settle, vectors
+from tests.models import close, gradient, images, mlp, residual, settle, vectors
+from tests.networks import zoo
 
 # ----------------------------------------------------------------------------------------- several inputs
 

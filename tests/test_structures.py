@@ -22,8 +22,8 @@ from relprop import (
     NumericalError,
     Rules,
 )
-from tests.attribution.checks import refuses
-from tests.attribution.models import settle, vectors
+from tests.checks import refuses
+from tests.models import settle, vectors
 
 METHODS = [Gradient, GradientXInput, LRP]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, Attribution, Gradient, GradientXInput, Rules
 from relprop.targets import output_tensor, select
-from tests.attribution.models import Wrapped, close, gradient, images, mlp, residual, settle, vectors
+from tests.models import Wrapped, close, gradient, images, mlp, residual, settle, vectors
 
 Pick = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,8 @@ from relprop import LRP, Rules
 from relprop.rules import AveragePool
 from tests import two_phase_reference as explicit
 from tests.cases import DTYPE, RuleCase, seed_like
+from tests.compare import distance, package_rule, weighted
 from tests.reference import LINEAR
-from tests.rules.compare import distance, package_rule, weighted
 
 TOLERANCE = 1e-8
 Modules = list[nn.Module]

@@ -27,7 +27,7 @@ from relprop import (
     Translated,
     VarGrad,
 )
-from tests.attribution.models import images, settle
+from tests.models import images, settle
 
 Call: TypeAlias = Callable[..., Any]
 

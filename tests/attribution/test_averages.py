@@ -29,10 +29,10 @@ from relprop import (
     Unit,
     explain,
 )
-from tests import zoo
 from tests.attribution.averages import BACKGROUND, CASES, ONE_PASS, QUADRANTS, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, images, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, images, mlp, settle, vectors
+from tests.networks import zoo
 
 every = pytest.mark.parametrize("case", CASES)
 divided = pytest.mark.parametrize("case", [case for case in CASES if case not in ONE_PASS])

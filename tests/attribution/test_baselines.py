@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, Gradient, Input, InputError, Random, Sensitivity, TargetError, TrainingModeWarning, Unit
-from tests import zoo
-from tests.attribution.checks import refuses
-from tests.attribution.models import Wrapped, close, gradient, images, mlp, residual, settle, vectors
+from tests.checks import refuses
+from tests.models import Wrapped, close, gradient, images, mlp, residual, settle, vectors
+from tests.networks import zoo
 
 
 def test_the_input() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relprop import LRP, GradientXInput, Rules
 from relprop.rules import Epsilon, Gamma, ZPlus
 from tests import reference_steps
-from tests.attribution.models import close, images, residual, settle, without_bias
+from tests.models import close, images, residual, settle, without_bias
 
 RULES: dict[str, tuple[Any, tuple[str, dict[str, Any]]]] = {
     "lrp0": ("lrp0", ("lrp0", {})),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from relprop import LRP, DeepTaylor, DeepTaylorWarning, GradientXInput, RuleError
 from relprop.rules import Epsilon, Gamma, RescaledExcitation, Rules, WSquare, ZBox, ZPlus
 from tests import reference_steps
-from tests.attribution.models import DTYPE, close, images, mlp, settle, vectors, without_bias
+from tests.models import DTYPE, close, images, mlp, settle, vectors, without_bias
 
 
 def network() -> nn.Sequential:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from relprop import GuidedBackprop, GuidedGradCam, InputError, InputTypeError, LayerGradCam, Unit
 from tests.attribution.averages import Modules, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, mlp, settle, vectors
 
 LAYERS = ["first", "one", "second", "two", "pool"]
 

@@ -22,8 +22,8 @@ from relprop import (
 )
 from relprop.attribution.quadrature import quadrature
 from tests.attribution.averages import BACKGROUND, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, gradient, mlp, settle, vectors, without_bias
+from tests.checks import refuses
+from tests.models import close, gradient, mlp, settle, vectors, without_bias
 
 RULES = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from relprop import LRP, Gradient, GradientXInput, Rules
 from relprop.rules import Epsilon, Gamma, ZPlus
 from tests import reference_steps
-from tests.attribution.models import close, images, mlp, residual, settle, vectors, without_bias
+from tests.models import close, images, mlp, residual, settle, vectors, without_bias
 
 RULES = {
     "epsilon": (Epsilon(0.1), ("epsilon", {"epsilon": 0.1})),

@@ -29,8 +29,8 @@ from relprop import (
     methods,
 )
 from relprop.rules import Epsilon
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, images, mlp, residual, vectors
+from tests.checks import refuses
+from tests.models import close, images, mlp, residual, vectors
 
 
 @pytest.fixture(autouse=True)

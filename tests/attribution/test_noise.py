@@ -24,8 +24,8 @@ from relprop import (
     VarGrad,
 )
 from tests.attribution.averages import BACKGROUND, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, gradient, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, gradient, mlp, settle, vectors
 
 KINDS = {
     "smoothgrad": (SmoothGrad, lambda maps: maps.mean(0)),

@@ -20,7 +20,7 @@ from relprop import (
     explain,
     methods,
 )
-from tests.attribution.models import close, mlp, vectors
+from tests.models import close, mlp, vectors
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from relprop import FeatureAblation, InputError, InputTypeError, Occlusion
 from tests.attribution.averages import BACKGROUND, QUADRANTS, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, mlp, settle, vectors
 
 
 def by_hand(score: Any, x: Tensor, end: Tensor, masks: list[Tensor]) -> Tensor:

@@ -24,8 +24,8 @@ from relprop import (
     SmoothGrad,
     Translated,
 )
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, gradient, images, mlp, residual, settle, vectors
+from tests.checks import refuses
+from tests.models import close, gradient, images, mlp, residual, settle, vectors
 
 Drawn = Callable[[nn.Module, Tensor, Any], Tensor]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, Attribution, DeepTaylor, DeepTaylorWarning, Gradient, GradientXInput, Rules
 from relprop.rules import Epsilon, Gamma, WSquare, Zero
-from tests.attribution.models import close, images, mlp, residual, settle, vectors
+from tests.models import close, images, mlp, residual, settle, vectors
 
 LAST = Rules().set(nn.Conv2d, Gamma()).set(nn.Linear, Epsilon()).first(WSquare()).last(Zero())
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from relprop import InputError, InputTypeError, KernelShap, MissingExtraError, ShapleyValueSampling, methods
 from tests.attribution.averages import BACKGROUND, QUADRANTS, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, mlp, settle, vectors
 
 both = pytest.mark.parametrize("method", [ShapleyValueSampling, KernelShap])
 

@@ -26,8 +26,8 @@ from relprop import (
 )
 from relprop.rules import Gamma
 from tests.attribution.averages import BACKGROUND, pictures, spelt
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, gradient, mlp, settle, vectors
+from tests.checks import refuses
+from tests.models import close, gradient, mlp, settle, vectors
 
 
 def shift_by_hand(x: Tensor, shift: tuple[int, int], border: str) -> Tensor:

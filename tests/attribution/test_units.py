@@ -29,8 +29,8 @@ from relprop import (
     Unit,
 )
 from relprop.rules import Flat, Mask, Zero
-from tests import zoo
-from tests.attribution.models import Residual, close, gradient, images, mlp, residual, settle, vectors
+from tests.models import Residual, close, gradient, images, mlp, residual, settle, vectors
+from tests.networks import zoo
 
 # --------------------------------------------------------------------------- what a unit is, by plain indexing
 

@@ -22,8 +22,8 @@ from relprop import (
     TargetTypeError,
     Unit,
 )
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, gradient, images, residual, settle, vectors
+from tests.checks import refuses
+from tests.models import close, gradient, images, residual, settle, vectors
 
 # ------------------------------------------------------------------------------ modules that are called again
 

@@ -27,7 +27,7 @@ from relprop import (
 )
 from relprop.operations import Difference, Here, operation_of, table
 from relprop.rules import Block, Detach, Pass
-from tests.propagation.unrolled import assert_close, random
+from tests.unrolled import assert_close, random
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from relprop.operations import (
 )
 from relprop.propagation import difference_table, excited
 from relprop.rules import AlphaBeta, Gamma
-from tests.propagation.unrolled import assert_close, random
+from tests.unrolled import assert_close, random
 
 ROWS = [(function, row) for file in table._FILES for function, row in file.ROWS]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, RuleError, Rules, UncoveredOperationError, UncoveredOperationWarning
 from relprop.rules import Block, Detach, FilterRule, Flow, Gamma, Mask, Pass, Rule
-from tests.attribution.models import close, settle
+from tests.models import close, settle
 
 
 def random(*shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from relprop import LRP, GradientXInput
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, Zero, ZPlus
 from tests import reference
 from tests.cases import DTYPE, LAYERS, RULES, LayerCase, RuleCase, seed_like, signed
-from tests.rules.compare import TOLERANCE, distance, package_rule, weighted
+from tests.compare import TOLERANCE, distance, package_rule, weighted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 

@@ -12,7 +12,7 @@ from relprop import LRP, Rules
 from relprop.rules import Flat, ZBox
 from tests import reference, reference_steps
 from tests.cases import DTYPE, HIGH, LOW, RULES, LayerCase, RuleCase, layer_cases, seed_like, signed
-from tests.rules.compare import TOLERANCE, distance, package_rule, sequence_distance, weighted
+from tests.compare import TOLERANCE, distance, package_rule, sequence_distance, weighted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 

@@ -25,10 +25,10 @@ from relprop.rules import (
     ZPlus,
 )
 from tests import reference
-from tests.attribution.shares import adds_up
 from tests.cases import DTYPE, LAYERS, LayerCase, RuleCase, seed_like, signed
-from tests.rules.compare import TOLERANCE, Groups, distance, sequence_distance, weighted
+from tests.compare import TOLERANCE, Groups, distance, sequence_distance, weighted
 from tests.rules.test_linear_rules import headed
+from tests.shares import adds_up
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 

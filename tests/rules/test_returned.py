@@ -25,8 +25,8 @@ from relprop.rules import (
     SoftmaxRule,
     Zero,
 )
-from tests.attribution.checks import refuses
-from tests.attribution.models import close, settle
+from tests.checks import refuses
+from tests.models import close, settle
 
 
 def yielding(found: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from relprop import LRP, Rules
 from relprop.rules import Flat, Zero
 from tests import reference, reference_steps
 from tests.cases import DTYPE, RULES, RuleCase, seed_like, signed
-from tests.rules.compare import TOLERANCE, distance, package_rule, sequence_distance, weighted
+from tests.compare import TOLERANCE, distance, package_rule, sequence_distance, weighted
 
 REACHES_ZERO = [
     RuleCase("flat"),
