@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.ids import name_of, unnamed
+
 collect_ignore = ["typing_cases.py"]  # read by mypy; what it defines is not to be known to other tests
 
 # pytest-xdist runs a process for each core; more threads than that only slow each other down.
@@ -38,8 +40,17 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
         _seed()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name what pytest would number."""
+    return name_of(val, argname)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `cuda` where there is no device."""
+    """Refuse cases without a name, and skip tests marked `cuda` where there is no device."""
+    cases = [(item.nodeid, item.callspec) for item in items if hasattr(item, "callspec")]
+    if nameless := [name for name, case in cases if unnamed(case.id, case.params)]:
+        listed = "\n  ".join(nameless)
+        raise pytest.UsageError(f"give these cases names, by pytest.param(..., id=...) or ids=...:\n  {listed}")
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")

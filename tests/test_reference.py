@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import reference, reference_steps
+from tests.cases import RuleCase
 
 
 def tensor(values: Any) -> Tensor:
@@ -23,6 +24,14 @@ def layer(weight: list[list[float]], bias: list[float] | None = None) -> nn.Line
         if bias is not None:
             made.bias.copy_(tensor(bias))
     return made
+
+
+def doubled(w: Tensor) -> Tensor:
+    return 2 * w
+
+
+def plus_one(z: Tensor) -> Tensor:
+    return z + 1
 
 
 # Two inputs a = (2, -1), two outputs with weights (1, 3) and (-2, 1), biases 1 and -1.
@@ -63,11 +72,13 @@ FRACTIONS: list[tuple[str, dict[str, Any], list[float]]] = [
     # (1 - 6) / (2 + 1)
     ("flat", {"stabilizer": 1.0}, [-5 / 3, -5 / 3]),
     # rho doubles everything, biases too; incr adds 1 to 2 and to -12: 4/3 + 8/11 * -6;  -6/3 + 2/11 * -6
-    ("rho", {"rho": lambda w: 2 * w, "incr": lambda z: z + 1}, [4 / 3 - 48 / 11, -2 - 12 / 11]),
+    ("rho", {"rho": doubled, "incr": plus_one}, [4 / 3 - 48 / 11, -2 - 12 / 11]),
 ]
 
 
-@pytest.mark.parametrize(("rule", "options", "expected"), FRACTIONS)
+@pytest.mark.parametrize(
+    ("rule", "options", "expected"), FRACTIONS, ids=[RuleCase(rule, options).name for rule, options, _ in FRACTIONS]
+)
 def test_rule_equals_fractions(rule: str, options: dict[str, Any], expected: list[float]) -> None:
     found = reference.linear(layer(WEIGHT, BIAS), tensor(INPUT), tensor(RELEVANCE), rule, **options)
     torch.testing.assert_close(found, tensor([expected]), rtol=1e-14, atol=1e-14)

@@ -118,6 +118,7 @@ class Seeded(Product):
         (lambda output: output[:, None], r"returned a tensor of shape \(\d, 1\)"),
         (lambda output: torch.ones(len(output), dtype=torch.long), r"returned .* torch.int64"),
     ],
+    ids=["nothing", "a number", "a sum", "a dimension too many", "integers"],
 )
 def test_a_seed_is_like_the_output(seed: Any, message: str) -> None:
     x = vectors()

@@ -106,6 +106,27 @@ LRP_OBJECT = relprop.LRP(network())
          InputError, r"explainer 'e' returned relevance of shape .*the shape of the input"),
         (lambda model, x, target: x.tolist(), entropy_of, PAIR, InputTypeError, "'e' returned relevance, a list"),
     ],
+    ids=[
+        "a batch too long",
+        "no target",
+        "an empty batch",
+        "no mask",
+        "an argument too many",
+        "an option not given",
+        "a score of relevance",
+        "gini_sparseness",
+        "relevance_mass_accuracy",
+        "a lambda",
+        "a column",
+        "nothing",
+        "a view of a mapping",
+        "a method's name",
+        "a method that has a model",
+        "a class",
+        "no explainer",
+        "one sample too few",
+        "a list",
+    ],
 )  # fmt: skip
 def test_first_mistakes(
     explainer: Any, metric: Callable[..., Any], batch: Any, error: type[Exception], message: str

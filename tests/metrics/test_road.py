@@ -111,6 +111,7 @@ class Outputs(nn.Module):
         (lambda outputs: {"logits": outputs}, TARGET, ModelError, "the model returns a dict.*output="),
         (lambda outputs: outputs[:, :, None], TARGET, ModelError, r"returns \(\d+, 3, 1\)"),
     ],
+    ids=["too large", "too small", "no integers", "NaN", "a tuple", "a mapping", "a dimension too many"],
 )
 def test_road_treats_targets_and_outputs_as_the_other_metrics_do(
     made: Any, target: Any, error: type[RelpropError], message: str

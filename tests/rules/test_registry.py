@@ -436,7 +436,7 @@ def test_what_can_make_no_rule_is_not_registered(register: Callable[[str, Any], 
     assert "wrong" not in Rules.named
 
 
-@pytest.mark.parametrize("use", [lambda: Rules().set(nn.Linear, "own"), lambda: LRP(mlp(), "own")])
+@pytest.mark.parametrize("use", [lambda: Rules().set(nn.Linear, "own"), lambda: LRP(mlp(), "own")], ids=["set", "LRP"])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -447,6 +447,7 @@ def test_what_can_make_no_rule_is_not_registered(register: Callable[[str, Any], 
             r"needs arguments; pass an instance of it, Needs\(weight=...\), .*functools.partial\(Needs, weight=...\)",
         ),
     ],
+    ids=["it makes nothing", "it makes a class", "it needs arguments"],
 )
 def test_what_makes_no_rule_is_named_where_it_is_used(
     register: Callable[[str, Any], None], make: Any, message: str, use: Callable[[], Any]
