@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, ConservationError, Rules
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import ActivationRule, Epsilon, Flat, Gamma, LinearRule, Zero, ZPlus
 from tests.models import images, mlp, residual, settle, vectors
 from tests.shares import adds_up

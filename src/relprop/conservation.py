@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import ConservationError
-from relprop.propagation.record import Record, merged
+from relprop.propagation.call.trace import Record, merged
 from relprop.tables import html_table, text_table
 
 

@@ -24,7 +24,7 @@ from relprop.errors import (
     near,
     warn,
 )
-from relprop.propagation.storage import children, map_tensors, tensors_in
+from relprop.trees import children, map_tensors, tensors_in
 
 
 def as_model(model: Any) -> nn.Module:

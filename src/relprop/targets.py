@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import ModelError, RelpropError, TargetError, TargetIndexError, TargetTypeError, near
-from relprop.propagation.reading import Reading, ReadLayer
+from relprop.propagation.run.explained_output import Reading, ReadLayer
 
 Reduce = Literal["sum", "mean", "max"]
 

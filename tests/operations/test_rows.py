@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import relprop
 from relprop import LRP, DeepLift, ExcitationBackprop, GuidedBackprop, OperationError, Rules
+from relprop.attribution.deep_lift.methods import table as difference_table
+from relprop.attribution.excitation.methods import sums as excited
 from relprop.operations import (
     Difference,
     Excitation,
@@ -29,7 +31,6 @@ from relprop.operations import (
     operation,
     table,
 )
-from relprop.propagation import difference_table, excited
 from relprop.rules import AlphaBeta, Gamma
 from tests.unrolled import assert_close, random
 

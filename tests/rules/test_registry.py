@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import LRP, RuleError, Rules
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import AveragePool, Block, Detach, Epsilon, Flat, Gamma, LinearRule, Rule, WSquare, Zero, ZPlus
 from tests.models import close, images, mlp, residual, settle, vectors
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import LRP, NumericalError, RuleError, Rules
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import (
     ActivationRule,
     FilterRule,

@@ -1,13 +1,12 @@
 """One small class a method, all on the pipeline of :class:`relprop.attribution.base.Attribution`."""
 
-from relprop.attribution.backward_variants import Deconvolution, GuidedBackprop
 from relprop.attribution.base import Attribution
 from relprop.attribution.baselines import Input, Random
 from relprop.attribution.combined import Combined
 from relprop.attribution.contract import Contract, Method
-from relprop.attribution.deep_lift import DeepLift, DeepLiftShap
+from relprop.attribution.deep_lift.methods import DeepLift, DeepLiftShap
 from relprop.attribution.deep_taylor import DeepTaylor
-from relprop.attribution.excitation import ContrastiveExcitationBackprop, ExcitationBackprop
+from relprop.attribution.excitation.methods import ContrastiveExcitationBackprop, ExcitationBackprop
 from relprop.attribution.expected import GradientShap
 from relprop.attribution.gradcam import GuidedGradCam, LayerGradCam
 from relprop.attribution.gradient import Gradient, GradientXInput, Sensitivity
@@ -15,10 +14,11 @@ from relprop.attribution.lrp import LRP
 from relprop.attribution.methods import explain, methods
 from relprop.attribution.noise import NoiseTunnel, SmoothGrad, SmoothGradSquared, VarGrad
 from relprop.attribution.paths import IntegratedGradients
-from relprop.attribution.pattern_quality import SignalQuality
-from relprop.attribution.pattern_store import Pattern, Patterns
-from relprop.attribution.patterns import PatternAttribution, PatternNet
+from relprop.attribution.patterns.methods import PatternAttribution, PatternNet
+from relprop.attribution.patterns.quality import SignalQuality
+from relprop.attribution.patterns.store import Pattern, Patterns
 from relprop.attribution.perturbation import FeatureAblation, Occlusion
+from relprop.attribution.rectifiers.methods import Deconvolution, GuidedBackprop
 from relprop.attribution.shapley import KernelShap, ShapleyValueSampling
 from relprop.attribution.simple_taylor import Expansion, SimpleTaylor
 from relprop.attribution.translated import Translated

@@ -18,11 +18,11 @@ from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
-from relprop.propagation.call import Call, Selector
-from relprop.propagation.reading import Reading
-from relprop.propagation.run import ChannelMask, Forward, Parts, forward, roots_of
-from relprop.propagation.tokens import Tokens
-from relprop.propagation.visible import foremost
+from relprop.propagation.call.call import Call, Selector
+from relprop.propagation.call.current import foremost
+from relprop.propagation.facts.token_ids import Tokens
+from relprop.propagation.run.explained_output import Reading
+from relprop.propagation.run.forward import ChannelMask, Forward, Parts, forward, roots_of
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 from relprop.training import attribution_of
@@ -69,7 +69,7 @@ class Attribution(Method):
         layers: Sequence[str],
         condition: Mapping[str, ChannelMask],
     ) -> Forward:
-        """Run the forward pass: see :func:`relprop.propagation.run.forward`."""
+        """Run the forward pass: see :func:`relprop.propagation.run.forward.forward`."""
         return forward(call, inputs, args, kwargs, targets, layers, condition)
 
     def after_forward(self, passed: Forward) -> None:  # most methods have nothing to look at

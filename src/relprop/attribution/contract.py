@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from relprop.errors import InputError, MethodError
 from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
 from relprop.operations.table import operations
-from relprop.propagation.call import Call
-from relprop.propagation.run import forward
+from relprop.propagation.call.call import Call
+from relprop.propagation.run.forward import forward
 from relprop.targets import Target, reading
 from relprop.training import attribution_of, one_attribution
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from relprop.attribution.contract import Contract
 from relprop.attribution.lrp import LRP
 from relprop.errors import DeepTaylorWarning, RuleError, warn
-from relprop.propagation.run import Forward
+from relprop.propagation.run.forward import Forward
 from relprop.rules.input import WSquare, ZBox
 from relprop.rules.presets import everywhere
 from relprop.rules.rule import LinearRule

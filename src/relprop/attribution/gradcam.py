@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from relprop.arguments import takes
-from relprop.attribution.backward_variants import GuidedBackprop
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.options import ForwardOptions, maps
+from relprop.attribution.rectifiers.methods import GuidedBackprop
 from relprop.errors import InputError, near
 from relprop.inputs import as_inputs, as_layers
-from relprop.propagation.call import Call
+from relprop.propagation.call.call import Call
 from relprop.targets import Target
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
 from relprop.errors import InputError
-from relprop.propagation.call import Call
+from relprop.propagation.call.call import Call
 
 Form = Literal["raw", "absolute", "squared"]
 

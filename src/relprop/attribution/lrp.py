@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from relprop.arguments import Registered
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.propagation.cache import WeightCache
-from relprop.propagation.call import Call
-from relprop.propagation.run import Forward
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.weight_cache import WeightCache
+from relprop.propagation.run.forward import Forward
 from relprop.rules.presets import PresetName, as_rules
 from relprop.rules.registry import Rules, Selection
 from relprop.rules.rule import Rule

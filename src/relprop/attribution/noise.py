@@ -15,8 +15,8 @@ from relprop.attribution.randomness import Draws, draws
 from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError, InputTypeError, near
 from relprop.inputs import Given, as_inputs
-from relprop.propagation.storage import map_tensors
 from relprop.targets import Target
+from relprop.trees import map_tensors
 
 NoiseType = Literal["smoothgrad", "smoothgrad_sq", "vargrad"]
 Levels: TypeAlias = "float | Sequence[float]"

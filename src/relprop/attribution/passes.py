@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from relprop.arguments import bar, whole_number
 from relprop.errors import InputError, TargetError
 from relprop.inputs import Given
-from relprop.propagation.storage import map_tensors, tensors_in
 from relprop.targets import Target, Unit
 from relprop.training import SameDraws
+from relprop.trees import map_tensors, tensors_in
 
 Variant: TypeAlias = Sequence[Tensor]
 """Other tensors in the place of those that are explained."""

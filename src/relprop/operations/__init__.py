@@ -4,8 +4,18 @@ from relprop.operations.activations import elementwise
 from relprop.operations.own import operation
 from relprop.operations.rows import functions_named
 from relprop.operations.table import operation_of, operations
-from relprop.propagation.handler import Here, native
-from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Operation, Truth, Writes
+from relprop.propagation.call.here import Here, native
+from relprop.propagation.facts.operation import (
+    Difference,
+    Excitation,
+    Holds,
+    Ids,
+    Image,
+    Kind,
+    Operation,
+    Truth,
+    Writes,
+)
 
 __all__ = [
     "Difference",

@@ -15,13 +15,13 @@ from relprop.operations.elementary import exp, exponential, nonzero, power, powe
 from relprop.operations.products import denominator
 from relprop.operations.quotients import hardsigmoid
 from relprop.operations.rows import Rows, activation, rows
-from relprop.propagation import rectifiers
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import Keeps, clipped, function, keeps_nothing
-from relprop.propagation.numerics import safe
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
-from relprop.propagation.primitives import Spare, apply
-from relprop.propagation.returned import check_finite_quotient, check_quotient
+from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call.autograd_functions import Spare, apply
+from relprop.propagation.call.here import Here
+from relprop.propagation.call.returned import check_finite_quotient, check_quotient
+from relprop.propagation.facts.inheritance import Keeps, clipped, function, keeps_nothing
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
+from relprop.propagation.math.numerics import safe
 
 Function = Callable[..., Any]
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from relprop.operations import softmax_by_hand
 from relprop.operations.products import joined, product, shared
 from relprop.operations.rows import Rows, affine, weighted
-from relprop.propagation.formulas import Form
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import Keeps, Terms, keeps_nothing, of_active
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Image, Kind
-from relprop.propagation.primitives import Tap, apply
-from relprop.propagation.provenance import Origin
-from relprop.propagation.record import total
-from relprop.propagation.returned import check_shares
+from relprop.propagation.call.autograd_functions import Tap, apply
+from relprop.propagation.call.here import Here
+from relprop.propagation.call.returned import check_shares
+from relprop.propagation.call.trace import total
+from relprop.propagation.facts.exponentials import Form
+from relprop.propagation.facts.inheritance import Keeps, Terms, keeps_nothing, of_active
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Image, Kind
+from relprop.propagation.facts.origins import Origin
 
 
 def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

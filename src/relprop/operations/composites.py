@@ -18,10 +18,10 @@ from torch import Tensor
 
 from relprop.errors import UncoveredOperationError
 from relprop.operations.rows import SPACES, Rows, composite, rows
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import keeps_nothing
-from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.inheritance import keeps_nothing
+from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind
+from relprop.trees import map_tensors, tensors_in
 
 
 def opened(here: Here, *args: Any, **kwargs: Any) -> Any:

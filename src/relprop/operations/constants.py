@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from relprop.operations.rows import Rows, constant, without_rule
-from relprop.propagation.operation import Difference, Ids, Kind, Truth, Writes
-from relprop.propagation.writes import copied
+from relprop.propagation.facts.operation import Difference, Function, Ids, Kind, Truth, Writes
+from relprop.propagation.run.in_place import copied
 
 
-def _property(name: str, ids: Ids) -> Rows:
-    """Return the row of a property of tensors, whose value is a constant."""
+def _function(function: Function, name: str, ids: Ids) -> Rows:
+    """Return the row of one function, or property of tensors, whose value is a constant."""
     _, row = constant("new_empty", ids=ids, truth=Truth.NOTHING)[0]
-    return [(getattr(Tensor, name).__get__, replace(row, name=name))]
+    return [(function, replace(row, name=name))]
 
 
 def _uncovered(*names: str, difference: Difference, ids: Ids) -> Rows:
@@ -36,8 +37,9 @@ ROWS: Rows = [
     *constant("long", "int", "short", "byte", ids=Ids.COPIES, truth=Truth.KEEPS),
     # New tensors, and the same without its past.
     *constant("__deepcopy__", "detach_", ids=Ids.COPIES, truth=Truth.NOTHING),
-    *_property("data", Ids.COPIES),
-    *_property("grad", Ids.NONE),
+    *_function(Tensor.data.__get__, "data", Ids.COPIES),
+    *_function(Tensor.grad.__get__, "grad", Ids.NONE),
+    *_function(torch.autograd.grad, "grad", Ids.NONE),
     *constant(
         "tensor", "new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "empty_like",
         "full_like", "ones_like", "zeros_like", "rand_like", "randint_like", "randn_like", ids=Ids.NONE,

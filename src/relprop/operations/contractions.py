@@ -14,10 +14,10 @@ from relprop.operations.linear import apply_linear, is_weight
 from relprop.operations.products import joined, product
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import linear_terms, of_active
-from relprop.propagation.layer import Contraction, Dense
-from relprop.propagation.operation import Difference, Handler, Holds, Kind
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.inheritance import linear_terms, of_active
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind
+from relprop.propagation.math.linear_map import Contraction, Dense
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
+from relprop.errors import InputError
 from relprop.operations.rows import Rows, rows
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import moved, of_all
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Updates
-from relprop.propagation.tokens import embedded
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.here import Here
+from relprop.propagation.call.trace import Record, total
+from relprop.propagation.facts.inheritance import moved, of_all
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Updates
+from relprop.propagation.facts.token_ids import Root
 
 
 def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -30,6 +34,48 @@ def _embedded(here: Here, ids: Tensor, value: Tensor) -> Tensor:
     """Return the embedding of ids; where these are explained, activity starts there."""
     here.by_autograd()
     return embedded(here.call, ids, value)
+
+
+def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
+    """Return the output of an embedding, from which activity starts where the ids that it consumed are explained.
+
+    Raises:
+        InputError: where the positions of the ids got lost.
+    """
+    holding = [tokens for tokens in call.tokens if tokens.holds(ids)]
+    if not holding:
+        return value
+    strange = torch.ones_like(ids, dtype=torch.bool)
+    connected = call.create_graph and value.requires_grad
+    kept = value.clone() if connected else value.detach().clone()  # the model may write into its own
+    start = call.root(value, connected)
+    for tokens in holding:
+        places = tokens.places(ids)
+        if places is None:
+            raise InputError(
+                f"An embedding consumes token ids that were moved by {tokens.moved_by(ids)}, which relprop cannot "
+                "follow to their positions. Move them by indexing (ids[:, order]), or explain the embedded tokens."
+            )
+        tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every else places))
+        strange &= (places == 0).to(ids.device)
+    if call.measuring and bool(strange.any()):
+        _absorb(call, start, kept, strange)
+    return start
+
+
+def _absorb(call: Call, start: Tensor, value: Tensor, strange: Tensor) -> None:
+    """Count what embedded ids keep that are none of an explained input, such as those that a model puts before it."""
+    name, module = call.place
+    record = Record(name, type(module).__name__, "embedding", Kind.VIEW, output=tuple(value.shape))
+    call.records.append(record)
+
+    def measure(c: Tensor) -> None:
+        if call.explaining:
+            share = total(torch.where(strange.unsqueeze(-1), call.relevance(value.double(), c.double()), 0.0))
+            record.receive(share)
+            record.absorb({"bias": share})
+
+    start.register_hook(measure)
 
 
 # The rows ----------------------------------------------------------------------------------------

@@ -13,14 +13,15 @@ from relprop.errors import InputError
 from relprop.operations.normalization import over_batch
 from relprop.operations.products import product
 from relprop.operations.rows import Rows, weighted
-from relprop.propagation.handler import Here, declares_nothing
-from relprop.propagation.inherit import linear_terms, of_active
-from relprop.propagation.layer import Affine, Convolution, Dense, Geometry, same_padding
-from relprop.propagation.numerics import TAU, per_channel, safe
-from relprop.propagation.operation import Difference, Handler, Holds, Kind, Updates
-from relprop.propagation.primitives import Linear, apply
-from relprop.propagation.provenance import ACTIVE, Origin
-from relprop.propagation.site import Site
+from relprop.propagation.call.autograd_functions import Linear, apply
+from relprop.propagation.call.here import Here, declares_nothing
+from relprop.propagation.call.linear_call import Site
+from relprop.propagation.facts.graph import ACTIVE
+from relprop.propagation.facts.inheritance import linear_terms, of_active
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
+from relprop.propagation.facts.origins import Origin
+from relprop.propagation.math.linear_map import Affine, Convolution, Dense, Geometry, same_padding
+from relprop.propagation.math.numerics import TAU, per_channel, safe
 
 
 def apply_linear(

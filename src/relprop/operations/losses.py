@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relprop.operations.composites import opened, rewritten
 from relprop.operations.rows import Rows, composite
-from relprop.propagation.operation import Difference, Handler, Holds
+from relprop.propagation.facts.operation import Difference, Handler, Holds
 
 DEFAULT = 0 if torch.margin_ranking_loss(torch.ones(2), torch.ones(2), torch.ones(2)).dim() else 1
 """The reduction where none is given: the mean as documented, but in some versions of PyTorch none."""

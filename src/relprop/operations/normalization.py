@@ -15,10 +15,10 @@ from torch import Tensor
 from relprop.operations.products import passed_on
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined, evenly
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import linear_terms, of_active
-from relprop.propagation.numerics import per_channel, safe
-from relprop.propagation.operation import Difference, Handler, Holds, Kind, Updates
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.inheritance import linear_terms, of_active
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
+from relprop.propagation.math.numerics import per_channel, safe
 
 
 def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centered: bool = True) -> Tensor:

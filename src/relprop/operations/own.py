@@ -19,10 +19,12 @@ from relprop.operations.composites import with_value
 from relprop.operations.products import joined, product
 from relprop.operations.rows import functions_named
 from relprop.operations.table import TORCH, declare, operations
-from relprop.propagation.handler import Here, native
-from relprop.propagation.inherit import ANYWHERE, keeps_nothing, moved, of_all
-from relprop.propagation.inherit import function as function_of_one
-from relprop.propagation.operation import (
+from relprop.propagation.call.here import Here, native
+from relprop.propagation.call.returned import check_outputs
+from relprop.propagation.call.visible import make_apply_visible, once_differentiable, visible
+from relprop.propagation.facts.inheritance import ANYWHERE, keeps_nothing, moved, of_all
+from relprop.propagation.facts.inheritance import function as function_of_one
+from relprop.propagation.facts.operation import (
     Difference,
     Excitation,
     Handler,
@@ -34,10 +36,8 @@ from relprop.propagation.operation import (
     Truth,
     Writes,
 )
-from relprop.propagation.returned import check_outputs
-from relprop.propagation.storage import map_tensors, tensors_in
-from relprop.propagation.visible import make_apply_visible, once_differentiable, visible
-from relprop.propagation.writes import writes_first
+from relprop.propagation.run.in_place import writes_first
+from relprop.trees import map_tensors, tensors_in
 
 Declared = TypeVar("Declared", bound=Callable[..., Any])
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, joins, rows, weighted
 from relprop.operations.sums import averaged, total
-from relprop.propagation.handler import Here, native
-from relprop.propagation.inherit import Keeps, Values, averaged_terms, moved, of, of_all
-from relprop.propagation.numerics import ADAPTIVE_AVERAGES, AVERAGES, TAU, quotient, safe
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
+from relprop.propagation.call.here import Here, native
+from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, moved, of, of_all
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
+from relprop.propagation.math.numerics import ADAPTIVE_AVERAGES, AVERAGES, TAU, quotient, safe
 
 
 def max_pool(dimensions: int) -> Callable[..., Any]:

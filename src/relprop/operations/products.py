@@ -10,12 +10,12 @@ from torch import Tensor
 
 from relprop.operations import softmax_by_hand
 from relprop.operations.rows import Rows, rows, weighted
-from relprop.propagation import rectifiers
-from relprop.propagation.handler import Here, declares_nothing
-from relprop.propagation.inherit import Keeps, keeps_nothing, multiplied
-from relprop.propagation.numerics import TAU, safe
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
-from relprop.propagation.provenance import Origin
+from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call.here import Here, declares_nothing
+from relprop.propagation.facts.inheritance import Keeps, keeps_nothing, multiplied
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
+from relprop.propagation.facts.origins import Origin
+from relprop.propagation.math.numerics import TAU, safe
 
 
 def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:

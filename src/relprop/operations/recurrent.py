@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.operations.rows import Rows, composite
-from relprop.propagation.handler import Here
-from relprop.propagation.operation import Difference, Holds
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.operation import Difference, Holds
 
 State = tuple[Tensor, ...]
 Step = Callable[[Here, Tensor, Tensor, State, "Tensor | None"], State]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from relprop.operations.rows import SPACES, Rows, affine, rows, weighted
 from relprop.operations.sums import averaged, extremum
-from relprop.propagation import rectifiers
-from relprop.propagation.handler import Here, native
-from relprop.propagation.inherit import (
+from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call.here import Here, native
+from relprop.propagation.facts.inheritance import (
     Keeps,
     Values,
     averaged_terms,
@@ -26,8 +26,8 @@ from relprop.propagation.inherit import (
     of_all,
     powered,
 )
-from relprop.propagation.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
-from relprop.propagation.storage import map_tensors
+from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
+from relprop.trees import map_tensors
 
 
 def _share(here: Here, x: Tensor, factors: int) -> float:

@@ -13,9 +13,9 @@ from torch import Tensor
 from relprop.operations import products
 from relprop.operations.activations import Function, divided
 from relprop.operations.rows import Rows, activation, weighted
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import divided_by, keeps_nothing
-from relprop.propagation.operation import Difference, Handler, Holds, Image, Kind
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.inheritance import divided_by, keeps_nothing
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind
 
 
 def divide(here: Here, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from relprop.propagation.handler import native
-from relprop.propagation.inherit import Keeps, keeps_nothing
-from relprop.propagation.operation import (
+from relprop.propagation.call.here import native
+from relprop.propagation.facts.inheritance import Keeps, keeps_nothing
+from relprop.propagation.facts.operation import (
     Difference,
     Excitation,
     Function,

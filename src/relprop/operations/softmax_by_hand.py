@@ -1,9 +1,9 @@
 """Softmax written by hand: ``exp(z) / sum(exp(z))``, whatever was subtracted from ``z``, and ``exp(log_softmax(z))``.
 
 The pieces have rules of their own, under which every way of stabilising the quotient would have another explanation.
-So where a quotient is known to be one (see :mod:`relprop.propagation.formulas`), it is computed once more from ``z``,
-and explained as ``torch.softmax`` is. A shift of ``z`` that is the same for all it is summed over receives nothing,
-since the coefficients of a softmax add up to zero.
+So where a quotient is known to be one (see :mod:`relprop.propagation.facts.exponentials`), it is computed once more
+from ``z``, and explained as ``torch.softmax`` is. A shift of ``z`` that is the same for all it is summed over receives
+nothing, since the coefficients of a softmax add up to zero.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.accounts import measured_input
-from relprop.propagation.formulas import Compute, Form, Formula
-from relprop.propagation.handler import Here
-from relprop.propagation.operation import Kind
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.exponentials import Compute, Form, Formula
+from relprop.propagation.facts.operation import Kind
+from relprop.propagation.run.taps import measured_input
 
 
 def quotient(here: Here, input: Any, other: Any) -> Tensor | None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from relprop.operations.products import scaled
 from relprop.operations.rows import Rows, affine, rows
-from relprop.propagation import rectifiers
-from relprop.propagation.handler import Here
-from relprop.propagation.inherit import Values, averaged_terms, by_entry, moved, of, of_all, summed
-from relprop.propagation.numerics import TAU, safe
-from relprop.propagation.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call.here import Here
+from relprop.propagation.facts.inheritance import Values, averaged_terms, by_entry, moved, of, of_all, summed
+from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
+from relprop.propagation.math.numerics import TAU, safe
+from relprop.trees import map_tensors, tensors_in
 
 
 def add(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:

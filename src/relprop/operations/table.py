@@ -24,7 +24,7 @@ from relprop.operations import (
     sums,
     views,
 )
-from relprop.propagation.operation import Operation, Table
+from relprop.propagation.facts.operation import Operation, Table
 
 _FILES = (
     activations, attention, composites, constants, contractions, embedding, linear, losses, normalization, pooling,

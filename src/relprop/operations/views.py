@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, declared, joins, rows, view, without_rule
-from relprop.propagation import rectifiers
-from relprop.propagation.handler import Here, native
-from relprop.propagation.inherit import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
-from relprop.propagation.operation import (
+from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call.here import Here, native
+from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
+from relprop.propagation.facts.operation import (
     Difference,
     Excitation,
     Function,
@@ -25,8 +25,8 @@ from relprop.propagation.operation import (
     Truth,
     Writes,
 )
-from relprop.propagation.writes import copied as written
-from relprop.propagation.writes import filled_diagonal, set_item
+from relprop.propagation.run.in_place import copied as written
+from relprop.propagation.run.in_place import filled_diagonal, set_item
 
 
 def parts(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +145,7 @@ def _property(name: str, keeps: Keeps) -> tuple[Function, Operation]:
 def _own(
     function: Function, *, keeps: Keeps, difference: Difference, rectifies: Rectifies | None, entering: tuple[int, ...]
 ) -> tuple[Function, Operation]:
-    """Return the row of what a write computes; see :mod:`relprop.propagation.writes`."""
+    """Return the row of what a write computes; see :mod:`relprop.propagation.run.in_place`."""
     return function, Operation(
         function.__name__, Kind.AFFINE, native, keeps, difference, Excitation.AS_RULES, rectifies, Ids.MOVES, entering,
         Image.NOTHING, Holds.NOTHING, None, Writes.NOTHING, None, Truth.NOTHING, composite=False, deterministic=True,

@@ -1,1 +1,1 @@
-"""How coefficients flow: the function mode, the module hooks, the autograd functions and what they remember."""
+"""How relevance passes through a model, in four rooms: run, call, facts, math; each imports what stands after it."""

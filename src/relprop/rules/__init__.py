@@ -1,7 +1,7 @@
 """The rules, the registry that says where they go, and the presets."""
 
-from relprop.propagation.flow import Flow
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.call.flow import Flow
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero

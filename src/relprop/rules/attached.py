@@ -11,11 +11,11 @@ from torch import nn
 from relprop.errors import RuleError
 from relprop.inputs import eager, unwrapped
 from relprop.operations.table import operations
-from relprop.propagation.call import Call
-from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode
-from relprop.propagation.storage import Attributes
-from relprop.propagation.visible import foremost
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.current import foremost
+from relprop.propagation.facts.protection import Attributes
+from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.module_hooks import ModuleHooks
 
 if TYPE_CHECKING:
     from relprop.rules.registry import Rules

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules.relevance import LRP_0, Contributions, Distances, Group, Ones, Weights
 from relprop.rules.rule import GroupRule
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.layer import LinearMap
-from relprop.propagation.numerics import quotient
+from relprop.propagation.math.linear_map import LinearMap
+from relprop.propagation.math.numerics import quotient
 from relprop.rules.relevance import LRP_0, Group
 from relprop.rules.rule import Bias, GroupRule, LinearRule, check_nonnegative
 

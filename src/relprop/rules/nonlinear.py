@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.flow import Flow
-from relprop.propagation.numerics import quotient
+from relprop.propagation.call.flow import Flow
+from relprop.propagation.math.numerics import quotient
 from relprop.rules.rule import NormRule, PoolingRule, ProductRule, SoftmaxRule, check_nonnegative
 
 

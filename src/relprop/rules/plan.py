@@ -11,10 +11,10 @@ from torch import nn
 
 from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode, unwrapped
 from relprop.operations.table import operations
-from relprop.propagation.call import Call
-from relprop.propagation.provenance import nodes_before_last
-from relprop.propagation.record import Record, merged
-from relprop.propagation.run import forward
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.trace import Record, merged
+from relprop.propagation.facts.graph import nodes_before_last
+from relprop.propagation.run.forward import forward
 from relprop.tables import html_table, shape_text, text_table
 from relprop.targets import reading
 

@@ -14,7 +14,7 @@ from relprop.arguments import Registered
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
 from relprop.operations.table import operation_of
-from relprop.propagation.call import Choice
+from relprop.propagation.call.call import Choice
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
 from relprop.rules.nonlinear import (
@@ -241,7 +241,7 @@ class Rules:
 
 
 class Selection:
-    """The rules of one call on one model; see :class:`relprop.propagation.call.Selector`."""
+    """The rules of one call on one model; see :class:`relprop.propagation.call.call.Selector`."""
 
     def __init__(self, rules: Rules, model: nn.Module) -> None:
         self._entries = rules.entries
@@ -268,7 +268,7 @@ class Selection:
         first: bool = False,
         earlier: Sequence[str] = (),
     ) -> Choice:
-        """Return the rule of one call; see :class:`relprop.propagation.call.Choice`."""
+        """Return the rule of one call; see :class:`relprop.propagation.call.call.Choice`."""
         before = tuple(earlier) if self._ordered and kind == "linear" else ()
         key = (kind, operation, name, id(module), layer_type, first, before)
         if key not in self._known:

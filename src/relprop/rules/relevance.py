@@ -39,8 +39,8 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.layer import LinearMap
-from relprop.propagation.numerics import TAU, quotient, safe
+from relprop.propagation.math.linear_map import LinearMap
+from relprop.propagation.math.numerics import TAU, quotient, safe
 
 
 def positive(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, final
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.flow import Flow
-from relprop.propagation.layer import LinearMap
-from relprop.propagation.returned import broadcasts
+from relprop.propagation.call.flow import Flow
+from relprop.propagation.call.returned import broadcasts
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import relevance
 from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
 from relprop.rules.values import Value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.flow import Flow
+from relprop.propagation.call.flow import Flow
 from relprop.rules.rule import ActivationRule, FilterRule
 
 

@@ -23,7 +23,7 @@ from relprop import (
     PatternNet,
     PatternWarning,
 )
-from relprop.propagation.call import Call
+from relprop.propagation.call.call import Call
 
 UNIT = "0.weight with 1"
 
@@ -123,7 +123,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return found(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    monkeypatch.setattr("relprop.attribution.pattern_fit.import_module", missing)
+    monkeypatch.setattr("relprop.attribution.patterns.fit.import_module", missing)
 
 
 # What is wrong ------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_the_memory_of_fitting_does_not_grow_with_the_data(monkeypatch: pytest.M
 
 def test_fitting_keeps_nothing_for_a_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Tensor] = []
-    monkeypatch.setattr("relprop.propagation.storage._pack", lambda slots, tensor: saved.append(tensor))
+    monkeypatch.setattr("relprop.propagation.facts.storage._pack", lambda slots, tensor: saved.append(tensor))
     PatternNet(network()).fit([images()])
     assert not saved
     model = network()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from relprop import InputError, PatternNet, SignalQuality
-from relprop.attribution.pattern_quality import least_squares
+from relprop.attribution.patterns.quality import least_squares
 from relprop.propagation import layer as geometries
-from relprop.propagation.layer import Convolution, Dense, Geometry
-from relprop.propagation.patches import patches
+from relprop.propagation.math.linear_map import Convolution, Dense, Geometry
+from relprop.propagation.math.patches import patches
 from tests.attribution.patterns.pattern_reference import conv_patches
 from tests.attribution.patterns.test_pattern_fit import LAYERS, layer_and_data, materialised
 
@@ -157,13 +157,13 @@ def test_at_most_so_many_units_and_patches_and_always_the_same_for_a_seed() -> N
 
 def test_samples_are_drawn_evenly_from_all_batches() -> None:
     """The means of what is kept are those of all, whatever the batch."""
-    from relprop.attribution.pattern_quality import _Samples
+    from relprop.attribution.patterns.quality import _Samples
 
     model = nn.Linear(1, 1).double()
     method = PatternNet(model).fit([data(30, 1)])
     x = torch.arange(20_000, dtype=torch.float64)[:, None]
     kept = _Samples(method.patterns, {"weight": torch.tensor([0])}, 4000, 0)
-    from relprop.attribution.pattern_fit import show_calls
+    from relprop.attribution.patterns.fit import show_calls
 
     show_calls(model, x.split(700), kept.add, False, "")
     found = kept.kept["weight"][1].flatten()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, DeepTaylor, GradientXInput, Rules
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import Epsilon, LinearRule
 from tests.models import settle
 from tests.unrolled import random

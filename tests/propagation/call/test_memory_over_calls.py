@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, ModelError, Rules
-from relprop.propagation.call import Call
-from relprop.propagation.hooks import ModuleHooks
-from relprop.propagation.mode import RelevanceMode
-from relprop.propagation.run import Forward
-from relprop.propagation.site import Site
+from relprop.propagation.call.call import Call
+from relprop.propagation.run.module_hooks import ModuleHooks
+from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.forward import Forward
+from relprop.propagation.call.linear_call import Site
 from tests.models import settle
 from tests.unrolled import random
 

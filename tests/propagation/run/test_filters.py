@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, Rules, UncoveredOperationWarning
-from relprop.propagation.storage import map_tensors, tensors_in
+from relprop.propagation.facts.storage import map_tensors, tensors_in
 from relprop.rules import Block, Detach, Mask
 from tests.models import close
 from tests.operations.function_calls import Sample

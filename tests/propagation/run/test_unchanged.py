@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.overrides import _get_current_function_mode_stack
 
 from relprop import LRP, DeepTaylor, Gradient, GradientXInput, Rules
-from relprop.propagation.layer import LinearMap
+from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import Epsilon, LinearRule
 from tests.models import settle
 from tests.unrolled import random, snapshot, weigh

@@ -1,0 +1,169 @@
+"""The autograd functions: the nodes whose backward is a rule while relevance is explained.
+
+Each asks its call for the phase. While the call is *explaining*, a backward carries the coefficient
+``c = R / a`` as the rule says; afterwards it is the true derivative, so that a loss on the relevance is
+differentiated through the network as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from relprop.propagation.math.linear_map import Affine, LinearMap
+
+
+class Phase(Protocol):
+    """What a primitive asks of its call."""
+
+    @property
+    def explaining(self) -> bool: ...
+
+
+class LinearSite(Protocol):
+    """What the linear primitive asks of the place where it stands."""
+
+    affine: Affine
+
+    @property
+    def phase(self) -> Phase: ...
+
+    def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap: ...
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor: ...
+
+
+class Linear(Function):
+    """A linear map with parameters: ``c_in = rule(layer, a, z, c_out)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, site: LinearSite, compute: Callable[[], Tensor], a: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        z = compute()
+        if z._is_view():  # of a matrix that nobody else holds: the model may write into what it is given
+            z = torch.ops.aten._unsafe_view(z, z.shape)
+        ctx.site = site
+        ctx.passes_linear = True  # read by the walk that finds the first and the last layer
+        ctx.save_for_backward(a, z, *parameters)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        site: LinearSite = ctx.site
+        with torch._C.DisableTorchFunction():  # a backward may run inside the user's `attach` block
+            a, z, *parameters = ctx.saved_tensors
+            if not site.phase.explaining:
+                return None, None, *_derivatives(ctx, site.affine, a, tuple(parameters), c)
+            weight, bias = site.affine.resolve(tuple(parameters))
+            layer = site.layer(a, weight, bias)
+            return None, None, site.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
+
+
+def _derivatives(
+    ctx: Any, affine: Affine, a: Tensor, parameters: tuple[Tensor | None, ...], c: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the true derivatives of a linear map by its input and each of its parameters."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        needed = ctx.needs_input_grad[2:]
+        variables = tuple(
+            tensor if tensor is None or again else tensor.detach().requires_grad_(need)
+            for tensor, need in zip((a, *parameters), needed, strict=True)
+        )
+        origin = variables[0]
+        assert origin is not None
+        weight, bias = affine.resolve(variables[1:])
+        z = affine.geometry.forward(origin, weight.to(c.dtype), bias)
+        wanted = [tensor for tensor, need in zip(variables, needed, strict=True) if need and tensor is not None]
+        found = iter(torch.autograd.grad(z, wanted, c, create_graph=again, allow_unused=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+class Scale(Function):
+    """The identity, whose relevance is multiplied by a factor: 0 makes a constant, 1/2 shares a product."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor, factor: float | Tensor) -> Tensor:
+        ctx.phase, ctx.factor = phase, factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        if not ctx.phase.explaining:
+            return None, c, None
+        if isinstance(ctx.factor, float) and ctx.factor == 0.0:
+            return None, None, None  # not even a zero: further down it may meet an infinite slope
+        return None, c * ctx.factor, None
+
+
+class Rectify(Function):
+    """The identity, through which only positive coefficients pass."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor) -> Tensor:
+        ctx.phase = phase
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return None, c.clamp(min=0) if ctx.phase.explaining else c
+
+
+class Spare(Function):
+    """The identity, through which no relevance reaches the units of zero where ``f(0)`` is not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor, at: Tensor) -> Tensor:
+        ctx.phase, ctx.at = phase, at
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return None, torch.where(ctx.at & (c.abs() > 1e15), 0.0, c) if ctx.phase.explaining else c, None
+
+
+class Switch(Function):
+    """The value of ``native``; explained as if it had been ``surrogate``, differentiated as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, native: Tensor, surrogate: Tensor) -> Tensor:
+        ctx.phase = phase
+        return native.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return (None, None, c) if ctx.phase.explaining else (None, c, None)
+
+
+class Tap(Function):
+    """The identity; while explaining, it tells what coefficient passed."""
+
+    @staticmethod
+    def forward(ctx: Any, phase: Phase, x: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.phase, ctx.tell = phase, tell
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        if ctx.phase.explaining:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                ctx.tell(c.detach(), ctx.saved_tensors[0].detach())
+        return None, c, None
+
+
+def apply(primitive: type[Function], *arguments: Any) -> Tensor:
+    """Return ``primitive.apply(*arguments)``: a fresh tensor with the primitive as its node."""
+    out: Tensor = primitive.apply(*arguments)
+    return out

@@ -1,0 +1,168 @@
+"""The place of one linear call: what its rule needs when the coefficient arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.errors import RuleError
+from relprop.propagation.call.call import Call, Choice
+from relprop.propagation.call.returned import (
+    Where,
+    check_absorbed,
+    check_connected,
+    check_finite,
+    check_tensor,
+    check_unwritten,
+    versions,
+)
+from relprop.propagation.call.trace import Record, total
+from relprop.propagation.facts.graph import ACTIVE
+from relprop.propagation.math.linear_map import Affine, LinearMap
+from relprop.propagation.math.numerics import safe
+
+Watcher = Callable[[Tensor], None]
+_TRANSPOSE = (
+    "A coefficient is R_in / a, one number for every input: layer.transpose(...) makes one of what is shaped as z."
+)
+
+
+class Site:
+    """One linear call, with the rule chosen for it and what its input and its output are known to be.
+
+    Attributes:
+        affine: the map the call applied.
+        a: the input (None once the forward is over: only a batch norm that follows asks for it).
+        given: the input as the model holds it (``a`` itself, but where a report taps it).
+        parameters: the tensors of the call.
+        nonnegative: the input is known to hold nothing below zero.
+        consumers: for every seen call that took the output, whether it was a ReLU.
+        node: its autograd node, where a plan is made and until the forward is over.
+        reaches_zeros: relevance may arrive at outputs of zero.
+        superseded: a batch norm was folded into it, so that its plain output has no consumer but others'.
+        watchers: told of the outputs of a batch norm that was folded into this call.
+        key: where the call stands, and how many linear calls came before it.
+        where: the place, as errors name it.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        choice: Choice,
+        affine: Affine,
+        a: Tensor,
+        parameters: tuple[Tensor | None, ...],
+        given: Tensor | None = None,
+        operation: str = "linear",
+    ) -> None:
+        self.phase = call
+        self.choice = choice
+        self.affine = affine
+        self.a: Tensor | None = a
+        self.given: Tensor | None = a if given is None else given
+        self.version = self.given._version
+        self.parameters = parameters
+        self.key = (call.place[0], len(call.sites))
+        self.where = Where(operation, *call.place)
+        self.nonnegative = call.origins.of(a).nonnegative
+        self.consumers: list[bool] = []
+        self.watchers: list[Watcher] = []
+        self.record: Record | None = None
+        self.node: Any = None
+        self.superseded = False
+        self.reaches_zeros = call.selector is not None and call.selector.reaches_zeros == "everywhere"
+        self.first = call.graph.reach(a) == ACTIVE
+        call.sites.append(self)
+        check_precision(choice.rule, a.dtype)
+
+    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> Site:
+        """Return the site of this call and the batch norm behind it, one linear map."""
+        assert self.a is not None
+        return Site(self.phase, self.choice, affine, self.a, parameters, operation=self.where.operation)
+
+    def ran(self, z: Tensor) -> None:  # rules ask for the output when the coefficient arrives
+        """Look at the output of the call."""
+
+    def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap:
+        """Return the linear map as the rule sees it."""
+        call, dtype = self.phase, weight.dtype
+        cache = None
+        if call.cache is not None and not call.create_graph:
+            keep, key = call.cache, self.key
+            cache = lambda change, tensor: keep.get((key, change), tensor, change)  # noqa: E731
+        # Under autocast the call computed in half precision with weights it cast itself.
+        return LinearMap(
+            self.affine.geometry,
+            a.detach(),
+            weight if weight.dtype == a.dtype else weight.to(a.dtype),
+            bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
+            self.nonnegative,
+            bool(self.consumers) and all(self.consumers) and not self.reaches_zeros and not call.open_ended,
+            self.reaches_zeros,
+            cache,
+        )
+
+    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor:
+        """Return the coefficient of the input by the rule that stands here."""
+        call = self.phase
+        rule = self.rule_at(node)
+        check_precision(rule, a.dtype)
+        z = z.to(a.dtype)
+        z = safe(z) if self.reaches_zeros else z
+        c = c.to(a.dtype)
+        if self.record is not None and call.measuring:
+            with torch.no_grad():
+                shares = check_absorbed(rule.absorbed(layer, a, z, c), z, rule.absorbed, self.where)
+            self.record.absorb({name: total(share) for name, share in shares.items()})
+        call.zeros_reach_input = call.zeros_reach_input or (self.first and rule.reaches_zeros)
+        return self._asked(rule, layer, a, z, c)
+
+    def _asked(self, rule: Any, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient that a rule gives, checked."""
+        given = {"a": a, "z": z, "c": c, "layer.weight": layer.weight, "layer.bias": layer.bias}
+        before = versions(given.values())
+        method, where = rule.coefficient, self.where
+        found = check_tensor(method(layer, a, z, c), a, "the layer's input a", method, where, _TRANSPOSE)
+        check_unwritten(given, before, method, where)
+        if self.phase.create_graph:
+            check_connected(found, (c, layer.weight), method, where)  # of which it is a multiple
+        if self.phase.looking:
+            check_finite(found, (a, z, c), method, where)
+        return found
+
+    def rule_at(self, node: Any) -> Any:
+        """Return the rule, now that the graph shows whether this is the last linear layer."""
+        selector = self.phase.selector
+        last = None if selector is None else selector.last
+        if last is not None and last.position > self.choice.position and node not in self.phase.before_last:
+            return last.rule
+        return self.choice.rule
+
+    def record_last(self, reached: set[Any]) -> None:
+        """Show in the row of this call that the rule for the last layer stands here, once the graph is complete."""
+        if self.record is not None and self.node in reached:
+            rule = self.rule_at(self.node)
+            if rule is not self.choice.rule:
+                self.record.rule, self.record.default = repr(rule), False
+
+    def effective_bias(self) -> Tensor | None:
+        """Return the bias of the map, with its batch norm; None where a batch norm took the call over."""
+        if self.superseded or not self.parameters:
+            return None
+        return self.affine.resolve(self.parameters)[1]
+
+    def release(self) -> None:
+        """Let go of what only the forward needed."""
+        self.a, self.given, self.node, self.parameters, self.watchers = None, None, None, (), []
+
+
+def check_precision(rule: Any, dtype: torch.dtype) -> None:
+    """Refuse rules that give relevance to zeros in a type that cannot hold ``R / tau``."""
+    if dtype == torch.float16 and rule.reaches_zeros:
+        raise RuleError(
+            f"{rule!r} gives relevance to units whose activation is zero; its coefficient R / {1e-30:g} does not "
+            "fit float16 (largest 65504). Use bfloat16 or float32."
+        )

@@ -1,0 +1,1 @@
+"""What is known of an operation and of a tensor: where it came from, its sign, what may be written."""

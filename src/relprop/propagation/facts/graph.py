@@ -1,0 +1,122 @@
+"""The autograd graph as it grows: what depends on the explained input, and through what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+INACTIVE, ACTIVE, BEYOND_LINEAR = 0, 1, 2
+
+
+class Graph:
+    """The autograd graph as it grows: which nodes depend on the explained input, and through what.
+
+    A tensor is active when it depends on the input, not when it requires grad: parameters do that too.
+    The walk is memoised, so it costs each node once.
+    """
+
+    def __init__(self, is_input: Callable[[Tensor], bool] | None = None) -> None:
+        self._is_input = is_input
+        self._state: dict[Any, int] = {}
+        self._roots: set[Any] = set()
+        self._held: list[Any] = []
+
+    def hold(self, tensor: Tensor) -> None:
+        """Note that a tensor which depends on the input goes on as a constant."""
+        if self._roots and self.reach(tensor):  # in the forward pass
+            self._held.append(tensor.grad_fn)
+
+    @property
+    def holds(self) -> bool:
+        """Say whether anything goes on as a constant."""
+        return bool(self._held)
+
+    def held_roots(self) -> set[Any]:
+        """Return the nodes of the inputs on which constants depend."""
+        seen: set[Any] = set()
+        stack = list(self._held)
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in seen and self._state.get(node):
+                seen.add(node)
+                stack.extend(parent for parent, _ in node.next_functions)
+        return seen & self._roots
+
+    def add_root(self, tensor: Tensor) -> None:
+        """Make the node of this tensor a source of activity."""
+        self._roots.add(tensor.grad_fn)
+        self._state[tensor.grad_fn] = ACTIVE
+
+    def overwrite(self, tensor: Tensor, value: Tensor) -> None:
+        """Note that the whole tensor now holds a value: it depends on what the value does, and on nothing else."""
+        if tensor.grad_fn is not None and not tensor._is_view():
+            self._state[tensor.grad_fn] = self.reach(value)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Say whether a seen call made this tensor (or no node did)."""
+        return tensor.grad_fn is None or tensor.grad_fn in self._state
+
+    def reach(self, tensor: Tensor) -> int:
+        """Return INACTIVE, ACTIVE, or BEYOND_LINEAR where a linear map lies between it and the input."""
+        root = tensor.grad_fn
+        if root is None:
+            return ACTIVE if self._is_input is not None and self._is_input(tensor) else INACTIVE
+        state = self._state
+        found = state.get(root)
+        if found is not None:
+            return found
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in state:
+                stack.pop()
+                continue
+            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            unknown = [parent for parent in parents if parent not in state]
+            if unknown:
+                stack.extend(unknown)
+                continue
+            stack.pop()
+            level = max((state[parent] for parent in parents), default=self._leaf(node))
+            if level == ACTIVE and getattr(node, "passes_linear", False):
+                level = BEYOND_LINEAR
+            state[node] = level
+        return state[root]
+
+    def _leaf(self, node: Any) -> int:
+        """Return the state of a node without parents."""
+        variable = getattr(node, "variable", None)
+        return ACTIVE if self._is_input is not None and variable is not None and self._is_input(variable) else INACTIVE
+
+    def clear(self) -> None:
+        self._state, self._roots, self._held = {}, set(), []
+
+
+def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:
+    """Return the nodes that reach an output, and those of them from which some path there passes a linear map.
+
+    A linear map that is among the first but not among the second is the last.
+
+    Consumers come before what they consume, so one pass over the graph in topological order decides.
+    """
+    roots = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+    order: list[Any] = []
+    visited: set[Any] = set()
+    stack: list[tuple[Any, bool]] = [(root, False) for root in roots]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+            continue
+        if node in visited:
+            continue
+        visited.add(node)
+        stack.append((node, True))
+        stack.extend((parent, False) for parent, _ in node.next_functions if parent is not None)
+    before: set[Any] = set()
+    for node in reversed(order):
+        if node in before or getattr(node, "passes_linear", False):
+            before.update(parent for parent, _ in node.next_functions if parent is not None)
+    return visited, before

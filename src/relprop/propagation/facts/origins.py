@@ -1,0 +1,149 @@
+"""What is known of a tensor: where it came from, and whether it depends on the explained input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from relprop.propagation.call.linear_call import Site
+
+
+Powers: TypeAlias = "tuple[tuple[tuple[object, int], int], ...]"
+_ANCESTORS = 32
+"""Of how many tensors before it a tensor is remembered to be a function."""
+
+
+class Origin(NamedTuple):
+    """What is known of one tensor; true as long as the tensor's version is ``version``.
+
+    What an operation keeps of it says :mod:`relprop.propagation.facts.inheritance`.
+
+    Attributes:
+        site: the linear call whose output it exactly is.
+        low, high: no entry lies outside.
+        gate: it opens and shuts what it multiplies, and is constant as a factor of that.
+        held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
+        shifted: a number was added to it.
+        factors: how many active factors its terms are products of.
+        powers: the tensors of which it is a function, entry by entry, by their autograd nodes; each with the power
+            of it that it is a constant multiple of, 0 for any other function.
+        spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
+    """
+
+    version: int = 0
+    site: Site | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    gate: bool = False
+    held: bool = False
+    shifted: bool = False
+    factors: int = 1
+    powers: Powers = ()
+    spread: Tensor | None = None
+
+    @property
+    def nonnegative(self) -> bool:
+        """Say whether it is known to hold nothing below zero."""
+        return self.low >= 0
+
+    @property
+    def elsewhere(self) -> Origin:
+        """Return what stays true of a part of it."""
+        return self._replace(site=None, held=False, shifted=False, powers=())
+
+
+NOTHING = Origin()
+"""What is known of a tensor of which nothing is known."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where a tensor, as it was in a version, is above zero, or below (whatever it is where the tensor is zero)."""
+
+    of: Tensor
+    version: int
+    above: bool
+
+
+class Origins:
+    """The origins of the tensors of one call, held as long as the tensors live."""
+
+    def __init__(self) -> None:
+        self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def note_weight(self, tensor: Tensor) -> None:
+        """Remember a constant that was made from what the model owns."""
+        self._weights[tensor] = True
+
+    def note_data(self, tensor: Tensor) -> None:
+        """Remember a constant that was given to the model, or made from what was."""
+        self._weights[tensor] = False
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Say whether a constant was made from what the model owns, and from nothing that was given to it."""
+        return bool(self._weights.get(tensor, False))
+
+    def is_data(self, tensor: Tensor) -> bool:
+        """Say whether a constant was given to the model, or made from what was."""
+        return self._weights.get(tensor, True) is False
+
+    def note_mask(self, tensor: Tensor, mask: Mask) -> None:
+        """Remember a mask."""
+        self._masks[tensor] = (mask, tensor._version)
+
+    def mask(self, tensor: Tensor) -> Mask | None:
+        """Return of what a tensor is the mask, as both are now."""
+        if not self.has_masks:
+            return None
+        mask, version = self._masks.get(tensor, (None, 0))
+        return mask if mask is not None and (version, mask.version) == (tensor._version, mask.of._version) else None
+
+    @property
+    def has_masks(self) -> bool:
+        return len(self._masks) > 0
+
+    def of(self, tensor: Tensor) -> Origin:
+        """Return what is known of the tensor as it is now."""
+        origin: Origin | None = self._known.get(tensor)
+        if origin is None and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward":
+            origin = self._known.get(_before_hook(tensor))
+        return origin if origin is not None and origin.version == tensor._version else NOTHING
+
+    def site_of(self, tensor: Tensor) -> Site | None:
+        """Return the linear call that has just made the tensor."""
+        origin: Origin | None = self._known.get(tensor)
+        return origin.site if origin is not None and origin.version == tensor._version else None
+
+    def with_itself(self, tensor: Tensor) -> Origin:
+        """Return what is known of the tensor, among whose powers is its own first."""
+        origin, node = self.of(tensor), tensor.grad_fn
+        itself = (id(tensor), tensor._version) if node is None else (node, tensor.output_nr)
+        return origin._replace(powers=(*origin.powers[-_ANCESTORS:], (itself, 1)))
+
+    def note(self, tensor: Tensor, origin: Origin) -> None:
+        """Remember the origin of the tensor as it is now."""
+        if origin is NOTHING:
+            self._known.pop(tensor, None)
+        else:
+            version = tensor._version
+            self._known[tensor] = origin if origin.version == version else origin._replace(version=version)
+
+    def clear(self) -> None:
+        self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._masks = WeakTensorKeyDictionary()
+
+
+def _before_hook(tensor: Tensor) -> Tensor:
+    """Return the tensor on which a module's backward hook put a node: its base, where that is the same tensor."""
+    with torch._C.DisableTorchFunction():
+        base = tensor._base
+        same = base is not None and tensor.shape == base.shape and tensor.stride() == base.stride()
+        return base if same and base is not None and tensor.storage_offset() == base.storage_offset() else tensor

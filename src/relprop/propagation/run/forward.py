@@ -1,0 +1,265 @@
+"""One forward pass by the rules of a call, and the backward that carries the coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from relprop.errors import InputError, ModelError, RelpropError
+from relprop.inputs import Given, eager
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.current import foremost
+from relprop.propagation.call.trace import Record, total
+from relprop.propagation.facts.graph import nodes_before_last
+from relprop.propagation.facts.protection import Attributes
+from relprop.propagation.facts.storage import Saved
+from relprop.propagation.facts.token_ids import Root, Tokens
+from relprop.propagation.run.explained_output import Reading, Readings
+from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.module_hooks import ModuleHooks
+from relprop.trees import tensors_in
+
+ChannelMask = Callable[[Tensor], Tensor]
+Parts = list[tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class Passage:
+    """One output of an observed module: the edges at which its coefficient arrives, each with its value.
+
+    A convolution whose batch norm was folded has two: the pair's output, and the plain one that other consumers see.
+    """
+
+    edges: list[GradientEdge] = field(default_factory=list)
+    values: list[Saved] = field(default_factory=list)
+
+
+@dataclass
+class Forward:
+    """A forward pass that was run by the rules of a call.
+
+    Attributes:
+        call: its state.
+        output: what the model returned.
+        starts: for every input, where its coefficients arrive.
+        selected: what is explained, for every target.
+        seeds: the coefficients that the backward of every target begins with.
+        passages: by module name, the outputs that were asked for, in call order.
+        references: for every target, what its difference from is explained; empty where it is explained itself.
+        held: the nodes of the inputs on which something depends that the rules hold constant.
+    """
+
+    call: Call
+    output: Any = None
+    starts: list[Root | Tokens] = field(default_factory=list)
+    selected: list[Tensor] = field(default_factory=list)
+    seeds: list[Tensor] = field(default_factory=list)
+    passages: dict[str, list[Passage]] = field(default_factory=dict)
+    references: list[Tensor] = field(default_factory=list)
+    held: set[Any] = field(default_factory=set)
+
+    def explained(self, target: int) -> Tensor:
+        """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
+        value = self.selected[target] - self.references[target] if self.references else self.selected[target]
+        return value * self.seeds[target] if self.seeds else value
+
+    def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
+        """Run the backward of one target.
+
+        Returns:
+            for every input, and for every observed output of a module, the values at its edges, each with the
+            coefficient that arrived (None where none did).
+        """
+        call, output = self.call, self.selected[target]
+        if call.selector is not None and call.selector.last is not None:
+            _, call.before_last = nodes_before_last([output])
+        inputs = [root.edge for start in self.starts for root in roots_of(start)]
+        layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
+        found = torch.autograd.grad(
+            output,
+            [*inputs, *layers],
+            self.seeds[target] if self.seeds else torch.ones_like(output),
+            retain_graph=retain_graph or call.create_graph,
+            create_graph=call.create_graph,
+            allow_unused=True,
+        )
+        left: Iterator[Tensor | None] = iter(found)
+        roots = [[(root.value, next(left)) for root in roots_of(start)] for start in self.starts]
+        passages = {
+            name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]
+            for name, observed in self.passages.items()
+        }
+        return roots, passages
+
+
+def forward(
+    call: Call,
+    inputs: Given,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    targets: Sequence[Reading] = (),
+    layers: Sequence[str] = (),
+    condition: Mapping[str, ChannelMask] | None = None,
+) -> Forward:
+    """Run the model on copies of the inputs, and select what is explained.
+
+    Args:
+        call: the state of the call.
+        inputs: what is explained: floating tensors, or integers that an embedding consumes.
+        args, kwargs: further arguments of the model.
+        targets: from the model's output, or that of a module, to one number per sample.
+        layers: modules whose outputs are observed.
+        condition: by module name, the mask of its output through which relevance flows on.
+    """
+    passed = Forward(call)
+    condition = dict(condition or {})
+    first, named = inputs.arguments([_given(passed, value) for value in inputs.tensors])
+    twice = sorted(named.keys() & (kwargs or {}).keys())
+    if twice:
+        raise InputError(f"{', '.join(map(repr, twice))} is given twice: as an input and in forward_kwargs.")
+
+    def observe(name: str, output: Any) -> None:
+        called.add(name)
+        if name in condition:
+            _condition(call, name, output, condition[name])
+        if name in layers:
+            _observe(passed, name, output)
+
+    called: set[str] = set()
+    readings = Readings(call, targets)
+    with ExitStack() as stack:
+        stack.enter_context(Attributes(call.model))
+        stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe, readings))
+        stack.enter_context(eager())
+        stack.enter_context(foremost(call))
+        stack.enter_context(RelevanceMode(call))
+        try:
+            passed.output = call.model(*first, *args, **named, **(kwargs or {}))
+        except RelpropError:
+            raise
+        except Exception as error:
+            _check_tokens(passed, inputs, error)
+            _check_device(call.model, error)
+            raise
+        passed.selected = readings.finish(passed.output)
+    _check_tokens(passed, inputs, None)
+    for name in condition:
+        if name not in called:
+            raise InputError(f"Module {name!r} was not called in this forward pass, so no relevance passes it.")
+    return passed
+
+
+def roots_of(start: Root | Tokens) -> list[Root]:
+    """Return where activity starts for one input: there, or at the embeddings that consume it."""
+    return start.roots if isinstance(start, Tokens) else [start]
+
+
+def _given(passed: Forward, value: Tensor) -> Tensor:
+    """Return what the model is given for an input, and note where its coefficient arrives."""
+    call = passed.call
+    if value.is_floating_point():
+        root = call.root(value, call.create_graph and value.requires_grad)
+        passed.starts.append(Root(get_gradient_edge(root), value))
+        return root
+    tokens = Tokens(value.clone())
+    call.tokens.append(tokens)
+    passed.starts.append(tokens)
+    return tokens.given
+
+
+def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> None:
+    """Raise where integers were given to be explained and no embedding took them."""
+    if inputs.samples is None:  # a structure holds indices and masks too
+        return
+    for position, start in enumerate(passed.starts):
+        if isinstance(start, Tokens) and not start.roots:
+            name = f"Input {position}" if len(passed.starts) > 1 else "The input"
+            raise InputError(_not_embedded(passed.call, name, inputs.tensors[position].dtype)) from error
+
+
+def _not_embedded(call: Call, name: str, dtype: torch.dtype) -> str:
+    """Say what is wrong with integers that no embedding took, and what to give instead."""
+    if dtype in (torch.uint8, torch.int8):
+        return (
+            f"{name} has dtype {dtype}, and no embedding of the model looked its entries up. If they are the pixels of "
+            "an image and no token ids, convert it to floating point numbers first: x.float()."
+        )
+    hint = " A part of the model runs under torch.no_grad or inference_mode." if call.without_gradient else ""
+    return (
+        f"{name} holds integers ({dtype}), and no embedding of the model consumed them as they are. Token ids are "
+        "explained where nn.Embedding or F.embedding looks them up; weight[ids], index_select and products with "
+        "one-hot vectors are not followed: call F.embedding(ids, weight) there. Or give floating point numbers, such "
+        f"as the embedded tokens.{hint}"
+    )
+
+
+def _check_device(model: nn.Module, error: Exception) -> None:
+    """Say what is wrong where a forward pass failed because the model holds no numbers."""
+    found = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if found is not None and "meta" in str(error):
+        raise ModelError(
+            f"Parameter {found!r} is on the meta device and holds no numbers. Load the model's weights first "
+            "(model.to_empty(device=...), then load_state_dict)."
+        ) from error
+
+
+def _observe(passed: Forward, name: str, output: Any) -> None:
+    """Note where the coefficient of a module's output arrives."""
+    call = passed.call
+    passage = Passage()
+    passed.passages.setdefault(name, []).append(passage)
+
+    def watch(tensor: Tensor) -> None:
+        if call.graph.reach(tensor):
+            passage.edges.append(get_gradient_edge(tensor))
+            passage.values.append(call.saving.save(tensor if call.create_graph else tensor.detach()))
+
+    _watch(call, name, output, watch)
+
+
+def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
+    """Let relevance flow on through the chosen channels of a module's output only."""
+    record = None
+    if call.measuring:
+        record = Record(name, type(call.place[1]).__name__, "condition", "condition", "condition")
+        call.records.append(record)
+
+    def watch(tensor: Tensor) -> None:
+        if not call.graph.reach(tensor):
+            return
+        factor = mask(tensor)
+        value = call.saving.save(tensor.detach()) if record is not None else None
+
+        def keep(c: Tensor) -> Tensor:
+            if not call.explaining:
+                return c
+            if record is not None and value is not None:
+                out = total(call.relevance(value.tensor.double(), c.double()))
+                into = total(call.relevance(value.tensor.double(), (c * factor).double()))
+                record.receive(out)
+                record.send(into)
+                record.absorb({"condition": out - into})
+            return c * factor
+
+        tensor.register_hook(keep)
+
+    _watch(call, name, output, watch)
+
+
+def _watch(call: Call, name: str, output: Any, watch: Callable[[Tensor], None]) -> None:
+    """Show a module's output to a watcher, and the batch norm that may yet be folded into it."""
+    tensors = tensors_in(output)
+    if not tensors:
+        raise InputError(
+            f"Module {name!r} returned {type(output).__name__}, which holds no tensor to read relevance at."
+        )
+    site = call.origins.of(tensors[0]).site
+    if site is not None:
+        site.watchers.append(watch)
+    watch(tensors[0])

@@ -1,0 +1,381 @@
+"""The only function mode: every call a model makes passes here, and meets the handler of its operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.current import current
+from relprop.propagation.call.here import Here
+from relprop.propagation.call.relus import follow_masks, of_relu
+from relprop.propagation.facts.inheritance import note_inherited
+from relprop.propagation.facts.operation import Ids, Kind, Operation, Updates, Writes
+from relprop.propagation.facts.origins import NOTHING
+from relprop.propagation.facts.token_ids import Moved, follow, note
+from relprop.propagation.run.embedding_ids import check_ids
+from relprop.propagation.run.filters import finished, finished_as_one
+from relprop.propagation.run.in_place import twin_of, written_by
+from relprop.propagation.run.overloads import by_python_name
+from relprop.propagation.run.taps import measured_inputs, new_record
+from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
+from relprop.propagation.run.without_gradient import Cuts, makes_constants
+from relprop.trees import map_tensors, tensors_in
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Function = Callable[..., Any]
+
+
+class RelevanceMode(TorchFunctionMode):
+    """Runs the operations of one call by the rules, on the thread that entered it."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+        self.cuts = Cuts(call)
+
+    def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        if current() is not self.call:
+            return func(*args, **(kwargs or {}))  # another attribution runs inside this one
+        if transforming():
+            return run_transformed(self.call, func, args, kwargs or {})
+        # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
+        with self.call.saving.hooks:
+            return self.run(func, args, kwargs or {})
+
+    def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Run one function call of the model."""
+        call = self.call
+        func, args, kwargs = by_python_name(func, args, kwargs)
+        refuse_gradient(call, func, args, kwargs)
+        row = call.operations.get(func)
+        if row is not None:
+            if row.ids is Ids.LOOKS_UP:
+                check_ids(row.entering[0], args, kwargs, call.place)
+            if row.updates is not None:
+                args, kwargs = self._own_statistics(row.updates, args, kwargs)
+        if not call.protected.untouched:
+            args, kwargs = map_tensors(call.protected.current, (args, kwargs))
+        written = written_by(row, func, args, kwargs)
+        if written:
+            return self._write(row, func, args, kwargs, written)
+        active = self._active(args, kwargs)
+        if not active and not self._looks_up_tokens(row, args, kwargs):
+            found = self._follow(row, func, args, kwargs)
+            out = func(*args, **kwargs)
+            if found:
+                out = list(out) if isinstance(out, Iterator) else out
+                note(call.tokens, found, out)
+                out = iter(out) if func is Tensor.__iter__ else out
+            self._note_constants(row, func, (args, kwargs), out)
+        elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+            return hook_afterwards(call, *args)
+        else:
+            cuts = self.cuts.among(self._taken(row, (args, kwargs))) if self.cuts.exist else []
+            out = self._explain(row, func, args, kwargs, active)
+            if cuts:
+                self.cuts.name(cuts, out)
+        if call.origins.has_masks:
+            follow_masks(call, row, args, out)
+        return out
+
+    def _note_constants(self, row: Operation | None, func: Function, given: Any, made: Any) -> None:
+        """Remember what a call without relevance was made of."""
+        if not self.call.ended:
+            self._note_weights(given, made)
+            recording = torch.is_grad_enabled()
+            if (self.cuts.exist or not recording) and not makes_constants(row):
+                self.cuts.note(_name(func), self._taken(row, given), made, recording)
+
+    def _taken(self, row: Operation | None, given: Any) -> list[Tensor]:
+        """Return the arguments of which a call takes more than the shape or the type."""
+        tensors = tensors_in(given)
+        return tensors[:1] if row is not None and row.kind is Kind.VIEW else tensors
+
+    def _note_weights(self, given: Any, made: Any) -> None:
+        """Remember of the constants that a call makes whether they come from the model alone or from data.
+
+        In a product of matrices the ones are weights, the others are not.
+        """
+        call, tensors = self.call, tensors_in(given)
+        origins = call.origins
+        if any(map(origins.is_data, tensors)):
+            for tensor in tensors_in(made):
+                origins.note_data(tensor)
+        elif any(
+            call.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
+            for tensor in tensors
+        ):
+            for tensor in tensors_in(made):
+                origins.note_weight(tensor)
+
+    def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
+        """Return the arguments that depend on the explained input."""
+        call, active = self.call, []
+        if call.ended:
+            return []
+        if not torch.is_grad_enabled():
+            call.without_gradient = True
+            return []
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.grad_fn is not None:
+                if call.reach_seen(tensor):
+                    active.append(tensor)
+            elif call.graph.reach(tensor):
+                active.append(tensor)
+        return active
+
+    def _looks_up_tokens(self, row: Operation | None, args: Args, kwargs: Kwargs) -> bool:
+        """Say whether a call embeds token ids that are explained."""
+        tokens = self.call.tokens
+        if not tokens or self.call.ended or not torch.is_grad_enabled():
+            return False
+        return (
+            row is not None
+            and (row.ids is Ids.LOOKS_UP or row.composite)
+            and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
+        )
+
+    def _follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
+        """Return where the token ids go that a call moves."""
+        tokens = self.call.tokens
+        return follow(tokens, func, row, args, kwargs) if tokens and row is not None else []
+
+    def _operation(self, row: Operation | None, func: Function) -> Operation | None:
+        """Return what a function is to the method: by its own table, or as the row says."""
+        table = self.call.table
+        return row if table is None else table.get(func)
+
+    def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+        """Run a call with active arguments by the rule of its operation."""
+        operation = self._operation(row, func) if active else row  # token ids are found by the rules' own
+        if operation is None or operation.kind in (Kind.CONSTANT, Kind.UNKNOWN):
+            return self._unknown(row, func, args, kwargs, active)
+        return self._explain_as(operation, func, args, kwargs, active)
+
+    def _explain_as(
+        self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
+    ) -> Any:
+        call = self.call
+        here = Here(call, func, operation.name, operation.kind)
+        if operation.composite:
+            if call.selector is None and call.table is None and not call.measuring:
+                out = func(*args, **kwargs)
+                self._reached(out)
+                return out
+            return self._explain_parts(operation, here, args, kwargs)
+        if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
+            here.choose()
+        plain = operation.kind is Kind.VIEW and here.choice.filter is None  # which loses nothing
+        if call.recording and not (call.measuring and plain):
+            here.record = here.account = new_record(here, active)
+            here.show_rule()
+        given = args, kwargs
+        kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
+        if call.measuring and here.record is not None:
+            args, kwargs = measured_inputs(here, args, kwargs, active)
+        if operation.kind is not Kind.BATCH_NORM:  # which decides for itself whether it takes the tensor or folds
+            self._consume(operation, here, active)
+        out = operation.handler(here, *args, **kwargs)
+        if kept is not NOTHING or here.factors is not None:
+            note_inherited(call.origins, out, kept, active, here.factors)
+        if call.formulas.exist and isinstance(out, Tensor):
+            call.formulas.follow(operation.image, func, *given, active, out)
+        here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
+        if here.record is not None or here.choice.filter is not None or here.filters:
+            out = finished(here, out, args, kwargs, given, operation.deterministic)
+        for watch in here.watchers:
+            watch(out)
+        self._reached(out)
+        return out
+
+    def _explain_parts(self, operation: Operation, here: Here, args: Args, kwargs: Kwargs) -> Any:
+        """Run an operation that is made of others; a filter that stands there acts on all of it, and not inside."""
+        call = self.call
+        here.choose()
+        around = call.around
+        if here.choice.filter is not None:
+            call.around = (*around, here.choice.filter)
+        try:
+            with self:
+                out = operation.handler(here, *args, **kwargs)
+        finally:
+            call.around = around
+        return finished_as_one(here, out, args, kwargs)
+
+    def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
+        """Tell the linear calls that made the arguments whether a ReLU takes their output."""
+        relu = (
+            operation.rectifies is of_relu
+            and (here.rule is None or here.rule.exact_by_autograd)
+            and here.choice.filter is None
+        )
+        for tensor in active:
+            site = self.call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(relu)
+
+    def _unknown(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
+        """Run a function that no rule covers; it is named where relevance passes it."""
+        call = self.call
+        out = func(*args, **kwargs)
+        made, name = tensors_in(out), _name(func)
+        carries = any(call.graph.reach(tensor) for tensor in made)
+        if not carries and (makes_constants(row) or not any(_holds_numbers(tensor) for tensor in made)):
+            self._reached(out)
+            return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
+        for tensor in active:
+            site = call.origins.of(tensor).site
+            if site is not None:
+                site.consumers.append(False)
+        here, given = Here(call, func, name, Kind.UNKNOWN), (args, kwargs)
+        here.choose()
+        covered = here.choice.filter is not None and here.choice.filter.blocks
+        if call.selector is not None and not covered:
+            why = "has no rule in relprop; plain autograd carries its relevance. relprop.operation can give it one."
+            call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
+        if call.recording:
+            here.record = here.account = new_record(here, active)
+            here.show_rule()
+            here.record.covered = covered
+            if call.measuring:
+                args, kwargs = measured_inputs(here, args, kwargs, active)
+                out = func(*args, **kwargs)
+        if here.record is not None or here.choice.filter is not None:
+            out = finished(here, out, args, kwargs, given, known=False)
+            self._reached(out)
+        return out
+
+    def _reached(self, out: Any) -> None:
+        """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
+        for tensor in tensors_in(out):
+            if not self.call.graph.reach(tensor):
+                self.call.origins.note_data(tensor)
+
+    # Writes ------------------------------------------------------------------------------------
+
+    def _write(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
+        """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
+        call = self.call
+        if any(call.protected.owns(tensor) for tensor in written):
+            originals = {id(tensor): tensor for tensor in written}
+
+            def substitute(tensor: Tensor) -> Tensor:
+                owned = id(tensor) in originals and call.protected.owns(tensor)
+                return call.protected.copy_for_writing(tensor) if owned else tensor
+
+            func(*map_tensors(substitute, args), **map_tensors(substitute, kwargs))
+            # What the model may assign back to itself is its own tensor.
+            return written[0] if len(written) == 1 else tuple(written)
+        for tensor in written:
+            call.saving.before_write(tensor)
+            call.formulas.before_write(tensor)
+        active = self._active(args, kwargs)
+        if not active:
+            self._note_constants(row, func, (args, kwargs), written)
+            return self._write_ids(row, func, args, kwargs, written)
+        twin = twin_of(row, func, args, kwargs)
+        if twin is None:
+            return self._write_without_twin(row, func, args, kwargs, active, written)
+        operation = self._operation(call.operations.get(twin.func), twin.func)
+        if operation is not None and operation.rectifies is of_relu and self._plain_relu(operation, active[0]):
+            return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
+        new = self.run(twin.func, twin.args, twin.kwargs)
+        for target, value in zip(written, tensors_in(new), strict=False):
+            self._assign(target, value)
+        return written[0] if len(written) == 1 else tuple(written)
+
+    def _write_ids(
+        self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
+    ) -> Any:
+        """Run a call that writes constants, among which may be token ids."""
+        call = self.call
+        twin = twin_of(row, func, args, kwargs) if call.tokens else None
+        if twin is None:
+            found = self._follow(row, func, args, kwargs)
+        else:
+            found = self._follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
+        out = func(*args, **kwargs)
+        note(self.call.tokens, found, written)
+        return out
+
+    def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
+        """Say whether a ReLU may run in place as it is."""
+        call = self.call
+        if x._is_view():  # autograd would go past the node of the view, where relevance may be read
+            return False
+        if call.selector is None:
+            return call.table is None and not call.measuring
+        choice = call.selector.select(operation.kind, operation.name, *call.place)
+        plain = choice.filter is None and choice.rule.exact_by_autograd
+        return plain and not call.measuring and not call.handles_zeros(x)
+
+    def _write_without_twin(
+        self,
+        row: Operation | None,
+        func: Function,
+        args: Args,
+        kwargs: Kwargs,
+        active: list[Tensor],
+        written: list[Tensor],
+    ) -> Any:
+        """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
+        out, name = func(*args, **kwargs), _name(func)
+        here = Here(self.call, func, name, Kind.UNKNOWN)
+        here.choose()
+        rule = here.choice.filter
+        covered = rule is not None and rule.blocks
+        if not covered and any(not any(tensor is target for target in written) for tensor in active):
+            self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+        if row is not None and row.writes is Writes.FILLS:
+            self.call.graph.overwrite(written[0], written[0].detach())
+        elif rule is not None:
+            for target in written:
+                self._assign(target, finished_as_one(here, target, args, kwargs))
+        self._reached(out)
+        return out
+
+    def _assign(self, target: Tensor, value: Tensor) -> None:
+        """Write a computed value into the tensor that the model meant to write."""
+        call = self.call
+        origin = call.origins.of(value)
+        if target.shape != value.shape:
+            with torch.no_grad():  # an empty ``out=`` takes the shape of the result
+                target.resize_(value.shape)
+        formula = call.formulas.of(value)
+        call.saving.before_write(target)
+        call.formulas.before_write(target)
+        target.copy_(value)
+        call.origins.note(target, origin)
+        call.formulas.note(target, formula)
+        call.graph.overwrite(target, value)
+        call.graph.reach(target)
+
+    def _own_statistics(self, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        """Give a call that updates statistics or weights inside itself this call's copies of them."""
+        protected = self.call.protected
+        updates = updates_of(*args, **kwargs)
+        owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
+        if not owned:
+            return args, kwargs
+        swapped: tuple[Args, Kwargs] = map_tensors(
+            lambda tensor: protected.copy_for_writing(tensor) if id(tensor) in owned else tensor,
+            (args, kwargs),
+        )
+        return swapped
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Say whether the entries of a tensor can change gradually."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
+
+
+def _name(func: Function) -> str:
+    """Return the name of a function, or of the property that it gets."""
+    name: str = getattr(func, "__name__", str(func))
+    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name

@@ -1,0 +1,149 @@
+"""The only module hooks: they keep the names by which rules are selected, and leave with the last call."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooked
+
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.current import current
+from relprop.propagation.call.trace import Entered
+from relprop.propagation.run.explained_output import Readings
+from relprop.trees import map_tensors, tensors_in
+
+_GLOBAL_HOOKS = hooked._global_backward_hooks, hooked._global_backward_pre_hooks
+
+Observer = Callable[[str, Any], None]
+
+
+class ModuleHooks:
+    """A forward-pre and a forward hook on every module, for the time of a call.
+
+    They act on the thread of the call alone: they keep the stack of modules that are running, and show the outputs
+    of the modules in ``observed`` to ``observe(name, output)``, those in ``readings.layers`` to ``readings.take``. They
+    never replace an input or an output, but for one: where what is observed of an output is the module's very input,
+    what leaves it is a view, so that it has relevance of its own.
+
+    Calls at the same time share the hooks of a module: the first to begin sets them, the last to end removes them.
+    (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _shared: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Pair]] = weakref.WeakKeyDictionary()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Call,
+        observed: Iterable[str] = (),
+        observe: Observer | None = None,
+        readings: Readings | None = None,
+    ) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        self._observed = frozenset(observed)
+        self._observe = observe
+        self._readings = readings
+        self._open: list[tuple[nn.Module, Entered]] = []
+        self.call = call
+
+    def __enter__(self) -> ModuleHooks:
+        with self._lock:
+            for module in self._names:
+                pair = self._shared.get(module)
+                if pair is None:
+                    pair = self._shared[module] = _Pair(module)
+                pair.calls += 1
+        self.call.hooks = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.call.hooks = None
+        with self._lock:
+            for module in self._names:
+                pair = self._shared[module]
+                pair.calls -= 1
+                if not pair.calls:
+                    pair.remove()
+                    del self._shared[module]
+
+    def entering(self, module: nn.Module, given: Any) -> None:
+        """Note that a module begins to run."""
+        name = self._names.get(module)
+        if name is not None:
+            call = self.call
+            if not call.stack:
+                with torch._C.DisableTorchFunction():
+                    call.give(given)
+            if not call.ended:
+                call.called.add(name)
+            call.stack.append((name, module))
+            if _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
+                call.name_backward_hooks("Every module")
+            elif module._backward_hooks or module._backward_pre_hooks:
+                call.name_backward_hooks(f"Module {name!r} ({type(module).__name__})")
+            if call.recording:
+                entered = Entered(name, type(module).__name__, len(call.records))
+                call.entered.append(entered)
+                self._open.append((module, entered))
+
+    def leaving(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """Note that a module has run; return what stands for its output, if something has to."""
+        call, replaced, name = self.call, None, self._names.get(module)
+        if name is None:
+            return None
+        with torch._C.DisableTorchFunction():  # what is computed here is no part of the model
+            tensors = tensors_in(output)
+            for tensor in tensors:
+                if tensor.grad_fn is not None and not call.ended:
+                    call.reach_seen(tensor)
+            if self._observe is not None and name in self._observed and output is not None:
+                if tensors and any(tensors[0] is tensor for tensor in tensors_in(inputs)):
+                    own = call.view(tensors[0])
+                    replaced = output = map_tensors(lambda leaf: own if leaf is tensors[0] else leaf, output)
+                self._observe(name, output)
+            if self._open and self._open[-1][0] is module:
+                _, entered = self._open.pop()
+                entered.inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(inputs))
+                entered.output = tuple(tensors[0].shape) if tensors else ()
+        if self._readings is not None and name in self._readings.layers and output is not None:
+            self._readings.take(name, output)  # this is: a target may compute
+        if call.stack and call.stack[-1][1] is module:
+            call.stack.pop()
+        return replaced
+
+
+class _Pair:
+    """The two hooks on one module, and how many calls need them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.calls = 0
+        # First before, last after: what the user's own hooks compute belongs to the module.
+        self._handles = (
+            module.register_forward_pre_hook(_enter, prepend=True, with_kwargs=True),
+            module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
+        )
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    call = current()
+    if call is not None and call.hooks is not None:
+        call.hooks.entering(module, (args, kwargs))
+
+
+def _leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    call = current()
+    return None if call is None or call.hooks is None else call.hooks.leaving(module, (args, kwargs), output)

@@ -1,0 +1,167 @@
+"""The accounts of a report: relevance measured on its way into and out of every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relprop.propagation.call.autograd_functions import Tap, apply
+from relprop.propagation.call.here import Here
+from relprop.propagation.call.trace import Record, total
+from relprop.trees import map_tensors, tensors_in
+
+Tell = Callable[[Tensor], None]
+
+
+def new_record(here: Here, active: list[Tensor]) -> Record:
+    """Open the row of a call."""
+    name, module = here.call.place
+    record = Record(name, type(module).__name__, here.operation, here.kind)
+    record.loop = here.call.loop
+    record.inputs = tuple(tuple(tensor.shape) for tensor in active)
+    here.call.records.append(record)
+    return record
+
+
+def measured_inputs(
+    here: Here, args: tuple[Any, ...], kwargs: dict[str, Any], active: list[Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with a tap on every active one: what passes it is sent to an input."""
+    assert here.record is not None
+    taps: dict[int, Tensor] = {}
+    for tensor in active:
+        if tensor.requires_grad and id(tensor) not in taps:
+            tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
+            here.given[id(tap)] = tensor
+            here.record.precision = max(here.record.precision, _epsilon(tensor))
+    replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+        lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
+    )
+    return replaced
+
+
+def measured_input(here: Here, tensor: Tensor) -> Tensor:
+    """Return one tensor with a tap: the operation takes it in place of its arguments."""
+    assert here.record is not None
+    return _tap(here, tensor, here.record.send)
+
+
+def measured_output(
+    here: Here, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], known: bool, behind: bool = False
+) -> Any:
+    """Note the shape of the output; for a report, tap it, and tell what the operation adds by itself.
+
+    With a filter ``behind`` it, what arrives here is what that let pass; see :func:`measured_behind`.
+
+    An operation that is ``A x + b`` in its active inputs absorbs ``<c, b>``, and ``b`` is what it gives for
+    zeros. That is computed apart from the taps, so that an operation scaled wrongly does not explain itself.
+    """
+    call, record, account = here.call, here.record, here.account
+    assert record is not None
+    assert account is not None
+    outputs = tensors_in(out)
+    if outputs:
+        record.output = tuple(outputs[0].shape)
+    if not call.measuring:
+        return out
+    offsets: list[Tensor] = []
+    if here.declared is None and known:
+        offsets = here.biases(args, kwargs)
+    taps: dict[int, Tensor] = {}
+    for position, tensor in enumerate(outputs):
+        if tensor.grad_fn is not None and call.graph.reach(tensor):
+            offset = offsets[position] if position < len(offsets) else None
+            taps[id(tensor)] = _output_tap(here, account, tensor, offset, _let_pass(here, account, behind))
+    return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
+
+
+def _let_pass(here: Here, account: Record, behind: bool) -> Tell:
+    """Return what is to be told of the relevance that arrives at an output."""
+    if not behind:
+        return account.receive
+
+    def tell(relevance: Tensor) -> None:
+        account.absorb({"rule": -relevance})
+        if here.sends:
+            account.send(relevance)
+
+    return tell
+
+
+def measured_behind(here: Here, out: Any) -> Any:
+    """For a report, tap an output behind its filters: what arrives here and not before them, the rule has taken."""
+    account = here.account
+    assert account is not None
+    if not here.call.measuring:
+        return out
+
+    def tell(relevance: Tensor) -> None:
+        account.receive(relevance)
+        account.absorb({"rule": relevance})
+
+    return map_tensors(lambda x: _tap(here, x, tell) if here.active(x) else x, out)
+
+
+def measured_around(here: Here, inputs: list[Tensor]) -> list[Tensor]:
+    """For a report, tap the inputs as a filter sees them: what it sends there itself, it has not taken."""
+    account = here.account
+    assert account is not None
+    if not here.call.measuring:
+        return inputs
+
+    def tell(relevance: Tensor) -> None:
+        account.absorb({"rule": -relevance})
+
+    return [_tap(here, x, tell) for x in inputs]
+
+
+def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None, tell: Tell) -> Tensor:
+    account.precision = max(account.precision, _epsilon(tensor))
+
+    def measure(c: Tensor, value: Tensor) -> None:
+        c, value = _double(c), _double(value)
+        tell(total(_relevance(here, value, c)))
+        c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
+        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * _double(offset))}
+        if here.declared is not None:
+            shares = here.declared(c, value)
+        account.absorb({name: total(share.real) for name, share in shares.items()})
+
+    return _tapped(here, tensor, measure)
+
+
+def _tap(here: Here, tensor: Tensor, tell: Any) -> Tensor:
+    def measure(c: Tensor, value: Tensor) -> None:
+        tell(total(_relevance(here, _double(value), _double(c))))
+
+    return _tapped(here, tensor, measure)
+
+
+def _epsilon(x: Tensor) -> float:
+    """Return the relative rounding error of a tensor's entries."""
+    return torch.finfo(x.dtype).eps
+
+
+def _double(x: Tensor) -> Tensor:
+    """Return numbers to measure with: in double precision, and with the zeros of a sparse matrix."""
+    x = x if x.layout == torch.strided else x.to_dense()
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def _relevance(here: Here, value: Tensor, c: Tensor) -> Tensor:
+    """Return ``R = a c``; none where no coefficient arrives, even at scores of minus infinity."""
+    return torch.where(c == 0, 0.0, here.call.relevance(value, c))
+
+
+def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
+    """Return a copy with a tap, of which everything is known that was known of the tensor."""
+    call = here.call
+    with torch.enable_grad():
+        out = apply(Tap, call, tensor, measure)
+    call.graph.reach(out)
+    call.origins.note(out, call.origins.of(tensor))
+    call.formulas.note(out, call.formulas.of(tensor))
+    return out
