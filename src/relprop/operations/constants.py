@@ -18,6 +18,12 @@ def _function(function: Function, name: str, ids: Ids) -> Rows:
     return [(function, replace(row, name=name))]
 
 
+def _property(name: str) -> Function:
+    """Return the function that gets a property of tensors."""
+    getter: Function = getattr(Tensor, name).__get__
+    return getter
+
+
 def _uncovered(*names: str, difference: Difference, ids: Ids) -> Rows:
     """What no rule covers: it is named where it runs, and plain autograd carries its relevance."""
     return without_rule(
@@ -37,8 +43,8 @@ ROWS: Rows = [
     *constant("long", "int", "short", "byte", ids=Ids.COPIES, truth=Truth.KEEPS),
     # New tensors, and the same without its past.
     *constant("__deepcopy__", "detach_", ids=Ids.COPIES, truth=Truth.NOTHING),
-    *_function(Tensor.data.__get__, "data", Ids.COPIES),
-    *_function(Tensor.grad.__get__, "grad", Ids.NONE),
+    *_function(_property("data"), "data", Ids.COPIES),
+    *_function(_property("grad"), "grad", Ids.NONE),
     *_function(torch.autograd.grad, "grad", Ids.NONE),
     *constant(
         "tensor", "new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "empty_like",
