@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from relprop import LRP, GradientXInput, InputError, Rules, UncoveredOperationWarning
 from relprop.operations.table import operation_of
 from relprop.propagation.facts.operation import Kind, Operation
-from relprop.propagation.facts.storage import tensors_in
 from relprop.propagation.run.in_place import twin_of, written_by
+from relprop.trees import tensors_in
 from tests.operations.function_calls import SAMPLES, Sample
 from tests.operations.function_lists import EXEMPT, RECURRENT, UNCOVERED
 from tests.unrolled import assert_close, random

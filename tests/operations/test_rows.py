@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import relprop
 from relprop import LRP, DeepLift, ExcitationBackprop, GuidedBackprop, OperationError, Rules
-from relprop.attribution.deep_lift.methods import table as difference_table
-from relprop.attribution.excitation.methods import sums as excited
+from relprop.attribution.deep_lift import table as difference_table
+from relprop.attribution.excitation import sums as excited
 from relprop.operations import (
     Difference,
     Excitation,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import PatternNet
-from relprop.attribution import pattern_fit
+from relprop.attribution.patterns import fit as pattern_fit
 from tests.attribution.patterns.pattern_reference import conv_patches, sums, transposed_patches, unit_rows
 
 REGIONS = ("linear", "relu+", "relu-")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relprop import InputError, PatternNet, SignalQuality
 from relprop.attribution.patterns.quality import least_squares
-from relprop.propagation import layer as geometries
+from relprop.propagation.math import linear_map as geometries
 from relprop.propagation.math.linear_map import Convolution, Dense, Geometry
 from relprop.propagation.math.patches import patches
 from tests.attribution.patterns.pattern_reference import conv_patches

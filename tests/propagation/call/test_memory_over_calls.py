@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from relprop import LRP, ModelError, Rules
 from relprop.propagation.call.call import Call
-from relprop.propagation.run.module_hooks import ModuleHooks
-from relprop.propagation.run.function_mode import RelevanceMode
-from relprop.propagation.run.forward import Forward
 from relprop.propagation.call.linear_call import Site
+from relprop.propagation.run.forward import Forward
+from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.module_hooks import ModuleHooks
 from tests.models import settle
 from tests.unrolled import random
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, Rules, UncoveredOperationWarning
-from relprop.propagation.facts.storage import map_tensors, tensors_in
 from relprop.rules import Block, Detach, Mask
+from relprop.trees import map_tensors, tensors_in
 from tests.models import close
 from tests.operations.function_calls import Sample
 from tests.operations.test_every_function import (
