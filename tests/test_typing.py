@@ -19,8 +19,8 @@ from relprop.attribution import options as attribution_options
 from relprop.attribution.methods import MethodName
 from relprop.metrics import options as metric_options
 from relprop.rules import registry
-from relprop.rules.presets import PRESETS, PresetName
-from relprop.rules.registry import RuleName
+from relprop.rules.presets import PRESETS
+from relprop.rules.registry import PresetName, RuleName
 
 CASES = (Path(__file__).parent / "typing_cases.py").read_text(encoding="utf-8")
 METHODS = [entry.method for entry in relprop.methods().values() if entry.method.__module__.startswith("relprop.")]

@@ -12,9 +12,10 @@ from relprop.attribution.contract import Contract
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.weight_cache import WeightCache
 from relprop.propagation.run.forward import Forward
-from relprop.rules.presets import PresetName, as_rules
-from relprop.rules.registry import Rules, Selection
+from relprop.rules.presets import as_rules
+from relprop.rules.registry import PresetName, Rules
 from relprop.rules.rule import Rule
+from relprop.rules.selection import Selection
 
 
 class LRP(Attribution, name="lrp"):

@@ -1,5 +1,6 @@
 """The rules, the registry that says where they go, and the presets."""
 
+import relprop.rules.presets  # noqa: F401 - fills Rules.presets
 from relprop.propagation.call.flow import Flow
 from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules.attached import Attached

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,9 +15,7 @@ from relprop.propagation.call.current import foremost
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.run.function_mode import RelevanceMode
 from relprop.propagation.run.module_hooks import ModuleHooks
-
-if TYPE_CHECKING:
-    from relprop.rules.registry import Rules
+from relprop.rules.selection import Selection
 
 
 class Attached:
@@ -39,8 +36,8 @@ class Attached:
     torch.Size([4, 3])
     """
 
-    def __init__(self, rules: Rules, model: nn.Module) -> None:
-        self._selection = rules.bind(model)
+    def __init__(self, selection: Selection, model: nn.Module) -> None:
+        self._selection = selection
         if self._selection.last is not None:
             raise RuleError(
                 "attach cannot resolve the rule for the last layer: the target is not known while the graph is built. "

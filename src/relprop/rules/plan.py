@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,11 +15,9 @@ from relprop.propagation.call.call import Call
 from relprop.propagation.call.trace import Record, merged
 from relprop.propagation.facts.graph import nodes_before_last
 from relprop.propagation.run.forward import forward
+from relprop.rules.selection import Selection
 from relprop.tables import html_table, shape_text, text_table
 from relprop.targets import reading
-
-if TYPE_CHECKING:
-    from relprop.rules.registry import Rules
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _module_line(row: ModuleRow) -> tuple[str, ...]:
 
 
 def make_plan(
-    rules: Rules,
+    selection: Selection,
     model: nn.Module,
     inputs: Any,
     target: Any = None,
@@ -162,7 +160,6 @@ def make_plan(
     With a target, ``last`` is resolved and shown.
     """
     given = as_inputs(inputs)
-    selection = rules.bind(model)
     call = Call(unwrapped(model), selection, operations(), recording=True)
     try:
         targets = [] if target is None else [reading(model, target, given.samples)]

@@ -9,20 +9,19 @@ for those of iNNvestigate, ``preset_*`` and ``*_ignore_bias``, as its code compo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop.arguments import Registered
-from relprop.errors import RuleError, near
+from relprop.errors import RuleError
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Zero
 from relprop.rules.nonlinear import CPLRP
-from relprop.rules.registry import Rules, as_rule
+from relprop.rules.registry import PresetName, Rules, as_rule
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
@@ -81,15 +80,6 @@ def _until(rules: Rules, until: int | str) -> Rules:
     return rules.first(Flat()).until(until, Flat())
 
 
-PresetName = Literal[
-    "lrp0", "epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma", "epsilon_gamma_box",
-    "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "alpha1_beta0", "alpha2_beta1", "zplus", "wsquare",
-    "flat", "lrp0_ignore_bias", "epsilon_ignore_bias", "alpha1_beta0_ignore_bias", "alpha2_beta1_ignore_bias",
-    "preset_a", "preset_b", "preset_a_flat", "preset_b_flat", "preset_a_flat_until_idx",
-    "preset_b_flat_until_idx", "deep_taylor", "deep_taylor_bounded", "attnlrp", "cp_lrp",
-]  # fmt: skip
-"""The names of ``PRESETS``, one by one, for editors and type checkers."""
-
 PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "lrp0": lambda: everywhere(Zero()),
     "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
@@ -119,30 +109,8 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
     "cp_lrp": _cp_lrp,
 }
-
-
-def preset(name: PresetName, **options: Any) -> Rules:
-    """Return the rules of a preset.
-
-    Args:
-        name: one of ``PRESETS``.
-        options: ``low`` and ``high`` for the presets with zB at the input (see :class:`ZBox`), ``epsilon`` and
-            ``gamma`` for those that use them, ``until`` for ``preset_*_flat_until_idx`` (see :meth:`Rules.until`).
-
-    Raises:
-        RuleError: for an unknown name, and for options that are missing or that the preset does not take.
-
-    >>> print(preset("epsilon"))
-    every linear layer => Epsilon(epsilon=1e-06, relative=False, bias='absorb')
-    """
-    if name not in PRESETS:
-        raise RuleError(f"No preset is named {name!r}.{near(name, PRESETS)} Known: {', '.join(PRESETS)}.")
-    try:
-        inspect.signature(PRESETS[name]).bind(**options)
-    except TypeError as error:
-        takes = ", ".join(inspect.signature(PRESETS[name]).parameters) or "no options"
-        raise RuleError(f"The preset {name!r} takes {takes}: {error}.") from None
-    return PRESETS[name](**options)
+for _name, _make in PRESETS.items():
+    Rules.presets[_name] = _make
 
 
 def as_rules(rules: Any) -> Rules:
@@ -155,7 +123,7 @@ def as_rules(rules: Any) -> Rules:
         return rules
     if isinstance(rules, str):
         if rules in PRESETS or rules not in Rules.named:
-            return preset(cast("PresetName", rules))
+            return Rules.preset(cast("PresetName", rules))
         rules = as_rule(Registered(rules))
     if isinstance(rules, LinearRule):
         return everywhere(rules)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import nn
 
 from relprop.arguments import Registered
 from relprop.errors import RuleError, near
-from relprop.inputs import as_model
 from relprop.operations.table import operation_of
-from relprop.propagation.call.call import Choice
+from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
 from relprop.rules.nonlinear import (
@@ -27,15 +26,21 @@ from relprop.rules.nonlinear import (
     Uniform,
     WinnerTakesAll,
 )
-from relprop.rules.rule import FilterRule, LinearRule, Rule
-from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Place, Selector, Until
+from relprop.rules.plan import Plan, make_plan
+from relprop.rules.rule import LinearRule, Rule
+from relprop.rules.selection import Entry, Selection
+from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Selector, Until
 from relprop.rules.signed import AlphaBeta, Contrast, RescaledExcitation, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
-if TYPE_CHECKING:
-    from relprop.rules.attached import Attached
-    from relprop.rules.plan import Plan
-    from relprop.rules.presets import PresetName
+PresetName = Literal[
+    "lrp0", "epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma", "epsilon_gamma_box",
+    "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat", "alpha1_beta0", "alpha2_beta1", "zplus", "wsquare",
+    "flat", "lrp0_ignore_bias", "epsilon_ignore_bias", "alpha1_beta0_ignore_bias", "alpha2_beta1_ignore_bias",
+    "preset_a", "preset_b", "preset_a_flat", "preset_b_flat", "preset_a_flat_until_idx",
+    "preset_b_flat_until_idx", "deep_taylor", "deep_taylor_bounded", "attnlrp", "cp_lrp",
+]  # fmt: skip
+"""The names of relprop's presets, one by one, for editors and type checkers."""
 
 Selectable: TypeAlias = "str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., Any]"
 RuleName = Literal[
@@ -47,17 +52,6 @@ RuleName = Literal[
 
 RuleLike: TypeAlias = "Rule | RuleName | Registered"
 
-DEFAULTS: dict[str, Rule] = {
-    "linear": Zero(),
-    "activation": Pass(),
-    "pooling": WinnerTakesAll(),
-    "product": Uniform(),
-    "gate": SignalTakesAll(),
-    "norm": Norm(),
-    "softmax": TaylorSoftmax(),
-    "attention": AttnLRP(),
-}
-"""What each kind of operation does where no entry says otherwise; other kinds need no rule."""
 
 _NAMED: dict[str, Callable[..., Rule]] = {
     "lrp0": Zero,
@@ -89,25 +83,6 @@ _NAMED: dict[str, Callable[..., Rule]] = {
 }
 
 
-_WITHOUT_RULES = ("unknown", "unseen", "composite")
-"""Kinds of operations that only filters serve."""
-
-_OPTIONAL = "If the entry may stand idle, write .set(..., optional=True)."
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a registry.
-
-    Attributes:
-        optional: it may stand idle: it is meant for such layers where there are any.
-    """
-
-    selector: Selector
-    rule: Rule
-    optional: bool = False
-
-
 @dataclass(frozen=True)
 class Rules:
     """An ordered, immutable registry of rules.
@@ -127,6 +102,7 @@ class Rules:
 
     entries: tuple[Entry, ...] = ()
     named: ClassVar[dict[str, Callable[..., Rule]]] = _NAMED
+    presets: ClassVar[dict[str, Callable[..., Rules]]] = {}
 
     def set(self, selector: Selectable, rule: RuleLike, *, optional: bool = False) -> Rules:
         """Return these rules with one more entry.
@@ -173,10 +149,28 @@ class Rules:
 
     @classmethod
     def preset(cls, name: PresetName, **options: Any) -> Rules:
-        """Return the rules that the field knows by this name; see :mod:`relprop.rules.presets`."""
-        from relprop.rules.presets import preset
+        """Return the rules that the field knows by this name; see :mod:`relprop.rules.presets`.
 
-        return preset(name, **options)
+        Args:
+            name: one of ``Rules.presets``.
+            options: ``low`` and ``high`` for the presets with zB at the input (see :class:`ZBox`), ``epsilon`` and
+                ``gamma`` for those that use them, ``until`` for ``preset_*_flat_until_idx`` (see :meth:`Rules.until`).
+
+        Raises:
+            RuleError: for an unknown name, and for options that are missing or that the preset does not take.
+
+        >>> print(Rules.preset("epsilon"))
+        every linear layer => Epsilon(epsilon=1e-06, relative=False, bias='absorb')
+        """
+        if name not in cls.presets:
+            raise RuleError(f"No preset is named {name!r}.{near(name, cls.presets)} Known: {', '.join(cls.presets)}.")
+        make = cls.presets[name]
+        try:
+            inspect.signature(make).bind(**options)
+        except TypeError as error:
+            takes = ", ".join(inspect.signature(make).parameters) or "no options"
+            raise RuleError(f"The preset {name!r} takes {takes}: {error}.") from None
+        return make(**options)
 
     @classmethod
     def register(cls, name: str, rule: Callable[..., Rule]) -> Registered:
@@ -208,9 +202,7 @@ class Rules:
 
         ``options`` are those of ``attribute`` (``additional_forward_args``, ``forward_kwargs``).
         """
-        from relprop.rules.plan import make_plan
-
-        return make_plan(self, model, inputs, target, **options)
+        return make_plan(self.bind(model), model, inputs, target, **options)
 
     def attach(self, model: nn.Module) -> Attached:
         """Return a context in which the user's own forward passes build graphs that explain.
@@ -218,9 +210,7 @@ class Rules:
         Inside, every leaf that asks for a gradient and is no parameter is an explained input. The gradient of an
         output by it, times it, is the relevance, until ``attached.finish()`` makes the graph differentiate truly.
         """
-        from relprop.rules.attached import Attached
-
-        return Attached(self, model)
+        return Attached(self.bind(model), model)
 
     def bind(self, model: nn.Module) -> Selection:
         """Return these rules for one call on a model.
@@ -228,7 +218,7 @@ class Rules:
         Raises:
             RuleError: where a glob matches no module.
         """
-        return Selection(self, model)
+        return Selection(self.entries, model)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -240,131 +230,6 @@ class Rules:
         return "\n".join(f"{entry.selector!s:<{width}} => {entry.rule!r}" for entry in self.entries)
 
 
-class Selection:
-    """The rules of one call on one model; see :class:`relprop.propagation.call.call.Selector`."""
-
-    def __init__(self, rules: Rules, model: nn.Module) -> None:
-        self._entries = rules.entries
-        self._served: set[int] = set()
-        self._refused: dict[int, Place] = {}
-        self._known: dict[Any, Choice] = {}
-        self._ordered = any(isinstance(entry.selector, Until) for entry in rules.entries)
-        self._ends: set[int] = set()
-        zeros = [entry.selector for entry in rules.entries if _reaches_zeros(entry)]
-        only_first = all(isinstance(selector, First) for selector in zeros)
-        self.reaches_zeros = "nowhere" if not zeros else "first" if only_first else "everywhere"
-        lasts = [index for index, entry in enumerate(rules.entries) if isinstance(entry.selector, Last)]
-        self.last = Choice(rules.entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
-        self._modules = dict(as_model(model).named_modules())
-        self._check_names()
-
-    def select(
-        self,
-        kind: str,
-        operation: str,
-        name: str,
-        module: nn.Module | None,
-        layer_type: type[nn.Module] | None = None,
-        first: bool = False,
-        earlier: Sequence[str] = (),
-    ) -> Choice:
-        """Return the rule of one call; see :class:`relprop.propagation.call.call.Choice`."""
-        before = tuple(earlier) if self._ordered and kind == "linear" else ()
-        key = (kind, operation, name, id(module), layer_type, first, before)
-        if key not in self._known:
-            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first, before))
-        return self._known[key]
-
-    def _search(self, place: Place) -> Choice:
-        chosen: Choice | None = None
-        found: FilterRule | None = None
-        for index in range(len(self._entries) - 1, -1, -1):  # the last entry that matches wins
-            entry = self._entries[index]
-            if isinstance(entry.selector, Until) and entry.selector.reached(place):
-                self._ends.add(index)
-            if isinstance(entry.selector, Last) or not entry.selector.matches(place):
-                continue
-            rule = entry.rule
-            if place.kind in rule.serves:
-                self._served.add(index)
-                chosen = chosen or Choice(rule, index, False, found)
-            elif isinstance(rule, FilterRule) and rule.filters(place.kind):
-                self._served.add(index)
-                found = found if chosen else found or rule
-            elif index not in self._refused or self._refused[index].kind in ("view", "composite"):
-                self._refused[index] = place
-        return chosen or Choice(DEFAULTS.get(place.kind), -1, True, found)
-
-    def _check_names(self) -> None:
-        for entry in self._entries:
-            selector, known = entry.selector, [name for name in self._modules if name]
-            if entry.optional:
-                continue
-            if isinstance(selector, ByName) and not any(map(selector.matches_name, self._modules)):
-                raise RuleError(
-                    f"{selector.pattern!r} matches no module of {type(self._modules['']).__name__}."
-                    f"{near(selector.pattern, known)}"
-                )
-            if isinstance(selector, Until) and isinstance(selector.end, str) and selector.end not in self._modules:
-                raise RuleError(
-                    f"{type(self._modules['']).__name__} has no module {selector.end!r}.{near(selector.end, known)}"
-                )
-
-    def verify(self, called: set[str], ended: bool = False) -> None:
-        """Raise where an entry met only calls that its rule cannot serve, or none in modules that were called.
-
-        With ``ended``, the forward pass took part to some point only, and what comes above it was not met.
-        """
-        for index, entry in enumerate(self._entries):
-            if isinstance(entry.selector, Until) and index not in self._ends and not ended:
-                raise RuleError(f"{entry.rule!r} was set {entry.selector}, where no linear layer runs.")
-            if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
-                continue
-            place = self._refused.get(index)
-            if place is not None and not (entry.optional and place.kind in _WITHOUT_RULES):
-                raise RuleError(
-                    f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
-                    f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
-                )
-            if not entry.optional:
-                self._check_idle(entry, called)
-
-    def _check_idle(self, entry: Entry, called: set[str]) -> None:
-        """Raise where an entry that served nothing was meant for something."""
-        selector, whole = entry.selector, "" in called
-        if isinstance(selector, (ByName, ByType)):
-            matching = [name for name, module in self._modules.items() if selector.means(name, module)]
-            idle = [name for name in matching if name in called]
-            if idle:
-                raise RuleError(f"{selector} matches {self._why_idle(selector, idle)}")
-            if whole:
-                raise RuleError(f"{entry.rule!r} was set at {selector}{self._why_absent(matching)} {_OPTIONAL}")
-        elif whole:
-            ran = ", ".join(dict.fromkeys(operation for _, operation, *_ in self._known))
-            raise RuleError(
-                f"{entry.rule!r} was set at {selector}, which is called with nothing that depends on the input. "
-                f"What is: {ran}. {_OPTIONAL}"
-            )
-
-    def _why_idle(self, selector: ByName | ByType, idle: Sequence[str]) -> str:
-        """Say why nothing was served in modules that ran."""
-        if any(inner.startswith(f"{name}." if name else "") and inner for name in idle for inner in self._modules):
-            parts = f" For the parts write {f'{selector.pattern}.*'!r}." if isinstance(selector, ByName) else ""
-            return f"modules in which nothing runs but their parts.{parts}"
-        return f"{', '.join(map(repr, idle[:3]))}, where nothing runs that depends on the input."
-
-    def _why_absent(self, matching: Sequence[str]) -> str:
-        """Say what the model has where no module that was meant ran."""
-        if matching:
-            listed = ", ".join(map(repr, matching[:3]))
-            return f": {listed}, not called in this forward pass. Set the rule where the operation runs."
-        types = ", ".join(dict.fromkeys(type(module).__name__ for name, module in self._modules.items() if name))
-        model = type(self._modules[""]).__name__
-        return (
-            f", and {model} has no such module, nor calls such a layer as a function. It has {types or 'no modules'}."
-        )
-
-
 def _place(rule: Any) -> tuple[str, ...] | None:
     """Return where a class or function was defined, by which it is known when defined again; None for a lambda."""
     if isinstance(rule, partial):
@@ -372,12 +237,6 @@ def _place(rule: Any) -> tuple[str, ...] | None:
         return None if inner is None else (*inner, repr(rule.args), repr(rule.keywords))
     name = getattr(rule, "__qualname__", "<lambda>")
     return None if name.endswith("<lambda>") else (rule.__module__, name)
-
-
-def _reaches_zeros(entry: Entry) -> bool:
-    """Say whether an entry may give relevance to activations of zero."""
-    identity = isinstance(entry.rule, Pass) and not entry.selector.means_activations()
-    return entry.rule.reaches_zeros or identity
 
 
 def as_rule(rule: RuleLike, kind: type[Rule] = Rule) -> Rule:
