@@ -18,8 +18,11 @@ from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
-from relprop.propagation.call.call import Call, Selector
+from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
+from relprop.propagation.call.options import Options as CallOptions
+from relprop.propagation.call.way import Autograd, Way
+from relprop.propagation.facts.operation import Table
 from relprop.propagation.facts.token_ids import Tokens
 from relprop.propagation.run.explained_output import Reading
 from relprop.propagation.run.forward import ChannelMask, Forward, Parts, forward, roots_of
@@ -39,9 +42,13 @@ class Attribution(Method):
 
     # What a method is --------------------------------------------------------------------------
 
-    def selector(self) -> Selector | None:
-        """Return the rules of one call; None differentiates the model as it is."""
-        return None
+    def way(self, table: Table | None = None) -> Way:
+        """Return how the method passes through a model in one call: as autograd does.
+
+        Args:
+            table: the rows that it runs, where these are not those of the rules.
+        """
+        return Autograd(table)
 
     @abstractmethod
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
@@ -55,9 +62,15 @@ class Attribution(Method):
         """
         return torch.ones_like(output)
 
-    def make_call(self, **options: Any) -> Call:
-        """Return the state of one call."""
-        return Call(self.model, self.selector(), operations(), **options)
+    def make_call(self, *, table: Table | None = None, **options: Any) -> Call:
+        """Return the state of one call.
+
+        Args:
+            table: rows of operations that this method runs otherwise, by function; all others are as autograd has them,
+                or as the rules.
+            options: see :class:`relprop.propagation.call.options.Options`.
+        """
+        return Call(self.model, self.way(table), operations(), CallOptions(**options))
 
     def forward(
         self,
@@ -194,7 +207,7 @@ class Attribution(Method):
             delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
             arrived = explained - delta
-            return make_report(passed.call.records, explained.cpu(), arrived.cpu())
+            return make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
 
     # The pipeline ------------------------------------------------------------------------------
 
@@ -227,7 +240,7 @@ class Attribution(Method):
                 passed.seeds = [self._seed(output) for output in passed.selected]
                 self.after_forward(passed)
                 if len(inputs.tensors) > 1 or call.blocked:
-                    passed.held = call.graph.held_roots()
+                    passed.held = call.known.graph.held_roots()
                 call.forget_forward()
                 yield passed
             except _NotFiniteError as error:
@@ -291,7 +304,7 @@ class Attribution(Method):
     def _at_positions(self, call: Call, tokens: Tokens, ids: Tensor, parts: Parts) -> Tensor:
         """Return the attribution of token ids, from those of their embeddings."""
         total = torch.zeros(ids.shape, dtype=parts[0][0].dtype, device=parts[0][0].device)
-        with torch.set_grad_enabled(call.create_graph):
+        with torch.set_grad_enabled(call.options.create_graph):
             for root, (value, c) in zip(tokens.roots, parts, strict=True):
                 if c is not None:
                     total = total + root.placed(self._result(call, value, c).sum(-1), ids.shape)
@@ -300,7 +313,7 @@ class Attribution(Method):
     def _total(self, call: Call, parts: Parts) -> Tensor:
         """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
         total = torch.zeros_like(parts[0][0].detach())
-        with torch.set_grad_enabled(call.create_graph):
+        with torch.set_grad_enabled(call.options.create_graph):
             for value, c in parts:
                 if c is not None:
                     total = total + self._result(call, value, c)
@@ -332,7 +345,7 @@ class _NotFiniteError(Exception):
 
 def _check_found(call: Call, maps: Sequence[Tensor | None]) -> None:
     """Raise where relevance is NaN or infinite; what other methods give is theirs to judge."""
-    if call.selector is None:
+    if not call.way.explains:
         return
     found = [part.detach() for part in maps if part is not None]
     if bool(torch.stack([part.sum().isfinite() for part in found]).all()):
@@ -348,13 +361,15 @@ def _check_found(call: Call, maps: Sequence[Tensor | None]) -> None:
 def _check_output(call: Call, output: Tensor) -> None:
     if not bool(torch.isfinite(output.detach()).all()):
         raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
-    if not output.requires_grad or not call.graph.reach(output):
+    if not output.requires_grad or not call.known.graph.active(output):
         why = (
             " A part of the model runs under torch.no_grad or inference_mode, where it cannot be followed."
             if call.without_gradient
             else ""
         )
-        constants = ", or only through what the rules hold constant: denominators, gates" if call.graph.holds else ""
+        constants = (
+            ", or only through what the rules hold constant: denominators, gates" if call.known.graph.holds else ""
+        )
         raise InputError(f"The explained output does not depend on the input{constants}.{why}")
 
 

@@ -16,6 +16,7 @@ from relprop.errors import InputError, MethodError
 from relprop.inputs import Given, as_args, as_inputs, as_kwargs, as_model
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
+from relprop.propagation.call.way import Autograd
 from relprop.propagation.run.forward import forward
 from relprop.targets import Target, reading
 from relprop.training import attribution_of, one_attribution
@@ -125,7 +126,7 @@ class Method(ABC):
         """
         given = as_inputs(inputs)
         read = reading(self.model, target, given.samples)
-        call = Call(self.model, None, operations())
+        call = Call(self.model, Autograd(), operations())
         with attribution_of(self.model), torch.inference_mode(False), torch.no_grad():
             try:
                 first, named = given.arguments([tensor.clone() for tensor in given.tensors])

@@ -82,21 +82,21 @@ class DeepTaylor(LRP, name="deep_taylor"):
 
     def after_forward(self, passed: Forward) -> None:
         super().after_forward(passed)
-        sites = [site for site in passed.call.sites if not site.superseded]
+        linear_calls = [linear_call for linear_call in passed.call.linear_calls if not linear_call.superseded]
         largest: list[Tensor] = []
         names: list[str] = []
         with torch.no_grad():
-            for site in sites:
-                bias = site.effective_bias()
+            for linear_call in linear_calls:
+                bias = linear_call.effective_bias()
                 if bias is not None and bias.numel():
                     largest.append(bias.max())
-                    names.append(site.key[0])
+                    names.append(linear_call.key[0])
             positive = (torch.stack(largest) > 0).tolist() if largest else []
         found = [name for name, above in zip(names, positive, strict=True) if above]
         if found:
             shown = ", ".join(repr(name) for name in dict.fromkeys(found[:3])) + (", ..." if len(found) > 3 else "")
             warn(
-                f"{len(found)} of {len(sites)} linear layers have a positive bias ({shown}), where deep "
+                f"{len(found)} of {len(linear_calls)} linear layers have a positive bias ({shown}), where deep "
                 "Taylor decomposition asks for b <= 0; the maps conserve, but are no expansion at a root there.",
                 DeepTaylorWarning,
             )

@@ -11,6 +11,7 @@ from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.weight_cache import WeightCache
+from relprop.propagation.facts.operation import Table
 from relprop.propagation.run.forward import Forward
 from relprop.rules.presets import as_rules
 from relprop.rules.registry import PresetName, Rules
@@ -58,16 +59,16 @@ class LRP(Attribution, name="lrp"):
         self.strict = strict
         self._cache = WeightCache() if cache_weights else None
 
-    def selector(self) -> Selection:
-        return self.rules.bind(self.model)
+    def way(self, table: Table | None = None) -> Selection:
+        return self.rules.bind(self.model, table)
 
     def make_call(self, **options: Any) -> Call:
         return super().make_call(strict=self.strict, cache=self._cache, **options)
 
     def after_forward(self, passed: Forward) -> None:
-        selector = passed.call.selector
-        assert isinstance(selector, Selection)
-        selector.verify(passed.call.called, passed.call.ended)
+        selection = passed.call.way
+        assert isinstance(selection, Selection)
+        selection.verify(passed.call.trace.called, passed.call.ended)
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return call.relevance(x, c)

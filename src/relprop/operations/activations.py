@@ -37,20 +37,20 @@ def applied(
     """Run ``func``, which need not be the function that the model called, explained from its quotient."""
     call = here.call
     out: Tensor = func(input, *args, **kwargs)
-    if call.selector is None:
+    if not call.way.explains:
         return out
     if input.is_complex():
         here.uncovered("is applied to complex numbers, for which its rule is not defined")
         return out
-    z = input if call.create_graph else input.detach()
-    value = out if call.create_graph else out.detach()
+    z = input if call.options.create_graph else input.detach()
+    value = out if call.options.create_graph else out.detach()
     offset = None
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         q = check_quotient(quotient(z, *args, **kwargs), out, here.where)
         if call.handles_zeros(input):
             offset = _at_zero(func, input, args, kwargs) != 0
             q = torch.where(offset, q, safe(value) / safe(z))
-    if call.looking:
+    if call.options.looking:
         check_finite_quotient(q, z, out, here.where)
     found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
     return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
@@ -62,7 +62,7 @@ def exponential_function(here: Here, input: Tensor) -> Tensor:
     if found is not None:
         return found
     out = elementwise(exp, here, input)
-    if here.call.selector is not None and not input.is_complex():
+    if here.call.way.explains and not input.is_complex():
         softmax_by_hand.note_exponential(here, input, out)
     return out
 
@@ -83,14 +83,16 @@ def about(root: float, quotient: Callable[..., Tensor], here: Here, input: Tenso
     """
     call = here.call
     out: Tensor = here.func(input, *args, **kwargs)
-    if call.selector is None:
+    if not call.way.explains:
         return out
     if input.is_complex():
         here.uncovered("is applied to complex numbers, for which its rule is not defined")
         return out
-    with torch.set_grad_enabled(call.create_graph):
-        q = check_quotient(quotient(input if call.create_graph else input.detach(), *args, **kwargs), out, here.where)
-    if call.looking:
+    with torch.set_grad_enabled(call.options.create_graph):
+        q = check_quotient(
+            quotient(input if call.options.create_graph else input.detach(), *args, **kwargs), out, here.where
+        )
+    if call.options.looking:
         check_finite_quotient(q, input, out, here.where)
     here.absorbs(-root * q)
     return call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
@@ -168,7 +170,7 @@ def sigmoid(here: Here, input: Tensor) -> Tensor:
 
 def hard_sigmoid(here: Here, input: Tensor, inplace: bool = False) -> Tensor:
     """``hardsigmoid``, whose own derivative in PyTorch holds 1/6 in single precision and has no derivative itself."""
-    return applied(_hardsigmoid if here.call.create_graph else here.func, hardsigmoid, here, input)
+    return applied(_hardsigmoid if here.call.options.create_graph else here.func, hardsigmoid, here, input)
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
@@ -224,10 +226,10 @@ def _powers(func: Function, here: Here, input: Tensor, exponent: Tensor) -> Tens
     """A power for every entry: those that are not positive are constants, as what divides is."""
     call = here.call
     out: Tensor = func(input, exponent)
-    if call.selector is None:
+    if not call.way.explains:
         return out
-    with torch.set_grad_enabled(call.create_graph):
-        q = powers(input if call.create_graph else input.detach(), exponent)
+    with torch.set_grad_enabled(call.options.create_graph):
+        q = powers(input if call.options.create_graph else input.detach(), exponent)
     here.absorbs(torch.where(exponent > 0, 0.0, out))
     given = {"z": input.expand_as(out), "out": out, "quotient": q.expand_as(out)}
     return call.switch(out, here.asked(here.rule.surrogate, "out", **given))

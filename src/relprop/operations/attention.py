@@ -25,7 +25,7 @@ from relprop.propagation.facts.origins import Origin
 def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``softmax``: what the rule makes of the probabilities."""
     p: Tensor = here.func(input, *args, **kwargs)
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return p
     dim = _dim(input, args, kwargs)
     x = input.detach()
@@ -53,7 +53,7 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``x - logsumexp(x)``: what normalises is a constant (Norm), so that the relevance is that of the logits."""
     call = here.call
     out: Tensor = here.func(input, *args, **kwargs)
-    if call.selector is None:
+    if not call.way.explains:
         return out
     dim = _dim(input, args, kwargs)
     logarithm = torch.logsumexp(input.to(out.dtype), dim, keepdim=True)
@@ -71,7 +71,7 @@ def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Ten
     out: Tensor = here.func(input, dim, keepdim)
     tangent = _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
-    if here.call.selector is not None:
+    if here.call.way.explains:
         softmax_by_hand.note_logarithm(here, Form.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
     return out
 
@@ -110,7 +110,7 @@ def scaled_dot_product_attention(
     call = here.call
     more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
     native: Tensor = here.func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
-    if call.selector is None:
+    if not call.way.explains:
         return native
     attention = here.rule
     if enable_gqa:
@@ -135,7 +135,7 @@ def scaled_dot_product_attention(
         if here.active(attn_mask):  # a bias that depends on the input has a share of its own
             raw = scores if here.active(raw) else attn_mask
     p = here.explained(attention.probabilities, "p", p=torch.softmax(scores, -1))
-    if here.record is not None and call.measuring:
+    if here.record is not None and call.options.measuring:
         p = _tell_softmax(here, p, raw.detach(), 1.0 if shares is None else shares[3])
     p = torch.dropout(p, dropout_p, dropout_p > 0)
     here.factors = count + here.active(p)
@@ -148,7 +148,7 @@ def scaled_dot_product_attention(
 
 def _factors(here: Here, x: Tensor) -> int:
     """Return of how many active factors a tensor is a product, 0 for a constant."""
-    return here.call.origins.of(here.original(x)).factors if here.active(x) else 0
+    return here.call.known.origins.of(here.original(x)).factors if here.active(x) else 0
 
 
 def _tell_softmax(here: Here, p: Tensor, scores: Tensor, reaching: float) -> Tensor:

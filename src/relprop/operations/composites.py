@@ -55,7 +55,7 @@ def rewritten(body: Callable[..., Any]) -> Callable[..., Any]:
     def handler(here: Here, *args: Any, **kwargs: Any) -> Any:
         made = tensors_in(body(*args, **kwargs))
         call = here.call
-        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(call.create_graph):
+        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(call.options.create_graph):
             native = here.func(*args, **kwargs)
             found = dict(zip(map(id, tensors_in(native)), made, strict=True))
             return map_tensors(lambda value: with_value(here, value, found[id(value)]), native)
@@ -75,8 +75,8 @@ def with_value(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
         )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
-    call.origins.note(out, call.origins.of(surrogate)._replace(site=None))
-    call.graph.reach(out)
+    call.known.origins.note(out, call.known.origins.of(surrogate)._replace(linear_call=None))
+    call.known.graph.reach(out)
     return out
 
 

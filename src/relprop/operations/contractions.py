@@ -88,7 +88,11 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
             z = contracted(here, first, second, compute)
         shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
         z = alpha * z
-        if here.factors is not None and here.active(shift) and here.factors != here.call.origins.of(start).factors:
+        if (
+            here.factors is not None
+            and here.active(shift)
+            and here.factors != here.call.known.origins.of(start).factors
+        ):
             here.factors = 1
         here.absorbs(*(part for part in (shift, z) if not here.active(part)))
         return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])

@@ -42,11 +42,11 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
     Raises:
         InputError: where the positions of the ids got lost.
     """
-    holding = [tokens for tokens in call.tokens if tokens.holds(ids)]
+    holding = [tokens for tokens in call.known.tokens if tokens.holds(ids)]
     if not holding:
         return value
     strange = torch.ones_like(ids, dtype=torch.bool)
-    connected = call.create_graph and value.requires_grad
+    connected = call.options.create_graph and value.requires_grad
     kept = value.clone() if connected else value.detach().clone()  # the model may write into its own
     start = call.root(value, connected)
     for tokens in holding:
@@ -58,7 +58,7 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
             )
         tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every else places))
         strange &= (places == 0).to(ids.device)
-    if call.measuring and bool(strange.any()):
+    if call.options.measuring and bool(strange.any()):
         _absorb(call, start, kept, strange)
     return start
 
@@ -67,7 +67,7 @@ def _absorb(call: Call, start: Tensor, value: Tensor, strange: Tensor) -> None:
     """Count what embedded ids keep that are none of an explained input, such as those that a model puts before it."""
     name, module = call.place
     record = Record(name, type(module).__name__, "embedding", Kind.VIEW, output=tuple(value.shape))
-    call.records.append(record)
+    call.trace.records.append(record)
 
     def measure(c: Tensor) -> None:
         if call.explaining:

@@ -15,8 +15,8 @@ from relprop.operations.products import product
 from relprop.operations.rows import Rows, weighted
 from relprop.propagation.call.autograd_functions import Linear, apply
 from relprop.propagation.call.here import Here, declares_nothing
-from relprop.propagation.call.linear_call import Site
-from relprop.propagation.facts.graph import ACTIVE
+from relprop.propagation.call.linear_call import LinearCall
+from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
 from relprop.propagation.facts.origins import Origin
@@ -34,28 +34,30 @@ def apply_linear(
 ) -> Tensor:
     """Run a linear map by the rule that stands here, and remember what its output came from."""
     call = here.call
-    site: Site | None
-    if call.selector is None:
-        site = None if call.make_site is None else call.make_site(here, geometry, a, (weight, bias))
-        if site is None:
+    linear_call: LinearCall | None
+    if not call.way.explains:
+        linear_call = call.way.linear_call(here, geometry, a, (weight, bias))
+        if linear_call is None:
             here.by_autograd()
             return compute()
     else:
         here.kind = Kind.LINEAR
-        here.choose(geometry.layer_type, call.graph.reach(a) == ACTIVE)
-        call.linear.append(call.place[0])
+        here.choose(geometry.layer_type, call.known.graph.reach(a) is Reach.ACTIVE)
+        call.trace.linear.append(call.place[0])
         if a.is_complex() or weight.is_complex():
             return _complex(here, compute())
-        site = Site(call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)), here.operation)
-        site.record = here.record
-    here.declared = declares_nothing  # the site declares what its rule absorbs
-    if site.nonnegative:
+        linear_call = LinearCall(
+            call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)), here.operation
+        )
+        linear_call.record = here.record
+    here.declared = declares_nothing  # the linear call declares what its rule absorbs
+    if linear_call.nonnegative:
         here.note("a >= 0")
-    z = apply(Linear, site, compute, a, weight, bias)
-    if call.recording:
-        site.node = z.grad_fn
-    call.origins.note(z, Origin(site=site))
-    site.ran(z)
+    z = apply(Linear, linear_call, compute, a, weight, bias)
+    if call.trace.recording:
+        linear_call.node = z.grad_fn
+    call.known.origins.note(z, Origin(linear_call=linear_call))
+    linear_call.ran(z)
     return z
 
 
@@ -175,9 +177,9 @@ def is_weight(here: Here, tensor: Tensor) -> bool:
     """
     call = here.call
     return (
-        call.protected.holds(tensor)
-        or call.origins.is_weight(tensor)
-        or (isinstance(tensor, nn.Parameter) and not call.origins.is_data(tensor))
+        call.known.protected.holds(tensor)
+        or call.known.origins.is_weight(tensor)
+        or (isinstance(tensor, nn.Parameter) and not call.known.origins.is_data(tensor))
     )
 
 
@@ -237,43 +239,43 @@ def _batch_norm(
 ) -> Tensor:
     """Run a batch norm: folded into the linear map before it where the two are one linear map."""
     call = here.call
-    origin = call.origins.of(input)
-    if call.selector is None and (training or origin.site is None):
+    origin = call.known.origins.of(input)
+    if not call.way.explains and (training or origin.linear_call is None):
         consumed(here, input)
         return compute(input)
     if training or running_mean is None or running_var is None:
         consumed(here, input)
         here.note("not folded: batch statistics")
         return over_batch(here, input, weight, bias, eps, compute(input))
-    site = call.origins.of(input).site
+    linear_call = call.known.origins.of(input).linear_call
     if (
-        site is None
+        linear_call is None
         or (here.choice.filter is not None and not here.choice.filter.by_output_alone)
-        or not _foldable(here, site, input, (running_mean, running_var, weight, bias))
+        or not _foldable(here, linear_call, input, (running_mean, running_var, weight, bias))
     ):
         consumed(here, input)
-        if call.selector is None:
+        if not call.way.explains:
             return compute(input)
         here.note("not folded")
         here.by_autograd()
         return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
-    assert site.a is not None
-    parameters = (*site.parameters, weight, bias, running_mean, running_var)
-    folded = site.folded(Affine(site.affine.geometry, eps), parameters)
-    folded.record = here.account = site.record
-    here.declared = declares_nothing  # the site declares what its rule absorbs
-    if here.record is not None and site.record is not None:
+    assert linear_call.a is not None
+    parameters = (*linear_call.parameters, weight, bias, running_mean, running_var)
+    folded = linear_call.folded(Affine(linear_call.affine.geometry, eps), parameters)
+    folded.record = here.account = linear_call.record
+    here.declared = declares_nothing  # the linear call declares what its rule absorbs
+    if here.record is not None and linear_call.record is not None:
         here.by_autograd()
         here.note("folded into the layer above")
-        site.record.notes.append("batch norm folded")
-    out = apply(Linear, folded, lambda: compute(input.detach()), site.a, *parameters)
-    site.superseded = True
-    if call.recording:
-        site.node, folded.node = None, out.grad_fn
-    call.origins.note(out, Origin(site=folded))
+        linear_call.record.notes.append("batch norm folded")
+    out = apply(Linear, folded, lambda: compute(input.detach()), linear_call.a, *parameters)
+    linear_call.superseded = True
+    if call.trace.recording:
+        linear_call.node, folded.node = None, out.grad_fn
+    call.known.origins.note(out, Origin(linear_call=folded))
     folded.ran(out)
-    here.watchers = site.watchers
-    here.filters = [site.choice.filter]
+    here.watchers = linear_call.watchers
+    here.filters = [linear_call.choice.filter]
     return out
 
 
@@ -292,21 +294,21 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     return call.switch(out, surrogate.to(out.dtype))
 
 
-def _foldable(here: Here, site: Site, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
+def _foldable(here: Here, linear_call: LinearCall, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
     return (
-        site.affine.epsilon is None
-        and site.affine.geometry.folds(z)
-        and site.given is not None
-        and site.given._version == site.version
+        linear_call.affine.epsilon is None
+        and linear_call.affine.geometry.folds(z)
+        and linear_call.given is not None
+        and linear_call.given._version == linear_call.version
         and not any(here.active(parameter) for parameter in parameters)
     )
 
 
 def consumed(here: Here, z: Tensor) -> None:
     """Note that something other than a ReLU takes the output of a linear call."""
-    site = here.call.origins.of(z).site
-    if site is not None:
-        site.consumers.append(False)
+    linear_call = here.call.known.origins.of(z).linear_call
+    if linear_call is not None:
+        linear_call.consumers.append(False)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ def over_batch(
     here: Here, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, native: Tensor
 ) -> Tensor:
     """Batch norm by the statistics of the batch."""
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return native
     x = standardized(here, input, [0, *range(2, input.dim())], eps)
     return with_channels(here, native, x, weight, bias)
@@ -80,7 +80,7 @@ def layer_norm(
 ) -> Tensor:
     """``layer_norm``."""
     native: Tensor = here.func(input, normalized_shape, weight, bias, eps)
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return native
     x = standardized(here, input, range(-len(normalized_shape), 0), eps)
     return with_affine(here, native, x, weight, bias)
@@ -95,7 +95,7 @@ def rms_norm(
 ) -> Tensor:
     """``rms_norm``."""
     native: Tensor = here.func(input, normalized_shape, weight, eps)
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return native
     tiny = torch.finfo(input.dtype).eps if eps is None else eps
     x = standardized(here, input, range(-len(normalized_shape), 0), tiny, centered=False)
@@ -113,7 +113,7 @@ def group_norm(
 ) -> Tensor:
     """``group_norm``."""
     native: Tensor = here.func(input, num_groups, weight, bias, eps)
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return native
     grouped = input.reshape(input.shape[0], num_groups, -1)
     x = standardized(here, grouped, [2], eps).reshape(input.shape)
@@ -164,7 +164,7 @@ def _instance_norm(
     eps: float,
 ) -> Tensor:
     """Return the native value of instance norm, as it is explained; by running statistics it is affine."""
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return native
     if not use_input_stats:
         here.by_autograd()

@@ -302,7 +302,7 @@ def _by_body(body: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) ->
 def _by_handler(handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
     """What a handler explains; the value stays that of the function, which runs once where the handler runs it."""
     func = here.func
-    if here.call.selector is None:  # no rule explains anything
+    if not here.call.way.explains:  # no rule explains anything
         return func(*args, **kwargs)
     made: list[Any] = []
 
@@ -323,7 +323,7 @@ def _by_handler(handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
 
 def _value(here: Here, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return what the function gives, by which nothing is explained."""
-    with torch._C.DisableTorchFunction(), torch.set_grad_enabled(here.call.create_graph):
+    with torch._C.DisableTorchFunction(), torch.set_grad_enabled(here.call.options.create_graph):
         return here.func(*args, **kwargs)
 
 
@@ -366,7 +366,7 @@ def _product(here: Here, *args: Any, **kwargs: Any) -> Any:
 
 def _once(handler: Handler, by_itself: bool, here: Here, *args: Any, **kwargs: Any) -> Any:
     """An autograd function whose backward has no derivative: no gradient may come to explain by it twice."""
-    if here.call.create_graph and (by_itself or here.call.selector is None):
+    if here.call.options.create_graph and (by_itself or not here.call.way.explains):
         raise UncoveredOperationError(
             f"{here.operation} is once_differentiable; create_graph needs its second derivative."
         )

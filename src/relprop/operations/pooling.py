@@ -57,7 +57,7 @@ def adaptive_max_pool(dimensions: int) -> Callable[..., Any]:
 def _pooled(here: Here, input: Tensor, out: Any, average: Callable[[Tensor], Tensor] | None) -> Any:
     call = here.call
     value = out[0] if isinstance(out, tuple) else out
-    if call.selector is not None:
+    if call.way.explains:
         surrogate = here.asked(here.rule.pooled, "out", a=input, out=value, average=average)
         if surrogate is not value:
             lost = (value - surrogate).detach()
@@ -103,7 +103,7 @@ def lp_pool(dimensions: int) -> Callable[..., Tensor]:
     ) -> Tensor:
         call = here.call
         out: Tensor = here.func(input, norm_type, kernel_size, stride, ceil_mode)
-        if call.selector is None:
+        if not call.way.explains:
             return out
         here.by_autograd()
 

@@ -25,7 +25,7 @@ def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
     that is none, the rule for gates is chosen.
     """
     call = here.call
-    if call.selector is None:
+    if not call.way.explains:
         return factors
     counts, gates = _counted(here, factors)
     here.kind = Kind.GATE if any(gates) and sum(map(bool, counts)) > sum(gates) else Kind.PRODUCT
@@ -47,7 +47,7 @@ def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tup
 
     In ``z q(z)``, an activation spelled as a product, ``q(z)`` is one.
     """
-    known = here.call.origins
+    known = here.call.known.origins
     origins = [known.with_itself(here.original(x)) if here.active(x) else Origin(factors=0) for x in factors]
     powers = {root for origin in origins for root, degree in origin.powers if degree}
     gates = (origin.gate or any(degree == 0 and root in powers for root, degree in origin.powers) for origin in origins)
@@ -92,7 +92,7 @@ def inverse(here: Here, input: Tensor, *args: Any) -> Tensor:
 
 def denominator(here: Here, x: Tensor) -> Tensor:
     """Return what divides, as the rule passes relevance to it."""
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return x
     here.kind, here.declared = Kind.NORM, declares_nothing
     here.choose()

@@ -37,7 +37,7 @@ class Weights:
 
 def _parts(here: Here, x: Tensor, sizes: int | list[int], dim: int = 1) -> Sequence[Tensor]:
     """Split into views. Nobody writes to these, so that one node can be that of all."""
-    origins = here.call.origins
+    origins = here.call.known.origins
     origin = origins.of(x).elsewhere
     with torch._C.DisableTorchFunction():
         parts: Sequence[Tensor] = x.split(sizes, dim)
@@ -217,7 +217,7 @@ class _Network:
         weights, backward = self.weights[index], index % self.directions == 1
         start: State = tuple(part.select(0, index) for part in self.start)
         sums = _parts(self.here, F.linear(data, weights.input, weights.input_bias), sizes, 0)
-        with self.here.call.repeating():
+        with self.here.call.trace.repeating():
             order = reversed(range(len(sizes))) if backward else range(len(sizes))
             state: State = tuple(part[: sizes[-1]] for part in start) if backward else start
             outputs: list[Tensor] = []

@@ -32,9 +32,9 @@ from relprop.trees import map_tensors
 
 def _share(here: Here, x: Tensor, factors: int) -> float:
     """Return the share of each of so many factors that are made alike."""
-    if here.call.selector is None:
+    if not here.call.way.explains:
         return 1.0
-    count = here.call.origins.of(x).factors
+    count = here.call.known.origins.of(x).factors
     return here.shares((count,) * factors, (False,) * factors)[0]
 
 
@@ -48,7 +48,7 @@ def prod(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def cumprod(here: Here, input: Tensor, dim: int, *args: Any, **kwargs: Any) -> Tensor:
     """``cumprod``: the k-th product has ``k`` factors."""
     out: Tensor = here.func(input, dim, *args, **kwargs)
-    if input.dim() == 0 or here.call.selector is None:
+    if input.dim() == 0 or not here.call.way.explains:
         return out
     shares = out.new_tensor([_share(here, input, k + 1) for k in range(input.shape[dim])])
     here.absorbs_nothing()
@@ -57,10 +57,10 @@ def cumprod(here: Here, input: Tensor, dim: int, *args: Any, **kwargs: Any) -> T
 
 def _powered(here: Here, x: Tensor, out: Tensor, factors: int) -> Tensor:
     call = here.call
-    if call.selector is None:
+    if not call.way.explains:
         return out
     here.absorbs_nothing()
-    here.factors = factors * call.origins.of(x).factors
+    here.factors = factors * call.known.origins.of(x).factors
     return call.scale(out, _share(here, x, factors))
 
 
@@ -144,7 +144,7 @@ def grid_sample(here: Here, input: Tensor, grid: Tensor, *args: Any, **kwargs: A
     """``grid_sample``: linear in what is sampled; where it is sampled is a constant, as a gate is."""
     if not here.active(input):
         here.uncovered("depends on the input by its grid alone")
-    elif here.active(grid) and here.call.selector is not None:
+    elif here.active(grid) and here.call.way.explains:
         here.note("the grid is a constant")
         grid = here.call.constant(grid)
     here.by_autograd()

@@ -52,7 +52,7 @@ def exponential(here: Here, input: Tensor) -> Tensor | None:
 
 def note_exponential(here: Here, input: Tensor, out: Tensor) -> None:
     """Remember that ``out = exp(input)``."""
-    formulas, shifted = here.call.formulas, _formula(here, input)
+    formulas, shifted = here.call.known.formulas, _formula(here, input)
     if shifted is not None and shifted.kind is Form.SHIFTED:
         inner = shifted.compute
         formulas.note(out, Formula(shifted.argument, Form.IMAGE, lambda z: torch.exp(inner(z))))
@@ -62,13 +62,13 @@ def note_exponential(here: Here, input: Tensor, out: Tensor) -> None:
 
 def note_logarithm(here: Here, kind: Form, input: Tensor, out: Tensor, compute: Compute) -> None:
     """Remember that ``out`` is a logarithm of sums of ``exp(input)``, or ``input`` less that."""
-    formulas = here.call.formulas
+    formulas = here.call.known.formulas
     formulas.note(out, Formula(formulas.begin(here.original(input)), kind, compute, summed=True))
 
 
 def _formula(here: Here, x: Any) -> Formula | None:
-    formulas = here.call.formulas
-    return formulas.of(here.original(x)) if formulas.exist and here.call.selector is not None else None
+    formulas = here.call.known.formulas
+    return formulas.of(here.original(x)) if formulas.exist and here.call.way.explains else None
 
 
 def _one_softmax(first: Formula, second: Formula, kind: Form) -> bool:
@@ -82,7 +82,7 @@ def explained(here: Here, native: Tensor, formula: Formula, compute: Compute) ->
     if here.record is not None:
         here.record.operation, here.record.kind = "softmax", Kind.SOFTMAX
         here.note("written by hand")
-        if call.measuring:
+        if call.options.measuring:
             offset = (native - _tangent(compute, z)).detach()
             here.declared = lambda c, value: {"softmax": c * offset}
             z = measured_input(here, z)

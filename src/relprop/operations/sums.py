@@ -60,7 +60,7 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     out = combined(here, plain, terms)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
-        here.call.formulas.shift(out, here.original(first), here.original(second))
+        here.call.known.formulas.shift(out, here.original(first), here.original(second))
     return out
 
 
@@ -70,12 +70,12 @@ def _held(here: Here, first: Any, second: Any) -> int | None:
     So a gate receives nothing where the signal is a constant either, as in the first step of a recurrent network.
     """
     call = here.call
-    if call.selector is None or not (here.active(first) and here.active(second)):
+    if not call.way.explains or not (here.active(first) and here.active(second)):
         return None
-    origins = call.origins.of(first), call.origins.of(second)
+    origins = call.known.origins.of(first), call.known.origins.of(second)
     if origins[0].gate == origins[1].gate or not (origins[0].held or origins[1].held):
         return None
-    rule = call.selector.select(Kind.GATE, "mul", *call.place).rule
+    rule = call.way.choose(Kind.GATE, "mul", *call.place).rule
     return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
 
 

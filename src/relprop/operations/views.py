@@ -35,11 +35,11 @@ def parts(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     here.by_autograd()
     with torch.no_grad():
         found = list(here.func(input, *args, **kwargs))
-    origin = call.origins.of(input).elsewhere
+    origin = call.known.origins.of(input).elsewhere
     views = []
     for part in found:
         view = input.as_strided(part.size(), part.stride(), part.storage_offset())
-        call.origins.note(view, origin)
+        call.known.origins.note(view, origin)
         views.append(view)
     return iter(views) if here.operation == "__iter__" else tuple(views)
 

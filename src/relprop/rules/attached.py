@@ -12,6 +12,7 @@ from relprop.inputs import eager, unwrapped
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
+from relprop.propagation.call.options import Options
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.run.function_mode import RelevanceMode
 from relprop.propagation.run.module_hooks import ModuleHooks
@@ -44,7 +45,7 @@ class Attached:
                 "Set it by the layer's name, or use LRP(model, rules)."
             )
         self._model = unwrapped(model)
-        self._call = Call(self._model, self._selection, operations(), create_graph=True, open_ended=True)
+        self._call = Call(self._model, self._selection, operations(), Options(create_graph=True, open_ended=True))
         self._stack = ExitStack()
 
     def __enter__(self) -> Attached:
@@ -65,8 +66,9 @@ class Attached:
             self.finish()
             return
         self._call.forget_forward()
-        self._call.sites.clear()  # each holds the call: now the graphs alone keep anything, and die with the outputs
-        self._selection.verify(self._call.called)
+        # Each holds the call: now the graphs alone keep anything, and die with the outputs.
+        self._call.linear_calls.clear()
+        self._selection.verify(self._call.trace.called)
 
     def finish(self) -> None:
         """Let the graphs built inside differentiate truly from here on; nothing of the call is kept."""

@@ -12,6 +12,7 @@ from torch import nn
 from relprop.inputs import as_args, as_inputs, as_kwargs, grad_mode, unwrapped
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
+from relprop.propagation.call.options import Options
 from relprop.propagation.call.trace import Record, merged
 from relprop.propagation.facts.graph import nodes_before_last
 from relprop.propagation.run.forward import forward
@@ -160,20 +161,20 @@ def make_plan(
     With a target, ``last`` is resolved and shown.
     """
     given = as_inputs(inputs)
-    call = Call(unwrapped(model), selection, operations(), recording=True)
+    call = Call(unwrapped(model), selection, operations(), Options(recording=True))
     try:
         targets = [] if target is None else [reading(model, target, given.samples)]
         with grad_mode():
             passed = forward(call, given, as_args(additional_forward_args), as_kwargs(forward_kwargs), targets)
-        selection.verify(call.called, call.ended)
+        selection.verify(call.trace.called, call.ended)
         if passed.selected:
             reached, call.before_last = nodes_before_last(passed.selected)
-            for site in call.sites:
-                site.record_last(reached)
-        records = merged(call.records)
+            for linear_call in call.linear_calls:
+                linear_call.record_last(reached)
+        records = merged(call.trace.records)
         begun = [position for position, _ in records]
         modules = (
-            ModuleRow(e.name, e.module, bisect_left(begun, e.position), e.inputs, e.output) for e in call.entered
+            ModuleRow(e.name, e.module, bisect_left(begun, e.position), e.inputs, e.output) for e in call.trace.entered
         )
         return Plan(tuple(_row(record) for _, record in records), tuple(modules))
     finally:

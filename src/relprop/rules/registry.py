@@ -13,6 +13,7 @@ from torch import nn
 from relprop.arguments import Registered
 from relprop.errors import RuleError, near
 from relprop.operations.table import operation_of
+from relprop.propagation.facts.operation import Table
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
@@ -212,13 +213,16 @@ class Rules:
         """
         return Attached(self.bind(model), model)
 
-    def bind(self, model: nn.Module) -> Selection:
+    def bind(self, model: nn.Module, table: Table | None = None) -> Selection:
         """Return these rules for one call on a model.
+
+        Args:
+            table: the rows that run, where these are not those of the rules.
 
         Raises:
             RuleError: where a glob matches no module.
         """
-        return Selection(self.entries, model)
+        return Selection(self.entries, model, table)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

@@ -10,7 +10,8 @@ from torch import nn
 
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
-from relprop.propagation.call.call import Choice
+from relprop.propagation.call.way import Choice, Way, Zeros
+from relprop.propagation.facts.operation import Table
 from relprop.rules.linear import Zero
 from relprop.rules.nonlinear import AttnLRP, Norm, SignalTakesAll, TaylorSoftmax, Uniform, WinnerTakesAll
 from relprop.rules.rule import FilterRule, Rule
@@ -50,10 +51,13 @@ class Entry:
     optional: bool = False
 
 
-class Selection:
-    """The rules of one call on one model; see :class:`relprop.propagation.call.call.Selector`."""
+class Selection(Way):
+    """Relevance passes by rules: those of a registry, for one call on one model."""
 
-    def __init__(self, entries: Sequence[Entry], model: nn.Module) -> None:
+    explains = True
+
+    def __init__(self, entries: Sequence[Entry], model: nn.Module, table: Table | None = None) -> None:
+        self.table = table
         self._entries = tuple(entries)
         self._served: set[int] = set()
         self._refused: dict[int, Place] = {}
@@ -62,13 +66,13 @@ class Selection:
         self._ends: set[int] = set()
         zeros = [entry.selector for entry in self._entries if _reaches_zeros(entry)]
         only_first = all(isinstance(selector, First) for selector in zeros)
-        self.reaches_zeros = "nowhere" if not zeros else "first" if only_first else "everywhere"
+        self.zeros = Zeros.NOWHERE if not zeros else Zeros.FIRST if only_first else Zeros.EVERYWHERE
         lasts = [index for index, entry in enumerate(self._entries) if isinstance(entry.selector, Last)]
         self.last = Choice(self._entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
         self._modules = dict(as_model(model).named_modules())
         self._check_names()
 
-    def select(
+    def choose(
         self,
         kind: str,
         operation: str,
@@ -78,7 +82,7 @@ class Selection:
         first: bool = False,
         earlier: Sequence[str] = (),
     ) -> Choice:
-        """Return the rule of one call; see :class:`relprop.propagation.call.call.Choice`."""
+        """Return the rule of one call; see :class:`relprop.propagation.call.way.Choice`."""
         before = tuple(earlier) if self._ordered and kind == "linear" else ()
         key = (kind, operation, name, id(module), layer_type, first, before)
         if key not in self._known:

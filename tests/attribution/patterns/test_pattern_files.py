@@ -253,7 +253,7 @@ def test_the_memory_of_fitting_does_not_grow_with_the_data(monkeypatch: pytest.M
 
 def test_fitting_keeps_nothing_for_a_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[Tensor] = []
-    monkeypatch.setattr("relprop.propagation.facts.storage._pack", lambda slots, tensor: saved.append(tensor))
+    monkeypatch.setattr("relprop.propagation.facts.saved._pack", lambda slots, tensor: saved.append(tensor))
     PatternNet(network()).fit([images()])
     assert not saved
     model = network()

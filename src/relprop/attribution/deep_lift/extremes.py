@@ -65,7 +65,7 @@ def _pooled(
     if found is None:
         both = indexed(input)
         return both if return_indices else both[0]
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         native, index = indexed(input)
     with torch.no_grad():
         _, before = indexed(found[0].other)

@@ -34,8 +34,8 @@ def uncovered(here: Here, *args: Any, **kwargs: Any) -> Any:
     """Run what has no rule by its gradient, and name it."""
     out = here.func(*args, **kwargs)
     call = call_of(here)
-    if call.reference is not None and any(call.graph.reach(tensor) for tensor in tensors_in(out)):
-        call.name_uncovered(here.operation if here.operation != "unknown" else name_of(here.func), UNCOVERED)
+    if call.reference is not None and any(call.known.graph.active(tensor) for tensor in tensors_in(out)):
+        call.coverage.uncovered(here.operation if here.operation != "unknown" else name_of(here.func), UNCOVERED)
     return out
 
 
@@ -141,7 +141,7 @@ def halfway(here: Here, *args: Any, **kwargs: Any) -> Any:
     found = pairs(here, *actives(here, args, kwargs))
     if found is None:
         return here.func(*args, **kwargs)
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         native = here.func(*args, **kwargs)
     points = [secants.midpoint(call, pair.value, pair.other) for pair in found]
     args, kwargs = with_actives(here, args, kwargs, points)
@@ -206,10 +206,10 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
         return out
     h, otherwise = rectified(here, args, kwargs), _decided_otherwise(here, then, args, kwargs)
     if len(found) > 1 and otherwise:
-        call.name_uncovered(here.operation, OTHERWISE)
+        call.coverage.uncovered(here.operation, OTHERWISE)
     if len(found) > 1 or (h is None and not otherwise):
         return out
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         args, kwargs = map_tensors(lambda x: then.get(id(x), x), (args, kwargs))
         before = here.func(*args, **kwargs)
     if h is not None and torch.equal(before, like_output(then[id(h)], before).relu()):
@@ -217,12 +217,12 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
         wide = h.shape == out.shape and h.dtype == out.dtype
         pair = pair if wide else secants.linear(call, lambda x: like_output(x, out), pair)
         return _by_secant(call, torch.relu, pair, KINKED)
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         moved = (found[0] - then[id(found[0])]).expand_as(out)
         still = moved == 0
         factor = torch.where(still, 0.0, (out - before) / torch.where(still, 1.0, moved))
     if bool((still & (out != before)).any()):
-        call.name_uncovered(here.operation, OTHERWISE)
+        call.coverage.uncovered(here.operation, OTHERWISE)
     return call.switch(out, torch.where(still, out, found[0] * call.constant(factor)))
 
 
@@ -232,7 +232,7 @@ def checked(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) 
     otherwise = _decided_otherwise(here, then, args, kwargs)
     out = handler(here, *args, **kwargs)
     if otherwise and any(map(here.active, tensors_in(out))):
-        call_of(here).name_uncovered(here.operation, OTHERWISE)
+        call_of(here).coverage.uncovered(here.operation, OTHERWISE)
     return out
 
 
@@ -250,7 +250,7 @@ def _meanwhile(here: Here, found: list[Tensor], args: Any, kwargs: Any) -> dict[
     call = call_of(here)
 
     def of_model(x: Tensor) -> bool:
-        return call.protected.owns(x) or call.origins.is_weight(x)
+        return call.known.protected.owns(x) or call.known.origins.is_weight(x)
 
     decided = [x for x in tensors_in((args, kwargs)) if not here.active(x) and not of_model(x)]
     others = call.others(here, *found, *decided) if decided else ()

@@ -131,7 +131,7 @@ def _normalized(
     weight, bias = parameters
     out = out if weight is None else out * weight
     out = out if bias is None else out + bias
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value = native()
     return call.switch(value, out.to(value.dtype))
 

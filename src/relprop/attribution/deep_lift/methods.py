@@ -21,6 +21,8 @@ from relprop.inputs import Given, as_inputs
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
+from relprop.propagation.call.options import Options as CallOptions
+from relprop.propagation.call.way import Autograd
 from relprop.propagation.facts.operation import Derived
 from relprop.propagation.run.explained_output import Reading
 from relprop.propagation.run.forward import ChannelMask, Forward, forward
@@ -150,9 +152,8 @@ class _Against(Attribution):
     def make_call(self, **options: Any) -> PairedCall:
         reveal = self.rule == "reveal_cancel"
         rows = operations()
-        return PairedCall(
-            self.model, None, rows, table=_DIFFERENCES(rows), strict=self.strict, reveal=reveal, **options
-        )
+        asked = CallOptions(strict=self.strict, **options)
+        return PairedCall(self.model, Autograd(_DIFFERENCES(rows)), rows, asked, reveal=reveal)
 
     def forward(
         self,
@@ -164,7 +165,7 @@ class _Against(Attribution):
         layers: Sequence[str],
         condition: Mapping[str, ChannelMask],
     ) -> Forward:
-        own, reference = cast(PairedCall, call), self.make_call(create_graph=call.create_graph)
+        own, reference = cast(PairedCall, call), self.make_call(create_graph=call.options.create_graph)
         own.follow(reference)
         # Each input is a tensor of its own, though one tensor may be given for two: its baseline is found by it.
         values = replace(inputs, tensors=tuple(x.view_as(x) for x in inputs.tensors))

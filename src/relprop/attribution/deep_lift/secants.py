@@ -33,13 +33,13 @@ class Pair:
 def linear(call: Call, function: Callable[..., Tensor], *pairs: Pair) -> Pair:
     """Return a linear function of some values: autograd is right."""
     value = function(*(pair.value for pair in pairs))
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         return Pair(value, function(*(pair.other for pair in pairs)))
 
 
 def quadratic(call: Call, function: Callable[..., Tensor], *pairs: Pair) -> Pair:
     """Return a polynomial of second degree, such as a product, explained by its derivative halfway."""
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value = function(*(pair.value for pair in pairs))
         other = function(*(pair.other for pair in pairs))
     halfway = function(*(midpoint(call, pair.value, pair.other) for pair in pairs))
@@ -48,7 +48,7 @@ def quadratic(call: Call, function: Callable[..., Tensor], *pairs: Pair) -> Pair
 
 def elementwise(call: Call, function: Function, pair: Pair, slope: Slope) -> Pair:
     """Return an elementwise function, explained by its secant."""
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value, other = function(pair.value), function(pair.other)
         factor = slope(function, pair.value, pair.other, value, other)
     return Pair(call.switch(value, pair.value * call.constant(factor)), other)
@@ -179,7 +179,7 @@ def quotient(call: Call, a: Pair, b: Pair) -> Pair:
     What divides is then no smaller than half the larger of ``b`` and ``b'``. Where their signs differ it may vanish;
     there ``y`` is the product of ``a`` and ``1 / b``.
     """
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value, other = a.value / b.value, a.other / b.other
         apart = b.value * b.other < 0
         middle = torch.where(apart, 1.0, (b.value + b.other) / 2)
@@ -194,7 +194,7 @@ def softmax(call: Call, x: Pair, dim: int) -> Pair:
     ``dp_i = w_i (dx_i - sum_j m_j dx_j)``, with the logarithmic mean ``w_i`` of ``p_i`` and ``p_i'`` and the ``m_j`` of
     :func:`logsumexp`: all of them between 0 and 1.
     """
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value, other = x.value.softmax(dim), x.other.softmax(dim)
         mean = _log_mean(x.value.log_softmax(dim), x.other.log_softmax(dim))
         shares, _ = _shares(x, (dim,))
@@ -210,7 +210,7 @@ def logsumexp(call: Call, x: Pair, dims: Sequence[int]) -> Pair:
     together at most 1.
     """
     over = tuple(dims)
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         shares, (value, other) = _shares(x, over)
     scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
     return Pair(call.switch(value, (scores * call.constant(shares)).sum(over, keepdim=True)), other)
@@ -270,7 +270,7 @@ def picked(call: Call, x: Pair, index: Tensor, index_other: Tensor, largest: boo
     Args:
         index, index_other: where the extreme entries are, and where they are in the reference.
     """
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         value, other = x.value.gather(-1, index), x.other.gather(-1, index_other)
         outwards = value >= other if largest else value <= other
         chosen = torch.where(outwards, index, index_other)
@@ -294,7 +294,7 @@ def revealed(call: Call, function: Function, x: Pair, spread: Tensor, slope: Slo
     Args:
         spread: ``dx+ - dx-``, the sum of the sizes of the terms, whose graph leads to them.
     """
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         z, other, size = x.value, x.other, spread
         difference = z - other
         noise = 32 * torch.finfo(z.dtype).eps * (size + z.abs() + other.abs())
@@ -312,6 +312,6 @@ def revealed(call: Call, function: Function, x: Pair, spread: Tensor, slope: Slo
 
 def size_of(call: Call, x: Tensor, other: Tensor) -> Tensor:
     """Return ``|x - x'|``, as a function of ``x`` with the derivative ``sign(x - x')``."""
-    with torch.set_grad_enabled(call.create_graph):
+    with torch.set_grad_enabled(call.options.create_graph):
         difference = x - other
     return at(call, x, difference) * difference.detach().sign()

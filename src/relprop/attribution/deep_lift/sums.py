@@ -223,7 +223,7 @@ def view(handler: Callable[..., Any]) -> Callable[..., Any]:
         made = list(out) if iterated else tensors_in(out)
         spreads = [call.spread(x) for x in terms]
         for part in made:
-            call.origins.note(part, Origin())
+            call.known.origins.note(part, Origin())
         if all(spread is not None for spread in spreads):
             found: list[Any] = [None] * len(made)
             if call.reference is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relprop.errors import ModelError
 from relprop.propagation.call.call import Call
+from relprop.propagation.call.options import Options
+from relprop.propagation.call.way import Way
+from relprop.propagation.facts.operation import Table
 from relprop.propagation.facts.origins import Origin
-from relprop.propagation.facts.storage import Saved
+from relprop.propagation.facts.saved import Saved
 from relprop.propagation.run.forward import Forward, roots_of
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ class Noted:
     given: tuple[Saved, ...]
 
 
-@dataclass
 class PairedCall(Call):
     """One of two passes: that on the baselines, which notes, or the one that is explained, which follows it.
 
@@ -42,10 +44,12 @@ class PairedCall(Call):
         counterparts: the values at which relevance is read, each with its value in the other pass.
     """
 
-    reference: PairedCall | None = None
-    reveal: bool = False
-    noted: deque[Noted] = field(default_factory=deque)
-    counterparts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    def __init__(self, model: nn.Module, way: Way, operations: Table, options: Options, *, reveal: bool) -> None:
+        super().__init__(model, way, operations, options)
+        self.reveal = reveal
+        self.reference: PairedCall | None = None
+        self.noted: deque[Noted] = deque()
+        self.counterparts: list[tuple[Tensor, Tensor]] = []
 
     def follow(self, reference: PairedCall) -> None:
         """Go where the pass on the baselines went."""
@@ -58,17 +62,19 @@ class PairedCall(Call):
             ModelError: where the passes differ in what they call.
         """
         if self.reference is None:
-            given = (self.saving.save(tensor if self.create_graph else tensor.detach()) for tensor in tensors)
-            self.noted.append(Noted(here.operation, self.place[0], tuple(given)))
+            given = (
+                self.known.saving.save(tensor if self.options.create_graph else tensor.detach()) for tensor in tensors
+            )
+            self.noted.append(Noted(here.operation, self.trace.place[0], tuple(given)))
             return None
         if not self.reference.noted:
-            raise ModelError(f"{_strays(here.operation, self.place[0])}, and for the baselines nothing more.")
+            raise ModelError(f"{_strays(here.operation, self.trace.place[0])}, and for the baselines nothing more.")
         noted = self.reference.noted.popleft()
         found = tuple(saved.tensor for saved in noted.given)
-        same = (noted.operation, noted.module) == (here.operation, self.place[0])
+        same = (noted.operation, noted.module) == (here.operation, self.trace.place[0])
         if not same or [x.shape for x in found] != [x.shape for x in tensors]:
             raise ModelError(
-                f"{_strays(here.operation, self.place[0])}, and for the baselines {noted.operation} in module "
+                f"{_strays(here.operation, self.trace.place[0])}, and for the baselines {noted.operation} in module "
                 f"{noted.module!r} on {[tuple(x.shape) for x in found]}. Give baselines that go the same way."
             )
         return found
@@ -89,7 +95,7 @@ class PairedCall(Call):
             for passage, there in zip(passages, before.passages[name], strict=True):
                 values = zip(passage.values, there.values, strict=True)
                 self.counterparts.extend((saved.tensor, other.tensor) for saved, other in values)
-        passed.references = [tensor if self.create_graph else tensor.detach() for tensor in before.selected]
+        passed.references = [tensor if self.options.create_graph else tensor.detach() for tensor in before.selected]
 
     def close(self) -> None:
         super().close()
@@ -106,11 +112,11 @@ class PairedCall(Call):
 
     def note_spread(self, out: Tensor, spread: Tensor | None) -> None:
         """Remember the sum of the sizes of the terms of an output; in the pass on the baselines, that there is one."""
-        self.origins.note(out, Origin(spread=torch.empty(0) if spread is None else spread))
+        self.known.origins.note(out, Origin(spread=torch.empty(0) if spread is None else spread))
 
     def spread(self, x: Tensor) -> Tensor | None:
         """Return the sum of the sizes of the terms that a value was added up from, where that is known."""
-        return self.origins.of(x).spread
+        return self.known.origins.of(x).spread
 
 
 def _strays(operation: str, module: str, noted: Noted | None = None) -> str:

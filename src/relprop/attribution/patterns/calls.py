@@ -1,7 +1,7 @@
 """Linear calls as units with patterns: which parameter a call uses, what it saw, and how its coefficient passes.
 
 A method of patterns differentiates a network as it is, but for its linear calls. They are the same calls in all
-spellings, with batch norm folded, as rules see them; a :class:`Visit` gives each a site.
+spellings, with batch norm folded, as rules see them; a :class:`Visit` gives each a linear_call.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from relprop.propagation.call.call import Call, Choice
+from relprop.propagation.call.call import Call
 from relprop.propagation.call.here import Here
-from relprop.propagation.call.linear_call import Site
+from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.call.relus import comparisons, rectified, rectifiers
+from relprop.propagation.call.way import Choice, Way
 from relprop.propagation.facts.operation import Handler, Holds, Ids, Kind, Operation, Table
-from relprop.propagation.facts.storage import Saved
+from relprop.propagation.facts.saved import Saved
 from relprop.propagation.math.linear_map import Affine, Geometry, LinearMap
 from relprop.trees import tensors_in
 
-Backward = Callable[["UnitSite", Tensor], Tensor]
-"""From a site and the weight of its map to the weight that its coefficient passes back through."""
+Backward = Callable[["UnitCall", Tensor], Tensor]
+"""From a linear call and the weight of its map to the weight that its coefficient passes back through."""
 
 
 class _Plain:
-    """What stands at a linear call in the place of a rule: the site itself says how the coefficient passes."""
+    """What stands at a linear call in the place of a rule: the call itself says how the coefficient passes."""
 
     reaches_zeros = False
     exact_by_autograd = False
 
 
-class UnitSite(Site):
+class UnitCall(LinearCall):
     """One linear call whose rows are units.
 
     Attributes:
@@ -70,16 +71,16 @@ class UnitSite(Site):
         """Return the weight and bias of the map, with its batch norm."""
         return self.affine.resolve(self.parameters)
 
-    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> Site:
+    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> LinearCall:
         assert self.a is not None
         norm = self.visit.names.of(parameters[4])[0].removesuffix(".running_mean")
         unit = f"{self.unit} with {norm or 'batch norm'}"
-        return UnitSite(self.visit, affine, self.a, parameters, unit, self.weight_name)
+        return UnitCall(self.visit, affine, self.a, parameters, unit, self.weight_name)
 
     def ran(self, z: Tensor) -> None:
         if self.visit.recording:
             assert self.a is not None
-            saving = self.phase.saving
+            saving = self.call.known.saving
             self.saw = saving.save(self.a.detach()), saving.save(z.detach())
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor:
@@ -126,13 +127,13 @@ def _placed(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
-class Visit:
-    """The linear calls of one forward pass.
+class Visit(Way):
+    """The linear calls of one forward pass: each is a layer of units, and all else as autograd has it.
 
     Attributes:
         call: the call that it is part of.
         backward: what a coefficient passes back through.
-        recording: what the calls see is kept, for :meth:`sites` to give.
+        recording: what the calls see is kept, for :meth:`units` to give.
         unknown: the products with parameters that have no units, and so no patterns.
     """
 
@@ -141,11 +142,13 @@ class Visit:
         self.unknown: list[str] = []
         self._computed: dict[str, list[Tensor]] = {}
         self._views = WeakTensorKeyDictionary()
-        call.make_site = self.site
-        call.table = _table(self)
+        self.table = _table(self)
+        call.way = self
 
-    def site(self, here: Here, geometry: Geometry, a: Tensor, parameters: tuple[Tensor | None, ...]) -> Site | None:
-        """Return the site of a linear call, where its rows are units."""
+    def linear_call(
+        self, here: Here, geometry: Geometry, a: Tensor, parameters: tuple[Tensor | None, ...]
+    ) -> LinearCall | None:
+        """Return what stands at a linear call, where its rows are units."""
         weight = parameters[0]
         assert weight is not None
         if not geometry.has_units or weight.is_complex() or a.is_complex():
@@ -157,7 +160,7 @@ class Visit:
             unit = self._computed_unit(here.call, weight)
         if getattr(geometry, "transposed", False):
             unit += " transposed"
-        return UnitSite(self, Affine(geometry), a, parameters, unit, "" if view else name)
+        return UnitCall(self, Affine(geometry), a, parameters, unit, "" if view else name)
 
     def _computed_unit(self, call: Call, weight: Tensor) -> str:
         """Return the key of a weight that the model computes, as a parametrized one: one for all calls that use it."""
@@ -169,34 +172,41 @@ class Visit:
         known.append(weight.detach())
         return f"{place}#{len(known) - 1}"
 
-    def sites(self) -> list[UnitSite]:
-        """Return the sites whose output was used."""
-        return [site for site in self.call.sites if isinstance(site, UnitSite) and site.used]
+    def close(self) -> None:
+        self.table = None
+
+    def units(self) -> list[UnitCall]:
+        """Return the linear calls whose output was used."""
+        return [
+            linear_call
+            for linear_call in self.call.linear_calls
+            if isinstance(linear_call, UnitCall) and linear_call.used
+        ]
 
     def relu(self, here: Here, *args: Any, **kwargs: Any) -> Any:
         """What may be a ReLU, differentiated as it is; where it is one it tells the call whose output it takes."""
         h = rectified(here, args, kwargs)
-        site = None if h is None else self._made(h)
-        if site is not None:
-            site.consumers.append(True)
+        linear_call = None if h is None else self._made(h)
+        if linear_call is not None:
+            linear_call.consumers.append(True)
         return here.func(*args, **kwargs)
 
     def view(self, here: Here, input: Any, *args: Any, **kwargs: Any) -> Any:
         """What moves values, or drops some: a ReLU behind it is one of the call before it."""
-        site = self._made(input) if isinstance(input, Tensor) else None
+        linear_call = self._made(input) if isinstance(input, Tensor) else None
         out = here.func(input, *args, **kwargs)
-        if site is not None:
+        if linear_call is not None:
             for tensor in tensors_in(out):
-                self._views[tensor] = (tensor._version, site)
+                self._views[tensor] = (tensor._version, linear_call)
         return out
 
-    def _made(self, tensor: Tensor) -> Site | None:
-        """Return the site whose output a tensor is, or is a view or copy of."""
-        site = self.call.origins.of(tensor).site
-        if site is None:
+    def _made(self, tensor: Tensor) -> LinearCall | None:
+        """Return the linear call whose output a tensor is, or is a view or copy of."""
+        linear_call = self.call.known.origins.of(tensor).linear_call
+        if linear_call is None:
             version, seen = self._views.get(tensor, (tensor._version, None))
-            site = seen if version == tensor._version else None
-        return site
+            linear_call = seen if version == tensor._version else None
+        return linear_call
 
 
 def _table(visit: Visit) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.attribution.patterns.calls import Names, UnitSite, Visit
+from relprop.attribution.patterns.calls import Names, UnitCall, Visit
 from relprop.attribution.patterns.store import Patterns, make_pattern
 from relprop.attribution.patterns.sums import REGIONS, Estimator, Sums
 from relprop.errors import InputError, InputTypeError, PatternError, PatternWarning, UncoveredOperationWarning, warn
@@ -18,12 +18,13 @@ from relprop.inputs import as_inputs, grad_mode
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
-from relprop.propagation.facts.storage import Unsaved
+from relprop.propagation.call.way import Autograd
+from relprop.propagation.facts.saved import Unsaved
 from relprop.propagation.run.forward import forward
 from relprop.training import warn_of_training
 from relprop.trees import map_tensors
 
-Look = Callable[[UnitSite, Tensor, Tensor], None]
+Look = Callable[[UnitCall, Tensor, Tensor], None]
 """Is shown a linear call, its input and its output."""
 
 
@@ -63,18 +64,18 @@ def show_calls(model: nn.Module, loader: Iterable[Any], look: Look, progress: bo
         batches += 1
         inputs = _first(batch)
         given = as_inputs(inputs if device is None else map_tensors(lambda tensor: tensor.to(device), inputs))
-        call = Call(model, None, operations())
-        call.saving = Unsaved()
+        call = Call(model, Autograd(), operations())
+        call.known.saving = Unsaved()
         visit = Visit(call, names, _no_backward, recording=True)
         with grad_mode(), foremost(call):
             try:
                 forward(call, given)
                 unknown |= dict.fromkeys(visit.unknown)
                 with torch.no_grad():
-                    for site in visit.sites():
-                        assert site.saw is not None
-                        a, z = site.saw
-                        look(site, a.tensor, z.tensor)
+                    for linear_call in visit.units():
+                        assert linear_call.saw is not None
+                        a, z = linear_call.saw
+                        look(linear_call, a.tensor, z.tensor)
             finally:
                 call.close()
     if not batches:
@@ -91,16 +92,16 @@ class _Fit:
         self._first: dict[str, tuple[Any, Tensor, Tensor | None, str]] = {}
         self._rectified: set[str] = set()
 
-    def add(self, site: UnitSite, a: Tensor, z: Tensor) -> None:
-        geometry = site.affine.geometry
-        weight, bias = site.effective()
-        if site.unit not in self.sums:
-            self.sums[site.unit] = Sums(geometry, weight, self.estimator)
+    def add(self, linear_call: UnitCall, a: Tensor, z: Tensor) -> None:
+        geometry = linear_call.affine.geometry
+        weight, bias = linear_call.effective()
+        if linear_call.unit not in self.sums:
+            self.sums[linear_call.unit] = Sums(geometry, weight, self.estimator)
             bias = None if bias is None else bias.detach().clone()
-            self._first[site.unit] = (geometry, weight.detach().clone(), bias, site.weight_name)
-        if site.rectified:
-            self._rectified.add(site.unit)
-        self.sums[site.unit].add(geometry, a, z, weight)
+            self._first[linear_call.unit] = (geometry, weight.detach().clone(), bias, linear_call.weight_name)
+        if linear_call.rectified:
+            self._rectified.add(linear_call.unit)
+        self.sums[linear_call.unit].add(geometry, a, z, weight)
 
     def patterns(self) -> Patterns:
         found = {}
@@ -127,7 +128,7 @@ def _warn_of_degenerate(patterns: Patterns) -> None:
         )
 
 
-def _no_backward(site: UnitSite, weight: Tensor) -> Tensor:
+def _no_backward(linear_call: UnitCall, weight: Tensor) -> Tensor:
     raise RuntimeError("This forward pass has no backward.")
 
 

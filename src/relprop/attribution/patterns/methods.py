@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.attribution.patterns.calls import Names, UnitSite, Visit
+from relprop.attribution.patterns.calls import Names, UnitCall, Visit
 from relprop.attribution.patterns.fit import fit_patterns
 from relprop.attribution.patterns.quality import SignalQuality, measure
 from relprop.attribution.patterns.store import Pattern, Patterns
@@ -143,11 +143,11 @@ class PatternMethod(Attribution):
     def after_forward(self, passed: Forward) -> None:
         patterns = self._fitted()
         changed: dict[str, None] = {}
-        for site in passed.call.sites:
-            if isinstance(site, UnitSite) and not site.superseded:
-                weight, bias = site.effective()
-                if not _pattern(patterns, site.unit, weight).fits(weight, bias):
-                    changed[site.unit] = None
+        for linear_call in passed.call.linear_calls:
+            if isinstance(linear_call, UnitCall) and not linear_call.superseded:
+                weight, bias = linear_call.effective()
+                if not _pattern(patterns, linear_call.unit, weight).fits(weight, bias):
+                    changed[linear_call.unit] = None
         if changed:
             warn(
                 f"The weights have changed since the patterns were fitted ({', '.join(changed)}). Fit them again.",
@@ -157,11 +157,11 @@ class PatternMethod(Attribution):
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return c
 
-    def _weight(self, site: UnitSite, weight: Tensor) -> Tensor:
+    def _weight(self, linear_call: UnitCall, weight: Tensor) -> Tensor:
         """Return what a coefficient passes back through in the place of the weight."""
         patterns = self._fitted()
-        pattern = _pattern(patterns, site.unit, weight)
-        direction = pattern.directions[patterns.region(site.unit, site.rectified)]
+        pattern = _pattern(patterns, linear_call.unit, weight)
+        direction = pattern.directions[patterns.region(linear_call.unit, linear_call.rectified)]
         return self._replaced(weight, direction.to(device=weight.device, dtype=weight.dtype))
 
     @abstractmethod

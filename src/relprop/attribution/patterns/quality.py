@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.attribution.patterns.calls import UnitSite
+from relprop.attribution.patterns.calls import UnitCall
 from relprop.attribution.patterns.fit import show_calls
 from relprop.attribution.patterns.store import Pattern, Patterns
 from relprop.errors import InputError, PatternError
@@ -149,31 +149,32 @@ class _Samples:
         self._fitted, self._chosen, self._most = fitted, chosen, most
         self._random = torch.Generator().manual_seed(seed)
 
-    def add(self, site: UnitSite, a: Tensor, z: Tensor) -> None:
-        if site.unit not in self._chosen:
+    def add(self, linear_call: UnitCall, a: Tensor, z: Tensor) -> None:
+        if linear_call.unit not in self._chosen:
             return
-        geometry = site.affine.geometry
-        weight, bias = site.effective()
-        if not self._fitted[site.unit].fits(weight, bias):
+        geometry = linear_call.affine.geometry
+        weight, bias = linear_call.effective()
+        if not self._fitted[linear_call.unit].fits(weight, bias):
             raise PatternError(
-                f"The weights of {site.unit!r} have changed since the patterns were fitted. Fit them again."
+                f"The weights of {linear_call.unit!r} have changed since the patterns were fitted. Fit them again."
             )
         count = geometry.by_unit(z)[:, 0].numel()
         drawn = torch.rand(count, dtype=torch.float64, generator=self._random)
-        before = self._drawn.get(site.unit, drawn[:0])
+        before = self._drawn.get(linear_call.unit, drawn[:0])
         together = torch.cat([before, drawn])
         order = together.argsort()[: self._most]
         old, new = order[order < len(before)], order[order >= len(before)] - len(before)
         groups = geometry.groups if isinstance(geometry, Convolution) else 1
         group = {
-            int(unit): int(unit) * groups // _units_of(self._fitted[site.unit]) for unit in self._chosen[site.unit]
+            int(unit): int(unit) * groups // _units_of(self._fitted[linear_call.unit])
+            for unit in self._chosen[linear_call.unit]
         }
         used = sorted(set(group.values()))
         seen = patches(geometry, a, z, weight, new.to(a.device))[:, used]
-        if site.unit in self.kept:
-            seen = torch.cat([self.kept[site.unit][1][old.to(a.device)], seen])
-        self._drawn[site.unit] = together[torch.cat([old, new + len(before)])]
-        self.kept[site.unit] = geometry, seen, {unit: used.index(at) for unit, at in group.items()}
+        if linear_call.unit in self.kept:
+            seen = torch.cat([self.kept[linear_call.unit][1][old.to(a.device)], seen])
+        self._drawn[linear_call.unit] = together[torch.cat([old, new + len(before)])]
+        self.kept[linear_call.unit] = geometry, seen, {unit: used.index(at) for unit, at in group.items()}
 
 
 def _unit_quality(geometry: Geometry, pattern: Pattern, unit: int, x: Tensor, held_out: Tensor) -> dict[str, float]:

@@ -8,33 +8,17 @@ differentiated through the network as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from relprop.propagation.math.linear_map import Affine, LinearMap
+from relprop.propagation.math.linear_map import Affine
 
-
-class Phase(Protocol):
-    """What a primitive asks of its call."""
-
-    @property
-    def explaining(self) -> bool: ...
-
-
-class LinearSite(Protocol):
-    """What the linear primitive asks of the place where it stands."""
-
-    affine: Affine
-
-    @property
-    def phase(self) -> Phase: ...
-
-    def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap: ...
-
-    def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor: ...
+if TYPE_CHECKING:
+    from relprop.propagation.call.call import Call
+    from relprop.propagation.call.linear_call import LinearCall
 
 
 class Linear(Function):
@@ -42,12 +26,12 @@ class Linear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, site: LinearSite, compute: Callable[[], Tensor], a: Tensor, *parameters: Tensor | None
+        ctx: Any, linear_call: LinearCall, compute: Callable[[], Tensor], a: Tensor, *parameters: Tensor | None
     ) -> Tensor:
         z = compute()
         if z._is_view():  # of a matrix that nobody else holds: the model may write into what it is given
             z = torch.ops.aten._unsafe_view(z, z.shape)
-        ctx.site = site
+        ctx.linear_call = linear_call
         ctx.passes_linear = True  # read by the walk that finds the first and the last layer
         ctx.save_for_backward(a, z, *parameters)
         return z
@@ -55,14 +39,14 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        site: LinearSite = ctx.site
+        linear_call: LinearCall = ctx.linear_call
         with torch._C.DisableTorchFunction():  # a backward may run inside the user's `attach` block
             a, z, *parameters = ctx.saved_tensors
-            if not site.phase.explaining:
-                return None, None, *_derivatives(ctx, site.affine, a, tuple(parameters), c)
-            weight, bias = site.affine.resolve(tuple(parameters))
-            layer = site.layer(a, weight, bias)
-            return None, None, site.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
+            if not linear_call.call.explaining:
+                return None, None, *_derivatives(ctx, linear_call.affine, a, tuple(parameters), c)
+            weight, bias = linear_call.affine.resolve(tuple(parameters))
+            layer = linear_call.layer(a, weight, bias)
+            return None, None, linear_call.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
 
 
 def _derivatives(
@@ -89,14 +73,14 @@ class Scale(Function):
     """The identity, whose relevance is multiplied by a factor: 0 makes a constant, 1/2 shares a product."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, x: Tensor, factor: float | Tensor) -> Tensor:
-        ctx.phase, ctx.factor = phase, factor
+    def forward(ctx: Any, call: Call, x: Tensor, factor: float | Tensor) -> Tensor:
+        ctx.call, ctx.factor = call, factor
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        if not ctx.phase.explaining:
+        if not ctx.call.explaining:
             return None, c, None
         if isinstance(ctx.factor, float) and ctx.factor == 0.0:
             return None, None, None  # not even a zero: further down it may meet an infinite slope
@@ -107,57 +91,57 @@ class Rectify(Function):
     """The identity, through which only positive coefficients pass."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, x: Tensor) -> Tensor:
-        ctx.phase = phase
+    def forward(ctx: Any, call: Call, x: Tensor) -> Tensor:
+        ctx.call = call
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return None, c.clamp(min=0) if ctx.phase.explaining else c
+        return None, c.clamp(min=0) if ctx.call.explaining else c
 
 
 class Spare(Function):
     """The identity, through which no relevance reaches the units of zero where ``f(0)`` is not zero."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, x: Tensor, at: Tensor) -> Tensor:
-        ctx.phase, ctx.at = phase, at
+    def forward(ctx: Any, call: Call, x: Tensor, at: Tensor) -> Tensor:
+        ctx.call, ctx.at = call, at
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return None, torch.where(ctx.at & (c.abs() > 1e15), 0.0, c) if ctx.phase.explaining else c, None
+        return None, torch.where(ctx.at & (c.abs() > 1e15), 0.0, c) if ctx.call.explaining else c, None
 
 
 class Switch(Function):
     """The value of ``native``; explained as if it had been ``surrogate``, differentiated as it is."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, native: Tensor, surrogate: Tensor) -> Tensor:
-        ctx.phase = phase
+    def forward(ctx: Any, call: Call, native: Tensor, surrogate: Tensor) -> Tensor:
+        ctx.call = call
         return native.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return (None, None, c) if ctx.phase.explaining else (None, c, None)
+        return (None, None, c) if ctx.call.explaining else (None, c, None)
 
 
 class Tap(Function):
     """The identity; while explaining, it tells what coefficient passed."""
 
     @staticmethod
-    def forward(ctx: Any, phase: Phase, x: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.phase, ctx.tell = phase, tell
+    def forward(ctx: Any, call: Call, x: Tensor, tell: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.call, ctx.tell = call, tell
         ctx.save_for_backward(x)
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        if ctx.phase.explaining:
+        if ctx.call.explaining:
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 ctx.tell(c.detach(), ctx.saved_tensors[0].detach())
         return None, c, None

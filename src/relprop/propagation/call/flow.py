@@ -56,7 +56,7 @@ class Flow:
         if isinstance(given, Tensor):
             if not broadcasts(given, x):
                 raise RuleError(self._title("scale", f"a factor of shape {tuple(given.shape)} for {tuple(x.shape)}"))
-            return self._call.scale(x, given if self._call.create_graph else given.detach())
+            return self._call.scale(x, given if self._call.options.create_graph else given.detach())
         if not isinstance(given, (int, float)) or not math.isfinite(given):
             raise RuleError(self._title("scale", f"{given!r} as a factor"))
         return self._call.scale(x, float(given))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relprop.propagation.call.call import Call, Choice
+from relprop.propagation.call.call import Call
 from relprop.propagation.call.flow import Flow
 from relprop.propagation.call.returned import (
     Where,
@@ -21,6 +21,7 @@ from relprop.propagation.call.returned import (
     versions,
 )
 from relprop.propagation.call.trace import Record
+from relprop.propagation.call.way import Choice
 from relprop.propagation.facts.operation import Kind
 from relprop.trees import map_tensors, tensors_in
 
@@ -66,10 +67,9 @@ class Here:
 
     def choose(self, layer_type: type[nn.Module] | None = None, first: bool = False) -> None:
         """Choose the rule by the place where the call runs."""
-        selector = self.call.selector
-        if selector is not None:
-            self.choice = selector.select(
-                self.kind, self.operation, *self.call.place, layer_type, first, self.call.linear
+        if self.call.way.explains:
+            self.choice = self.call.way.choose(
+                self.kind, self.operation, *self.call.place, layer_type, first, self.call.trace.linear
             )
             if any(self.choice.filter is outer for outer in self.call.around):
                 self.choice = replace(self.choice, filter=None)
@@ -98,9 +98,9 @@ class Here:
         answer = method(Flow(self.operation, where.name, self.call), *given.values())
         found = check_tensor(answer, x, like, method, where, "It says how each entry of that is explained.")
         check_unwritten(given, before, method, where)
-        if self.call.create_graph:
+        if self.call.options.create_graph:
             check_connected(found, [x], method, where)
-        if self.call.looking:
+        if self.call.options.looking:
             check_finite(found, [y for y in given.values() if isinstance(y, Tensor)], method, where)
         return found
 
@@ -116,7 +116,7 @@ class Here:
 
     def active(self, x: Any) -> bool:
         """Say whether an argument depends on the explained input."""
-        return isinstance(x, Tensor) and self.call.graph.reach(x) > 0
+        return isinstance(x, Tensor) and self.call.known.graph.active(x) > 0
 
     def original(self, x: Any) -> Any:
         """Return what the model gave for an argument, which a report taps."""
@@ -138,8 +138,8 @@ class Here:
         self.declared = declares_nothing
         if self.record is not None:
             self.record.covered = False
-        if self.call.selector is not None:
-            self.call.name_uncovered(self.operation, f"{why}; plain autograd carries its relevance.")
+        if self.call.way.explains:
+            self.call.coverage.uncovered(self.operation, f"{why}; plain autograd carries its relevance.")
 
     def absorbs_nothing(self) -> None:
         """Declare that the operation, as it is explained, absorbs nothing."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
-from relprop.propagation.call.call import Call, Choice
+from relprop.propagation.call.call import Call
 from relprop.propagation.call.returned import (
     Where,
     check_absorbed,
@@ -20,7 +20,8 @@ from relprop.propagation.call.returned import (
     versions,
 )
 from relprop.propagation.call.trace import Record, total
-from relprop.propagation.facts.graph import ACTIVE
+from relprop.propagation.call.way import Choice, Zeros
+from relprop.propagation.facts.graph import Reach
 from relprop.propagation.math.linear_map import Affine, LinearMap
 from relprop.propagation.math.numerics import safe
 
@@ -30,7 +31,7 @@ _TRANSPOSE = (
 )
 
 
-class Site:
+class LinearCall:
     """One linear call, with the rule chosen for it and what its input and its output are known to be.
 
     Attributes:
@@ -58,40 +59,40 @@ class Site:
         given: Tensor | None = None,
         operation: str = "linear",
     ) -> None:
-        self.phase = call
+        self.call = call
         self.choice = choice
         self.affine = affine
         self.a: Tensor | None = a
         self.given: Tensor | None = a if given is None else given
         self.version = self.given._version
         self.parameters = parameters
-        self.key = (call.place[0], len(call.sites))
+        self.key = (call.place[0], len(call.linear_calls))
         self.where = Where(operation, *call.place)
-        self.nonnegative = call.origins.of(a).nonnegative
+        self.nonnegative = call.known.origins.of(a).nonnegative
         self.consumers: list[bool] = []
         self.watchers: list[Watcher] = []
         self.record: Record | None = None
         self.node: Any = None
         self.superseded = False
-        self.reaches_zeros = call.selector is not None and call.selector.reaches_zeros == "everywhere"
-        self.first = call.graph.reach(a) == ACTIVE
-        call.sites.append(self)
+        self.reaches_zeros = call.way.zeros is Zeros.EVERYWHERE
+        self.first = call.known.graph.reach(a) is Reach.ACTIVE
+        call.linear_calls.append(self)
         check_precision(choice.rule, a.dtype)
 
-    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> Site:
-        """Return the site of this call and the batch norm behind it, one linear map."""
+    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> LinearCall:
+        """Return what stands at this call and the batch norm behind it, one linear map."""
         assert self.a is not None
-        return Site(self.phase, self.choice, affine, self.a, parameters, operation=self.where.operation)
+        return LinearCall(self.call, self.choice, affine, self.a, parameters, operation=self.where.operation)
 
     def ran(self, z: Tensor) -> None:  # rules ask for the output when the coefficient arrives
         """Look at the output of the call."""
 
     def layer(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Return the linear map as the rule sees it."""
-        call, dtype = self.phase, weight.dtype
+        call, dtype = self.call, weight.dtype
         cache = None
-        if call.cache is not None and not call.create_graph:
-            keep, key = call.cache, self.key
+        if call.options.cache is not None and not call.options.create_graph:
+            keep, key = call.options.cache, self.key
             cache = lambda change, tensor: keep.get((key, change), tensor, change)  # noqa: E731
         # Under autocast the call computed in half precision with weights it cast itself.
         return LinearMap(
@@ -100,20 +101,20 @@ class Site:
             weight if weight.dtype == a.dtype else weight.to(a.dtype),
             bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
             self.nonnegative,
-            bool(self.consumers) and all(self.consumers) and not self.reaches_zeros and not call.open_ended,
+            bool(self.consumers) and all(self.consumers) and not self.reaches_zeros and not call.options.open_ended,
             self.reaches_zeros,
             cache,
         )
 
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor, node: Any) -> Tensor:
         """Return the coefficient of the input by the rule that stands here."""
-        call = self.phase
+        call = self.call
         rule = self.rule_at(node)
         check_precision(rule, a.dtype)
         z = z.to(a.dtype)
         z = safe(z) if self.reaches_zeros else z
         c = c.to(a.dtype)
-        if self.record is not None and call.measuring:
+        if self.record is not None and call.options.measuring:
             with torch.no_grad():
                 shares = check_absorbed(rule.absorbed(layer, a, z, c), z, rule.absorbed, self.where)
             self.record.absorb({name: total(share) for name, share in shares.items()})
@@ -127,17 +128,16 @@ class Site:
         method, where = rule.coefficient, self.where
         found = check_tensor(method(layer, a, z, c), a, "the layer's input a", method, where, _TRANSPOSE)
         check_unwritten(given, before, method, where)
-        if self.phase.create_graph:
+        if self.call.options.create_graph:
             check_connected(found, (c, layer.weight), method, where)  # of which it is a multiple
-        if self.phase.looking:
+        if self.call.options.looking:
             check_finite(found, (a, z, c), method, where)
         return found
 
     def rule_at(self, node: Any) -> Any:
         """Return the rule, now that the graph shows whether this is the last linear layer."""
-        selector = self.phase.selector
-        last = None if selector is None else selector.last
-        if last is not None and last.position > self.choice.position and node not in self.phase.before_last:
+        last = self.call.way.last
+        if last is not None and last.position > self.choice.position and node not in self.call.before_last:
             return last.rule
         return self.choice.rule
 

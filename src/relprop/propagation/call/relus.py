@@ -123,7 +123,7 @@ def _compared(above: bool, here: Here, input: Any, other: Any) -> Any:
     first = here.active(input)
     h, bound = (input, other) if first else (other, input)
     if isinstance(out, Tensor) and not (first and here.active(other)) and is_zero(bound):
-        here.call.origins.note_mask(out, Mask(h, h._version, above == first))
+        here.call.known.origins.note_mask(out, Mask(h, h._version, above == first))
     return out
 
 
@@ -134,15 +134,15 @@ def follow_masks(call: Call, row: Operation | None, args: tuple[Any, ...], out: 
         return
     if not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
         return
-    mask, negates = call.origins.mask(args[0]), truth is Truth.NEGATES
+    mask, negates = call.known.origins.mask(args[0]), truth is Truth.NEGATES
     if mask is None or out is args[0] or (negates and args[0].dtype != torch.bool):
         return
-    call.origins.note_mask(out, Mask(mask.of, mask.version, mask.above != negates))
+    call.known.origins.note_mask(out, Mask(mask.of, mask.version, mask.above != negates))
 
 
 def _masks(here: Here, mask: Any, h: Any, above: bool) -> bool:
     """Say whether a tensor is a mask of where another is above zero, or below."""
-    found = here.call.origins.mask(mask) if isinstance(mask, Tensor) else None
+    found = here.call.known.origins.mask(mask) if isinstance(mask, Tensor) else None
     return found is not None and found.of is h and found.above == above
 
 

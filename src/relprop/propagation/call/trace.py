@@ -1,11 +1,53 @@
-"""What one function call did: a row of the plan, and of the report once its relevance was measured."""
+"""What ran, in order: the rows of a plan, and of a report once relevance was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Trace:
+    """Where the forward pass of one call is, and what it has met.
+
+    Attributes:
+        stack: the modules that are running, the innermost last, by name.
+        recording: a row is kept of every call of a function.
+        records, entered: the rows of functions and of modules.
+        called: the names of the modules that ran.
+        linear: the names of the modules of the linear calls that ran, in order.
+        loop: the loop whose steps are running, if any: their records are shown together.
+    """
+
+    def __init__(self, model: nn.Module, recording: bool) -> None:
+        self.model, self.recording = model, recording
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.records: list[Record] = []
+        self.entered: list[Entered] = []
+        self.called: set[str] = set()
+        self.linear: list[str] = []
+        self.loop: object = None
+
+    @property
+    def place(self) -> tuple[str, nn.Module | None]:
+        """The name and the innermost module that is running."""
+        return self.stack[-1] if self.stack else ("", self.model)
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Show what is alike in the steps that run inside as one row of a plan or report."""
+        outer, self.loop = self.loop, object()
+        try:
+            yield
+        finally:
+            self.loop = outer
+
+    def end(self) -> None:
+        """Record nothing of what is still to come; in the modules that are running something may have been."""
+        self.recording = False
+        self.called.difference_update(name for name, _ in self.stack)
 
 
 @dataclass

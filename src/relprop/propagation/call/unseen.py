@@ -25,13 +25,13 @@ def filter_unseen(call: Call, rule: Any, where: Where, tensor: Tensor, record: R
     """
     with torch.enable_grad():
         start = tensor.detach().requires_grad_().clone()
-        call.graph.overwrite(start, tensor)
+        call.known.graph.overwrite(start, tensor)
         found = rule.output(Flow(where.operation, where.name, call), start, [])
     check_tensor(found, start, "the output out", rule.output, where, _EVERY_ENTRY)
     call.blocked = call.blocked or rule.blocks
-    call.graph.hold(tensor)
-    constant = not call.graph.reach(found)
-    value = call.saving.save(tensor.detach()) if call.measuring else None
+    call.known.graph.hold(tensor)
+    constant = not call.known.graph.active(found)
+    value = call.known.saving.save(tensor.detach()) if call.options.measuring else None
 
     def passed(c: Tensor | None) -> Tensor | None:
         if c is None or not call.explaining:  # none arrives behind another filter
@@ -50,4 +50,4 @@ def filter_unseen(call: Call, rule: Any, where: Where, tensor: Tensor, record: R
 
     tensor.register_hook(passed)
     if constant:
-        call.graph.overwrite(tensor, tensor.detach())
+        call.known.graph.overwrite(tensor, tensor.detach())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from relprop.propagation.facts.operation import Image
-from relprop.propagation.facts.storage import CopyOnWrite, storage_key
+from relprop.propagation.facts.saved import CopyOnWrite, storage_key
 from relprop.trees import map_tensors, tensors_in
 
 Compute = Callable[[Tensor], Tensor]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
 
-INACTIVE, ACTIVE, BEYOND_LINEAR = 0, 1, 2
+
+class Reach(IntEnum):
+    """How far a tensor is from the explained input."""
+
+    INACTIVE = 0
+    """It does not depend on it."""
+    ACTIVE = 1
+    """It does."""
+    BEYOND_LINEAR = 2
+    """It does, and a linear map with parameters lies between them on some path."""
 
 
 class Graph:
@@ -19,13 +29,13 @@ class Graph:
 
     def __init__(self, is_input: Callable[[Tensor], bool] | None = None) -> None:
         self._is_input = is_input
-        self._state: dict[Any, int] = {}
+        self._state: dict[Any, Reach] = {}
         self._roots: set[Any] = set()
         self._held: list[Any] = []
 
     def hold(self, tensor: Tensor) -> None:
         """Note that a tensor which depends on the input goes on as a constant."""
-        if self._roots and self.reach(tensor):  # in the forward pass
+        if self._roots and self.active(tensor):  # in the forward pass
             self._held.append(tensor.grad_fn)
 
     @property
@@ -47,7 +57,7 @@ class Graph:
     def add_root(self, tensor: Tensor) -> None:
         """Make the node of this tensor a source of activity."""
         self._roots.add(tensor.grad_fn)
-        self._state[tensor.grad_fn] = ACTIVE
+        self._state[tensor.grad_fn] = Reach.ACTIVE
 
     def overwrite(self, tensor: Tensor, value: Tensor) -> None:
         """Note that the whole tensor now holds a value: it depends on what the value does, and on nothing else."""
@@ -58,11 +68,15 @@ class Graph:
         """Say whether a seen call made this tensor (or no node did)."""
         return tensor.grad_fn is None or tensor.grad_fn in self._state
 
-    def reach(self, tensor: Tensor) -> int:
-        """Return INACTIVE, ACTIVE, or BEYOND_LINEAR where a linear map lies between it and the input."""
+    def active(self, tensor: Tensor) -> bool:
+        """Say whether a tensor depends on the input."""
+        return self.reach(tensor) is not Reach.INACTIVE
+
+    def reach(self, tensor: Tensor) -> Reach:
+        """Return how far a tensor is from the input."""
         root = tensor.grad_fn
         if root is None:
-            return ACTIVE if self._is_input is not None and self._is_input(tensor) else INACTIVE
+            return Reach.ACTIVE if self._is_input is not None and self._is_input(tensor) else Reach.INACTIVE
         state = self._state
         found = state.get(root)
         if found is not None:
@@ -79,16 +93,20 @@ class Graph:
                 stack.extend(unknown)
                 continue
             stack.pop()
-            level = max((state[parent] for parent in parents), default=self._leaf(node))
-            if level == ACTIVE and getattr(node, "passes_linear", False):
-                level = BEYOND_LINEAR
+            level: Reach = max((state[parent] for parent in parents), default=self._leaf(node))
+            if level == Reach.ACTIVE and getattr(node, "passes_linear", False):
+                level = Reach.BEYOND_LINEAR
             state[node] = level
         return state[root]
 
-    def _leaf(self, node: Any) -> int:
+    def _leaf(self, node: Any) -> Reach:
         """Return the state of a node without parents."""
         variable = getattr(node, "variable", None)
-        return ACTIVE if self._is_input is not None and variable is not None and self._is_input(variable) else INACTIVE
+        return (
+            Reach.ACTIVE
+            if self._is_input is not None and variable is not None and self._is_input(variable)
+            else Reach.INACTIVE
+        )
 
     def clear(self) -> None:
         self._state, self._roots, self._held = {}, set(), []

@@ -118,8 +118,8 @@ def note_inherited(origins: Origins, out: Any, origin: Origin, active: Sequence[
             found = found._replace(factors=factors)
         if found.powers and any(tensor.shape != x.shape for x in active):
             found = found._replace(powers=())
-        site = origins.site_of(tensor)
-        origins.note(tensor, found if site is None else found._replace(site=site))
+        linear_call = origins.linear_call_of(tensor)
+        origins.note(tensor, found if linear_call is None else found._replace(linear_call=linear_call))
 
 
 # Policies --------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def of_active(policy: Policy) -> Keeps:
 
 def copied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
     """Of the same shape, the output is the same tensor once more."""
-    return origins.with_itself(active[0])._replace(site=None)
+    return origins.with_itself(active[0])._replace(linear_call=None)
 
 
 # Functions of one tensor -----------------------------------------------------------------------

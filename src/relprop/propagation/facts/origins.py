@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
-    from relprop.propagation.call.linear_call import Site
+    from relprop.propagation.call.linear_call import LinearCall
 
 
 Powers: TypeAlias = "tuple[tuple[tuple[object, int], int], ...]"
@@ -25,7 +25,7 @@ class Origin(NamedTuple):
     What an operation keeps of it says :mod:`relprop.propagation.facts.inheritance`.
 
     Attributes:
-        site: the linear call whose output it exactly is.
+        linear_call: the linear call whose output it exactly is.
         low, high: no entry lies outside.
         gate: it opens and shuts what it multiplies, and is constant as a factor of that.
         held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
@@ -37,7 +37,7 @@ class Origin(NamedTuple):
     """
 
     version: int = 0
-    site: Site | None = None
+    linear_call: LinearCall | None = None
     low: float = -math.inf
     high: float = math.inf
     gate: bool = False
@@ -55,7 +55,7 @@ class Origin(NamedTuple):
     @property
     def elsewhere(self) -> Origin:
         """Return what stays true of a part of it."""
-        return self._replace(site=None, held=False, shifted=False, powers=())
+        return self._replace(linear_call=None, held=False, shifted=False, powers=())
 
 
 NOTHING = Origin()
@@ -117,10 +117,10 @@ class Origins:
             origin = self._known.get(_before_hook(tensor))
         return origin if origin is not None and origin.version == tensor._version else NOTHING
 
-    def site_of(self, tensor: Tensor) -> Site | None:
+    def linear_call_of(self, tensor: Tensor) -> LinearCall | None:
         """Return the linear call that has just made the tensor."""
         origin: Origin | None = self._known.get(tensor)
-        return origin.site if origin is not None and origin.version == tensor._version else None
+        return origin.linear_call if origin is not None and origin.version == tensor._version else None
 
     def with_itself(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor, among whose powers is its own first."""

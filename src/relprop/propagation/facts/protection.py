@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
-from relprop.propagation.facts.storage import has_storage, storage_key
+from relprop.propagation.facts.saved import has_storage, storage_key
 from relprop.trees import tensors_in
 
 Contents: TypeAlias = "tuple[dict[str, Any], list[tuple[Any, Any]]]"

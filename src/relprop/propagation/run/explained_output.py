@@ -77,13 +77,13 @@ class Readings:
     def _pick(self, pick: Pick, output: Any) -> Tensor:
         """Pick the numbers as part of no module, so that no rule set at one acts on the selection."""
         call = self._call
-        stack, recording = call.stack, call.recording
+        stack, recording = call.trace.stack, call.trace.recording
         # What the target does is part of a report, not of the model's plan.
-        call.stack, call.recording = [], call.measuring
+        call.trace.stack, call.trace.recording = [], call.options.measuring
         try:
             return pick(output).clone()  # the model may go on to write into what it returned so far
         finally:
-            call.stack, call.recording = stack, recording
+            call.trace.stack, call.trace.recording = stack, recording
 
     def _check(self, reading: ReadLayer) -> None:
         name, calls, number = reading.layer, self._calls[reading.layer], reading.number

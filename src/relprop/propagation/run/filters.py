@@ -41,7 +41,7 @@ def finished_as_one(here: Here, out: Any, args: Args, kwargs: Kwargs) -> Any:
     """Return what an operation made of others returned, behind the filter that stands at it as one."""
     if here.choice.filter is None:
         return out
-    if here.call.recording:
+    if here.call.trace.recording:
         here.record = here.account = new_record(here, [x for x in tensors_in((args, kwargs)) if here.active(x)])
         here.show_rule()
         here.absorbs_nothing()
@@ -55,9 +55,9 @@ def _behind(here: Here, rule: Any, inputs: list[Tensor], out: Tensor) -> Tensor:
     if not here.active(out):
         return out  # an index, or what depends on nothing that is explained
     call.blocked = call.blocked or rule.blocks
-    call.graph.hold(out)
+    call.known.graph.hold(out)
     filtered = here.explained(rule.output, "out", out=out, inputs=inputs)
     if rule.by_output_alone and filtered is not out:
-        call.origins.note(filtered, call.origins.of(out))
-    call.graph.reach(filtered)
+        call.known.origins.note(filtered, call.known.origins.of(out))
+    call.known.graph.reach(filtered)
     return filtered

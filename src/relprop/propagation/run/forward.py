@@ -18,7 +18,7 @@ from relprop.propagation.call.current import foremost
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.facts.graph import nodes_before_last
 from relprop.propagation.facts.protection import Attributes
-from relprop.propagation.facts.storage import Saved
+from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
 from relprop.propagation.run.explained_output import Reading, Readings
 from relprop.propagation.run.function_mode import RelevanceMode
@@ -77,7 +77,7 @@ class Forward:
             coefficient that arrived (None where none did).
         """
         call, output = self.call, self.selected[target]
-        if call.selector is not None and call.selector.last is not None:
+        if call.way.explains and call.way.last is not None:
             _, call.before_last = nodes_before_last([output])
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
@@ -85,8 +85,8 @@ class Forward:
             output,
             [*inputs, *layers],
             self.seeds[target] if self.seeds else torch.ones_like(output),
-            retain_graph=retain_graph or call.create_graph,
-            create_graph=call.create_graph,
+            retain_graph=retain_graph or call.options.create_graph,
+            create_graph=call.options.create_graph,
             allow_unused=True,
         )
         left: Iterator[Tensor | None] = iter(found)
@@ -164,11 +164,11 @@ def _given(passed: Forward, value: Tensor) -> Tensor:
     """Return what the model is given for an input, and note where its coefficient arrives."""
     call = passed.call
     if value.is_floating_point():
-        root = call.root(value, call.create_graph and value.requires_grad)
+        root = call.root(value, call.options.create_graph and value.requires_grad)
         passed.starts.append(Root(get_gradient_edge(root), value))
         return root
     tokens = Tokens(value.clone())
-    call.tokens.append(tokens)
+    call.known.tokens.append(tokens)
     passed.starts.append(tokens)
     return tokens.given
 
@@ -216,9 +216,9 @@ def _observe(passed: Forward, name: str, output: Any) -> None:
     passed.passages.setdefault(name, []).append(passage)
 
     def watch(tensor: Tensor) -> None:
-        if call.graph.reach(tensor):
+        if call.known.graph.active(tensor):
             passage.edges.append(get_gradient_edge(tensor))
-            passage.values.append(call.saving.save(tensor if call.create_graph else tensor.detach()))
+            passage.values.append(call.known.saving.save(tensor if call.options.create_graph else tensor.detach()))
 
     _watch(call, name, output, watch)
 
@@ -226,15 +226,15 @@ def _observe(passed: Forward, name: str, output: Any) -> None:
 def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
     """Let relevance flow on through the chosen channels of a module's output only."""
     record = None
-    if call.measuring:
+    if call.options.measuring:
         record = Record(name, type(call.place[1]).__name__, "condition", "condition", "condition")
-        call.records.append(record)
+        call.trace.records.append(record)
 
     def watch(tensor: Tensor) -> None:
-        if not call.graph.reach(tensor):
+        if not call.known.graph.active(tensor):
             return
         factor = mask(tensor)
-        value = call.saving.save(tensor.detach()) if record is not None else None
+        value = call.known.saving.save(tensor.detach()) if record is not None else None
 
         def keep(c: Tensor) -> Tensor:
             if not call.explaining:
@@ -259,7 +259,7 @@ def _watch(call: Call, name: str, output: Any, watch: Callable[[Tensor], None]) 
         raise InputError(
             f"Module {name!r} returned {type(output).__name__}, which holds no tensor to read relevance at."
         )
-    site = call.origins.of(tensors[0]).site
-    if site is not None:
-        site.watchers.append(watch)
+    linear_call = call.known.origins.of(tensors[0]).linear_call
+    if linear_call is not None:
+        linear_call.watchers.append(watch)
     watch(tensors[0])

@@ -45,7 +45,7 @@ class RelevanceMode(TorchFunctionMode):
         if transforming():
             return run_transformed(self.call, func, args, kwargs or {})
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
-        with self.call.saving.hooks:
+        with self.call.known.saving.hooks:
             return self.run(func, args, kwargs or {})
 
     def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -59,8 +59,8 @@ class RelevanceMode(TorchFunctionMode):
                 check_ids(row.entering[0], args, kwargs, call.place)
             if row.updates is not None:
                 args, kwargs = self._own_statistics(row.updates, args, kwargs)
-        if not call.protected.untouched:
-            args, kwargs = map_tensors(call.protected.current, (args, kwargs))
+        if not call.known.protected.untouched:
+            args, kwargs = map_tensors(call.known.protected.current, (args, kwargs))
         written = written_by(row, func, args, kwargs)
         if written:
             return self._write(row, func, args, kwargs, written)
@@ -70,17 +70,17 @@ class RelevanceMode(TorchFunctionMode):
             out = func(*args, **kwargs)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
-                note(call.tokens, found, out)
+                note(call.known.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
             self._note_constants(row, func, (args, kwargs), out)
-        elif func is Tensor.register_hook and call.selector is not None and not call.outside_model:
+        elif func is Tensor.register_hook and call.way.explains and not call.outside_model:
             return hook_afterwards(call, *args)
         else:
             cuts = self.cuts.among(self._taken(row, (args, kwargs))) if self.cuts.exist else []
             out = self._explain(row, func, args, kwargs, active)
             if cuts:
                 self.cuts.name(cuts, out)
-        if call.origins.has_masks:
+        if call.known.origins.has_masks:
             follow_masks(call, row, args, out)
         return out
 
@@ -103,12 +103,12 @@ class RelevanceMode(TorchFunctionMode):
         In a product of matrices the ones are weights, the others are not.
         """
         call, tensors = self.call, tensors_in(given)
-        origins = call.origins
+        origins = call.known.origins
         if any(map(origins.is_data, tensors)):
             for tensor in tensors_in(made):
                 origins.note_data(tensor)
         elif any(
-            call.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
+            call.known.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
             for tensor in tensors
         ):
             for tensor in tensors_in(made):
@@ -124,15 +124,15 @@ class RelevanceMode(TorchFunctionMode):
             return []
         for tensor in tensors_in((args, kwargs)):
             if tensor.grad_fn is not None:
-                if call.reach_seen(tensor):
+                if call.active_seen(tensor):
                     active.append(tensor)
-            elif call.graph.reach(tensor):
+            elif call.known.graph.active(tensor):
                 active.append(tensor)
         return active
 
     def _looks_up_tokens(self, row: Operation | None, args: Args, kwargs: Kwargs) -> bool:
         """Say whether a call embeds token ids that are explained."""
-        tokens = self.call.tokens
+        tokens = self.call.known.tokens
         if not tokens or self.call.ended or not torch.is_grad_enabled():
             return False
         return (
@@ -143,13 +143,11 @@ class RelevanceMode(TorchFunctionMode):
 
     def _follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
         """Return where the token ids go that a call moves."""
-        tokens = self.call.tokens
+        tokens = self.call.known.tokens
         return follow(tokens, func, row, args, kwargs) if tokens and row is not None else []
 
     def _operation(self, row: Operation | None, func: Function) -> Operation | None:
-        """Return what a function is to the method: by its own table, or as the row says."""
-        table = self.call.table
-        return row if table is None else table.get(func)
+        return self.call.way.row(row, func)
 
     def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
@@ -164,7 +162,7 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         here = Here(call, func, operation.name, operation.kind)
         if operation.composite:
-            if call.selector is None and call.table is None and not call.measuring:
+            if call.way.plain and not call.options.measuring:
                 out = func(*args, **kwargs)
                 self._reached(out)
                 return out
@@ -172,20 +170,20 @@ class RelevanceMode(TorchFunctionMode):
         if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
             here.choose()
         plain = operation.kind is Kind.VIEW and here.choice.filter is None  # which loses nothing
-        if call.recording and not (call.measuring and plain):
+        if call.trace.recording and not (call.options.measuring and plain):
             here.record = here.account = new_record(here, active)
             here.show_rule()
         given = args, kwargs
-        kept = operation.keeps(call.origins, active, args, kwargs) if active and call.selector is not None else NOTHING
-        if call.measuring and here.record is not None:
+        kept = operation.keeps(call.known.origins, active, args, kwargs) if active and call.way.explains else NOTHING
+        if call.options.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
         if operation.kind is not Kind.BATCH_NORM:  # which decides for itself whether it takes the tensor or folds
             self._consume(operation, here, active)
         out = operation.handler(here, *args, **kwargs)
         if kept is not NOTHING or here.factors is not None:
-            note_inherited(call.origins, out, kept, active, here.factors)
-        if call.formulas.exist and isinstance(out, Tensor):
-            call.formulas.follow(operation.image, func, *given, active, out)
+            note_inherited(call.known.origins, out, kept, active, here.factors)
+        if call.known.formulas.exist and isinstance(out, Tensor):
+            call.known.formulas.follow(operation.image, func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         if here.record is not None or here.choice.filter is not None or here.filters:
             out = finished(here, out, args, kwargs, given, operation.deterministic)
@@ -216,34 +214,34 @@ class RelevanceMode(TorchFunctionMode):
             and here.choice.filter is None
         )
         for tensor in active:
-            site = self.call.origins.of(tensor).site
-            if site is not None:
-                site.consumers.append(relu)
+            linear_call = self.call.known.origins.of(tensor).linear_call
+            if linear_call is not None:
+                linear_call.consumers.append(relu)
 
     def _unknown(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a function that no rule covers; it is named where relevance passes it."""
         call = self.call
         out = func(*args, **kwargs)
         made, name = tensors_in(out), _name(func)
-        carries = any(call.graph.reach(tensor) for tensor in made)
+        carries = any(call.known.graph.active(tensor) for tensor in made)
         if not carries and (makes_constants(row) or not any(_holds_numbers(tensor) for tensor in made)):
             self._reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         for tensor in active:
-            site = call.origins.of(tensor).site
-            if site is not None:
-                site.consumers.append(False)
+            linear_call = call.known.origins.of(tensor).linear_call
+            if linear_call is not None:
+                linear_call.consumers.append(False)
         here, given = Here(call, func, name, Kind.UNKNOWN), (args, kwargs)
         here.choose()
         covered = here.choice.filter is not None and here.choice.filter.blocks
-        if call.selector is not None and not covered:
+        if call.way.explains and not covered:
             why = "has no rule in relprop; plain autograd carries its relevance. relprop.operation can give it one."
-            call.name_uncovered(name, why if carries else "has no derivative; no relevance passes it.")
-        if call.recording:
+            call.coverage.uncovered(name, why if carries else "has no derivative; no relevance passes it.")
+        if call.trace.recording:
             here.record = here.account = new_record(here, active)
             here.show_rule()
             here.record.covered = covered
-            if call.measuring:
+            if call.options.measuring:
                 args, kwargs = measured_inputs(here, args, kwargs, active)
                 out = func(*args, **kwargs)
         if here.record is not None or here.choice.filter is not None:
@@ -254,27 +252,27 @@ class RelevanceMode(TorchFunctionMode):
     def _reached(self, out: Any) -> None:
         """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
         for tensor in tensors_in(out):
-            if not self.call.graph.reach(tensor):
-                self.call.origins.note_data(tensor)
+            if not self.call.known.graph.active(tensor):
+                self.call.known.origins.note_data(tensor)
 
     # Writes ------------------------------------------------------------------------------------
 
     def _write(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
         """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
         call = self.call
-        if any(call.protected.owns(tensor) for tensor in written):
+        if any(call.known.protected.owns(tensor) for tensor in written):
             originals = {id(tensor): tensor for tensor in written}
 
             def substitute(tensor: Tensor) -> Tensor:
-                owned = id(tensor) in originals and call.protected.owns(tensor)
-                return call.protected.copy_for_writing(tensor) if owned else tensor
+                owned = id(tensor) in originals and call.known.protected.owns(tensor)
+                return call.known.protected.copy_for_writing(tensor) if owned else tensor
 
             func(*map_tensors(substitute, args), **map_tensors(substitute, kwargs))
             # What the model may assign back to itself is its own tensor.
             return written[0] if len(written) == 1 else tuple(written)
         for tensor in written:
-            call.saving.before_write(tensor)
-            call.formulas.before_write(tensor)
+            call.known.saving.before_write(tensor)
+            call.known.formulas.before_write(tensor)
         active = self._active(args, kwargs)
         if not active:
             self._note_constants(row, func, (args, kwargs), written)
@@ -295,13 +293,13 @@ class RelevanceMode(TorchFunctionMode):
     ) -> Any:
         """Run a call that writes constants, among which may be token ids."""
         call = self.call
-        twin = twin_of(row, func, args, kwargs) if call.tokens else None
+        twin = twin_of(row, func, args, kwargs) if call.known.tokens else None
         if twin is None:
             found = self._follow(row, func, args, kwargs)
         else:
             found = self._follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
         out = func(*args, **kwargs)
-        note(self.call.tokens, found, written)
+        note(self.call.known.tokens, found, written)
         return out
 
     def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
@@ -309,11 +307,11 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         if x._is_view():  # autograd would go past the node of the view, where relevance may be read
             return False
-        if call.selector is None:
-            return call.table is None and not call.measuring
-        choice = call.selector.select(operation.kind, operation.name, *call.place)
+        if not call.way.explains:
+            return call.way.plain and not call.options.measuring
+        choice = call.way.choose(operation.kind, operation.name, *call.place)
         plain = choice.filter is None and choice.rule.exact_by_autograd
-        return plain and not call.measuring and not call.handles_zeros(x)
+        return plain and not call.options.measuring and not call.handles_zeros(x)
 
     def _write_without_twin(
         self,
@@ -331,9 +329,9 @@ class RelevanceMode(TorchFunctionMode):
         rule = here.choice.filter
         covered = rule is not None and rule.blocks
         if not covered and any(not any(tensor is target for target in written) for tensor in active):
-            self.call.name_uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+            self.call.coverage.uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
         if row is not None and row.writes is Writes.FILLS:
-            self.call.graph.overwrite(written[0], written[0].detach())
+            self.call.known.graph.overwrite(written[0], written[0].detach())
         elif rule is not None:
             for target in written:
                 self._assign(target, finished_as_one(here, target, args, kwargs))
@@ -343,22 +341,22 @@ class RelevanceMode(TorchFunctionMode):
     def _assign(self, target: Tensor, value: Tensor) -> None:
         """Write a computed value into the tensor that the model meant to write."""
         call = self.call
-        origin = call.origins.of(value)
+        origin = call.known.origins.of(value)
         if target.shape != value.shape:
             with torch.no_grad():  # an empty ``out=`` takes the shape of the result
                 target.resize_(value.shape)
-        formula = call.formulas.of(value)
-        call.saving.before_write(target)
-        call.formulas.before_write(target)
+        formula = call.known.formulas.of(value)
+        call.known.saving.before_write(target)
+        call.known.formulas.before_write(target)
         target.copy_(value)
-        call.origins.note(target, origin)
-        call.formulas.note(target, formula)
-        call.graph.overwrite(target, value)
-        call.graph.reach(target)
+        call.known.origins.note(target, origin)
+        call.known.formulas.note(target, formula)
+        call.known.graph.overwrite(target, value)
+        call.known.graph.reach(target)
 
     def _own_statistics(self, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give a call that updates statistics or weights inside itself this call's copies of them."""
-        protected = self.call.protected
+        protected = self.call.known.protected
         updates = updates_of(*args, **kwargs)
         owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
         if not owned:

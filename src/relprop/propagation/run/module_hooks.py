@@ -80,19 +80,19 @@ class ModuleHooks:
         name = self._names.get(module)
         if name is not None:
             call = self.call
-            if not call.stack:
+            if not call.trace.stack:
                 with torch._C.DisableTorchFunction():
                     call.give(given)
             if not call.ended:
-                call.called.add(name)
-            call.stack.append((name, module))
+                call.trace.called.add(name)
+            call.trace.stack.append((name, module))
             if _GLOBAL_HOOKS[0] or _GLOBAL_HOOKS[1]:
-                call.name_backward_hooks("Every module")
+                call.coverage.backward_hooks("Every module")
             elif module._backward_hooks or module._backward_pre_hooks:
-                call.name_backward_hooks(f"Module {name!r} ({type(module).__name__})")
-            if call.recording:
-                entered = Entered(name, type(module).__name__, len(call.records))
-                call.entered.append(entered)
+                call.coverage.backward_hooks(f"Module {name!r} ({type(module).__name__})")
+            if call.trace.recording:
+                entered = Entered(name, type(module).__name__, len(call.trace.records))
+                call.trace.entered.append(entered)
                 self._open.append((module, entered))
 
     def leaving(self, module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -104,7 +104,7 @@ class ModuleHooks:
             tensors = tensors_in(output)
             for tensor in tensors:
                 if tensor.grad_fn is not None and not call.ended:
-                    call.reach_seen(tensor)
+                    call.active_seen(tensor)
             if self._observe is not None and name in self._observed and output is not None:
                 if tensors and any(tensors[0] is tensor for tensor in tensors_in(inputs)):
                     own = call.view(tensors[0])
@@ -116,8 +116,8 @@ class ModuleHooks:
                 entered.output = tuple(tensors[0].shape) if tensors else ()
         if self._readings is not None and name in self._readings.layers and output is not None:
             self._readings.take(name, output)  # this is: a target may compute
-        if call.stack and call.stack[-1][1] is module:
-            call.stack.pop()
+        if call.trace.stack and call.trace.stack[-1][1] is module:
+            call.trace.stack.pop()
         return replaced
 
 

@@ -20,9 +20,9 @@ def new_record(here: Here, active: list[Tensor]) -> Record:
     """Open the row of a call."""
     name, module = here.call.place
     record = Record(name, type(module).__name__, here.operation, here.kind)
-    record.loop = here.call.loop
+    record.loop = here.call.trace.loop
     record.inputs = tuple(tuple(tensor.shape) for tensor in active)
-    here.call.records.append(record)
+    here.call.trace.records.append(record)
     return record
 
 
@@ -65,14 +65,14 @@ def measured_output(
     outputs = tensors_in(out)
     if outputs:
         record.output = tuple(outputs[0].shape)
-    if not call.measuring:
+    if not call.options.measuring:
         return out
     offsets: list[Tensor] = []
     if here.declared is None and known:
         offsets = here.biases(args, kwargs)
     taps: dict[int, Tensor] = {}
     for position, tensor in enumerate(outputs):
-        if tensor.grad_fn is not None and call.graph.reach(tensor):
+        if tensor.grad_fn is not None and call.known.graph.active(tensor):
             offset = offsets[position] if position < len(offsets) else None
             taps[id(tensor)] = _output_tap(here, account, tensor, offset, _let_pass(here, account, behind))
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
@@ -95,7 +95,7 @@ def measured_behind(here: Here, out: Any) -> Any:
     """For a report, tap an output behind its filters: what arrives here and not before them, the rule has taken."""
     account = here.account
     assert account is not None
-    if not here.call.measuring:
+    if not here.call.options.measuring:
         return out
 
     def tell(relevance: Tensor) -> None:
@@ -109,7 +109,7 @@ def measured_around(here: Here, inputs: list[Tensor]) -> list[Tensor]:
     """For a report, tap the inputs as a filter sees them: what it sends there itself, it has not taken."""
     account = here.account
     assert account is not None
-    if not here.call.measuring:
+    if not here.call.options.measuring:
         return inputs
 
     def tell(relevance: Tensor) -> None:
@@ -161,7 +161,7 @@ def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
     call = here.call
     with torch.enable_grad():
         out = apply(Tap, call, tensor, measure)
-    call.graph.reach(out)
-    call.origins.note(out, call.origins.of(tensor))
-    call.formulas.note(out, call.formulas.of(tensor))
+    call.known.graph.reach(out)
+    call.known.origins.note(out, call.known.origins.of(tensor))
+    call.known.formulas.note(out, call.known.formulas.of(tensor))
     return out

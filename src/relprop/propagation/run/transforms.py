@@ -27,7 +27,7 @@ def run_transformed(call: Call, func: Callable[..., Any], args: tuple[Any, ...],
     Raises:
         ModelError: where an argument depends on the explained input.
     """
-    if call.selector is not None and any(call.graph.reach(_beneath(x)) for x in tensors_in((args, kwargs))):
+    if call.way.explains and any(call.known.graph.active(_beneath(x)) for x in tensors_in((args, kwargs))):
         name, module = call.place
         raise ModelError(
             f"Module {name!r} ({type(module).__name__}) applies a torch.func transform (vmap, grad, jvp, ...) to what "
@@ -49,10 +49,10 @@ def refuse_gradient(call: Call, func: Callable[..., Any], args: tuple[Any, ...],
 
     Inside an ``attach`` block the user may differentiate, but the model may not.
     """
-    if func not in _DIFFERENTIATES or call.selector is None or call.outside_model:
+    if func not in _DIFFERENTIATES or not call.way.explains or call.outside_model:
         return
     outputs = args[0] if args else kwargs.get("outputs", kwargs.get("self"))
-    if any(call.graph.reach(tensor) for tensor in tensors_in(outputs)):
+    if any(call.known.graph.active(tensor) for tensor in tensors_in(outputs)):
         name, module = call.place
         raise ModelError(
             f"Module {name!r} ({type(module).__name__}) takes a gradient (torch.autograd.grad or backward) of what "

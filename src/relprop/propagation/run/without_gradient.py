@@ -45,38 +45,38 @@ class Cuts:
         call = self._call
         cut: Cut | None = next((self._known[x] for x in tensors if x in self._known), None)
         if cut is None and not recording:
-            embeds = operation == "embedding" and any(tokens.holds(x) for tokens in call.tokens for x in tensors)
-            if embeds or any(map(call.graph.reach, tensors)):
+            embeds = operation == "embedding" and any(tokens.holds(x) for tokens in call.known.tokens for x in tensors)
+            if embeds or any(map(call.known.graph.active, tensors)):
                 cut = Cut(operation, *call.place, tuple(found[0].shape) if (found := tensors_in(made)) else ())
         if cut is None:
             return
         for tensor in tensors_in(made):
             if tensor.is_floating_point() or tensor.is_complex():
-                call.origins.note_data(tensor)
-                if not call.graph.reach(tensor):
+                call.known.origins.note_data(tensor)
+                if not call.known.graph.active(tensor):
                     self._known[tensor] = cut
 
     def among(self, tensors: Sequence[Tensor]) -> list[Cut]:
         """Return the cuts among the arguments of a call; what a filter made a constant is none."""
-        graph, hidden = self._call.graph, self._call.hidden
-        return [self._known[x] for x in tensors if x in self._known and not graph.reach(x) and x.grad_fn not in hidden]
+        graph, hidden = self._call.known.graph, self._call.unseen
+        return [self._known[x] for x in tensors if x in self._known and not graph.active(x) and x.grad_fn not in hidden]
 
     def name(self, cuts: list[Cut], made: Any) -> None:
         """Name the cuts that a call with relevance has taken in, if what it made carries relevance."""
         call = self._call
-        if call.selector is None or not any(map(call.graph.reach, tensors_in(made))):
+        if not call.way.explains or not any(map(call.known.graph.active, tensors_in(made))):
             return
         for cut in cuts:
-            named = call.name_uncovered(
+            named = call.coverage.uncovered(
                 cut.operation,
                 "ran under torch.no_grad (or inference_mode); what it makes of the input counts as a constant, and its "
                 "relevance is cut. Let it record gradients, or say by .detach() that a constant is meant.",
                 (cut.name, cut.module),
             )
-            if named and call.recording:
+            if named and call.trace.recording:
                 record = Record(cut.name, type(cut.module).__name__, cut.operation, "no_grad", covered=False)
                 record.output, record.notes = cut.shape, ["its relevance is cut"]
-                call.records.append(record)
+                call.trace.records.append(record)
 
 
 def makes_constants(row: Operation | None) -> bool:
