@@ -17,10 +17,11 @@ help: ## Show this list
 demo: .venv/.installed-examples ## Train a network on digits, explain it, write pictures to build/demo
 	$(BIN)/python examples/demo.py
 
-check: .venv/.installed-test ## Lint, check the format and the types
+check: .venv/.installed-test ## Lint, check the format, the types and the imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src tests/typing_cases.py
+	$(BIN)/lint-imports --no-cache
 
 test: export OMP_NUM_THREADS := 1
 test: check ## Check, then run the tests and doctests with coverage

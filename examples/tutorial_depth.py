@@ -19,8 +19,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from digits import accuracy, load
-from relprop import LRP, Gradient, GradientXInput
-from relprop.attribution import Attribution
+from relprop import LRP, Attribution, Gradient, GradientXInput
 from relprop.metrics import absorbed_shares, average_sensitivity, conservation, random_neighbours
 from relprop.rules import Gamma, ZPlus
 from relprop.visual import grid

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from digits import Digits, accuracy, load, train
-from relprop import LRP, GradientXInput
-from relprop.attribution import Attribution
+from relprop import LRP, Attribution, GradientXInput
 from relprop.metrics import (
     absorbed_shares,
     implementation_invariance,

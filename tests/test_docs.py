@@ -116,3 +116,20 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert target.is_file(), link
         if page.parent.name == "docs" and target.suffix == ".md":
             assert target.parent == page.parent, f"{link}: Sphinx does not see it"
+
+
+PUBLIC = ("relprop", "relprop.rules", "relprop.operations", "relprop.metrics", "relprop.visual")
+TAUGHT = [path for path in (*PAGES, *sorted((ROOT / "examples").glob("*.py"))) if path.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("path", TAUGHT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_is_taught_is_private(path: Path) -> None:
+    """Code imports from the public modules alone, and names nothing in another."""
+    text = path.read_text(encoding="utf-8")
+    code = text if path.suffix == ".py" else "\n".join(block.code for block in blocks(path))
+    for module in re.findall(r"(?:from|import) (relprop[\w.]*)", code):
+        assert module in PUBLIC, f"{module} is private"
+    named = re.findall(r"`(relprop\.[\w.]+)", text)
+    for name in named + re.findall(r"\b(relprop\.(?:propagation|attribution)\.\w+)", code):
+        module = name.rpartition(".")[0]
+        assert module in PUBLIC or name in PUBLIC, f"{name} is private"

@@ -54,6 +54,7 @@ from relprop.errors import (
     MethodError,
     MissingExtraError,
     ModelError,
+    MovedWarning,
     NumericalError,
     OperationError,
     PatternError,
@@ -71,6 +72,7 @@ from relprop.errors import (
 )
 from relprop.inputs import Keywords
 from relprop.operations import operation
+from relprop.propagation.call.call import Call
 from relprop.rules import Plan, Rules
 from relprop.targets import Unit
 
@@ -81,6 +83,7 @@ __all__ = [
     "Account",
     "Attribution",
     "BackwardHookWarning",
+    "Call",
     "Combined",
     "CompiledModelWarning",
     "ConservationError",
@@ -112,6 +115,7 @@ __all__ = [
     "MethodError",
     "MissingExtraError",
     "ModelError",
+    "MovedWarning",
     "NoiseTunnel",
     "NumericalError",
     "Occlusion",

@@ -111,6 +111,10 @@ class DeepTaylorWarning(RelpropWarning):
     """A premise of deep Taylor decomposition does not hold in the model."""
 
 
+class MovedWarning(RelpropWarning, FutureWarning):
+    """A name was imported from where it stood before; in the next release it stands there no more."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean ...?"`` with the known names nearest to ``name``, or nothing.
 
@@ -130,4 +134,4 @@ def warn(message: str, category: type[RelpropWarning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-_INNER = {"relprop", "torch", "contextlib"}
+_INNER = {"relprop", "torch", "contextlib", "importlib"}

@@ -23,9 +23,8 @@ from relprop.propagation.call.current import foremost
 from relprop.propagation.call.options import Options as CallOptions
 from relprop.propagation.call.way import Autograd, Way
 from relprop.propagation.facts.operation import Table
-from relprop.propagation.facts.token_ids import Tokens
 from relprop.propagation.run.explained_output import Reading
-from relprop.propagation.run.forward import ChannelMask, Forward, Parts, forward, roots_of
+from relprop.propagation.run.forward import ChannelMask, Forward, forward
 from relprop.rules.universal import channel_mask
 from relprop.targets import Target, reading
 from relprop.training import attribution_of
@@ -126,7 +125,7 @@ class Attribution(Method):
         """
         given = as_inputs(inputs)
         with self._run(given, [target], additional_forward_args, **options) as passed:
-            found = self._attributions(passed, given, 0, retain_graph=False)
+            found = self._maps(passed, 0)
             explained = passed.explained(0)
         packed = given.packed(found)
         if not return_convergence_delta:
@@ -152,17 +151,12 @@ class Attribution(Method):
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
         with self._run(given, [target], additional_forward_args, names, **options) as passed:
-            _, passages = passed.coefficients(0, retain_graph=False)
-            found: dict[str, Any] = {}
+            maps = passed.layer_maps(0, partial(self._result, passed.call))
             for name in names:
-                if name not in passages:
+                if name not in maps:
                     raise InputError(f"Module {name!r} was not called in this forward pass.")
-                if not all(passages[name]):
-                    raise InputError(f"The output of module {name!r} does not depend on the input.")
-                maps = tuple(self._total(passed.call, parts) for parts in passages[name])
-                _check_found(passed.call, maps)
-                found[name] = maps[0] if len(maps) == 1 else maps
-        return found
+                _check_found(passed.call, maps[name])
+        return {name: maps[name][0] if len(maps[name]) == 1 else maps[name] for name in names}
 
     @maps
     def attribute_targets(
@@ -180,10 +174,7 @@ class Attribution(Method):
         if not chosen:
             raise TargetError("No target was given; expected a list of targets.")
         with self._run(given, chosen, additional_forward_args, **options) as passed:
-            rows = [
-                self._attributions(passed, given, index, retain_graph=index < len(chosen) - 1)
-                for index in range(len(chosen))
-            ]
+            rows = [self._maps(passed, index, retain_graph=index < len(chosen) - 1) for index in range(len(chosen))]
         return given.packed([None if maps[0] is None else torch.stack(maps) for maps in zip(*rows, strict=True)])
 
     @takes
@@ -202,7 +193,7 @@ class Attribution(Method):
         with self._run(
             given, [target], additional_forward_args, condition=condition, measuring=True, **options
         ) as passed:
-            found = self._attributions(passed, given, 0, retain_graph=False)
+            found = self._maps(passed, 0)
             explained = passed.explained(0).detach().double()
             delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
@@ -279,45 +270,11 @@ class Attribution(Method):
             for index in range(len(targets)):
                 passed.coefficients(index, retain_graph=True)
 
-    def _attributions(self, passed: Forward, inputs: Given, target: int, retain_graph: bool) -> list[Tensor | None]:
-        roots, _ = passed.coefficients(target, retain_graph)
-        passed.call.reading_input = True
-        found: list[Tensor | None] = []
-        for position, (x, parts) in enumerate(zip(inputs.tensors, roots, strict=True)):
-            name = f"input {position}" if len(roots) > 1 else "the input"
-            start = passed.starts[position]
-            held = any(root.edge.node in passed.held for root in roots_of(start))
-            if all(c is None for _, c in parts) and not held:
-                if inputs.samples is None:  # a structure holds what it holds
-                    found.append(None)
-                    continue
-                raise InputError(f"The explained output does not depend on {name}.")
-            if isinstance(start, Tokens):
-                found.append(self._at_positions(passed.call, start, x, parts))
-            else:
-                found.append(self._total(passed.call, parts))
-        if all(part is None for part in found):
-            raise InputError("The explained output does not depend on any of the inputs.")
+    def _maps(self, passed: Forward, target: int, retain_graph: bool = False) -> list[Tensor | None]:
+        """Return the finished map of every input."""
+        found = passed.maps(target, partial(self._result, passed.call), retain_graph)
         _check_found(passed.call, found)
         return found
-
-    def _at_positions(self, call: Call, tokens: Tokens, ids: Tensor, parts: Parts) -> Tensor:
-        """Return the attribution of token ids, from those of their embeddings."""
-        total = torch.zeros(ids.shape, dtype=parts[0][0].dtype, device=parts[0][0].device)
-        with torch.set_grad_enabled(call.options.create_graph):
-            for root, (value, c) in zip(tokens.roots, parts, strict=True):
-                if c is not None:
-                    total = total + root.placed(self._result(call, value, c).sum(-1), ids.shape)
-        return total
-
-    def _total(self, call: Call, parts: Parts) -> Tensor:
-        """Return the attribution of one tensor, summed over the edges at which its coefficient arrived."""
-        total = torch.zeros_like(parts[0][0].detach())
-        with torch.set_grad_enabled(call.options.create_graph):
-            for value, c in parts:
-                if c is not None:
-                    total = total + self._result(call, value, c)
-        return total
 
     def _result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         """Return what the method makes of a coefficient, checked.

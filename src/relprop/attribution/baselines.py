@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.attribution.randomness import draws
 from relprop.propagation.call.call import Call
+from relprop.randomness import draws
 
 
 class Input(Attribution, name="input"):

@@ -17,8 +17,8 @@ from relprop.attribution.gradient import Gradient
 from relprop.attribution.noise import Levels, deviations, noisy
 from relprop.attribution.options import Options, maps_and_delta
 from relprop.attribution.passes import Variant, compared, weighted_sum
-from relprop.attribution.randomness import draws
 from relprop.attribution.references import as_distribution, batched, check_movable
+from relprop.randomness import draws
 from relprop.targets import Target
 
 if TYPE_CHECKING:

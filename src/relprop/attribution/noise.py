@@ -11,10 +11,10 @@ from torch import Tensor
 from relprop.arguments import whole_number
 from relprop.attribution.options import maps
 from relprop.attribution.passes import Passes, weighted_sum, wide, zipped
-from relprop.attribution.randomness import Draws, draws
 from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError, InputTypeError, near
 from relprop.inputs import Given, as_inputs
+from relprop.randomness import Draws, draws
 from relprop.targets import Target
 from relprop.trees import map_tensors
 

@@ -13,11 +13,11 @@ from relprop.arguments import bar, positive_number, takes, whole_number
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.options import ForwardOptions, maps_and_delta
-from relprop.attribution.randomness import as_seed, draws
 from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment
 from relprop.errors import InputError, InputTypeError, NumericalError
 from relprop.inputs import Given, as_inputs
+from relprop.randomness import as_seed, draws
 from relprop.tables import text_table
 from relprop.targets import Target
 from relprop.training import SameDraws

@@ -12,11 +12,11 @@ from torch import Tensor
 from relprop.arguments import whole_number
 from relprop.attribution.contract import Method
 from relprop.attribution.passes import Passes, Variant, weighted_sum
-from relprop.attribution.randomness import draws
 from relprop.attribution.references import batched
 from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError
 from relprop.inputs import Given
+from relprop.randomness import draws
 from relprop.targets import Target
 
 Border = Literal["circular", "zero", "reflect"]

@@ -7,8 +7,8 @@ from inspect import Parameter, signature
 from typing import Any
 
 from relprop.attribution.contract import Contract, Method
-from relprop.attribution.randomness import Draws
 from relprop.errors import InputTypeError, MethodError, near
+from relprop.randomness import Draws
 
 
 class Wrapper(Method):

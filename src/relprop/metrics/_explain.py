@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from relprop.arguments import bar, whole_number
-from relprop.attribution.randomness import as_seed
 from relprop.errors import (
     InputError,
     InputTypeError,
@@ -21,6 +20,7 @@ from relprop.errors import (
     TargetIndexError,
     TargetTypeError,
 )
+from relprop.randomness import as_seed
 
 Explain: TypeAlias = Callable[[nn.Module, Tensor, Any], Tensor]
 Target: TypeAlias = int | Sequence[int] | Tensor | None

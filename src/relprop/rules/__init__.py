@@ -3,6 +3,7 @@
 import relprop.rules.presets  # noqa: F401 - fills Rules.presets
 from relprop.propagation.call.flow import Flow
 from relprop.propagation.math.linear_map import LinearMap
+from relprop.propagation.math.numerics import quotient, safe, stabilize
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
@@ -77,4 +78,7 @@ __all__ = [
     "ZBox",
     "ZPlus",
     "Zero",
+    "quotient",
+    "safe",
+    "stabilize",
 ]

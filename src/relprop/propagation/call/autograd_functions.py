@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from relprop.propagation.math.linear_map import Affine
+from relprop.propagation.math.numerics import TAU
 
 if TYPE_CHECKING:
     from relprop.propagation.call.call import Call
@@ -101,6 +102,10 @@ class Rectify(Function):
         return None, c.clamp(min=0) if ctx.call.explaining else c
 
 
+_BY_ZERO = TAU**-0.5
+"""What no coefficient of a value reaches, and ``R / tau`` at a unit of zero exceeds by far."""
+
+
 class Spare(Function):
     """The identity, through which no relevance reaches the units of zero where ``f(0)`` is not zero."""
 
@@ -112,7 +117,7 @@ class Spare(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return None, torch.where(ctx.at & (c.abs() > 1e15), 0.0, c) if ctx.call.explaining else c, None
+        return None, torch.where(ctx.at & (c.abs() > _BY_ZERO), 0.0, c) if ctx.call.explaining else c, None
 
 
 class Switch(Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ from relprop.propagation.run.module_hooks import ModuleHooks
 from relprop.trees import tensors_in
 
 ChannelMask = Callable[[Tensor], Tensor]
-Parts = list[tuple[Tensor, Tensor | None]]
+Parts: TypeAlias = "list[tuple[Tensor, Tensor | None]]"
+Of: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From a value and its coefficient to an attribution."""
 
 
 @dataclass
@@ -42,10 +44,11 @@ class Passage:
 
 @dataclass
 class Forward:
-    """A forward pass that was run by the rules of a call.
+    """A forward pass that was run by the rules of a call, from which maps are read.
 
     Attributes:
         call: its state.
+        inputs: what is explained.
         output: what the model returned.
         starts: for every input, where its coefficients arrive.
         selected: what is explained, for every target.
@@ -56,6 +59,7 @@ class Forward:
     """
 
     call: Call
+    inputs: Given
     output: Any = None
     starts: list[Root | Tokens] = field(default_factory=list)
     selected: list[Tensor] = field(default_factory=list)
@@ -68,6 +72,68 @@ class Forward:
         """Return the relevance at the top, ``[N]``: the explained output times the coefficient that it begins with."""
         value = self.selected[target] - self.references[target] if self.references else self.selected[target]
         return value * self.seeds[target] if self.seeds else value
+
+    def maps(self, target: int, of: Of, retain_graph: bool = False) -> list[Tensor | None]:
+        """Return what a method makes of the coefficients of every input, from the backward of one target.
+
+        Args:
+            target: the position of the target.
+            of: from a value and its coefficient to the attribution, of the shape of the value.
+            retain_graph: more backwards follow.
+
+        Returns:
+            a map for every input: None for what the target does not depend on, among the tensors of a structure.
+
+        Raises:
+            InputError: where the target does not depend on an input.
+        """
+        roots, _ = self.coefficients(target, retain_graph)
+        self.call.reading_input = True
+        found = [self._map(position, parts, of) for position, parts in enumerate(roots)]
+        if all(part is None for part in found):
+            raise InputError("The explained output does not depend on any of the inputs.")
+        return found
+
+    def layer_maps(self, target: int, of: Of) -> dict[str, tuple[Tensor, ...]]:
+        """Return what a method makes of the coefficients at the observed modules: by name, in call order.
+
+        Raises:
+            InputError: where the output of a module does not depend on the input.
+        """
+        _, passages = self.coefficients(target, retain_graph=False)
+        for name, observed in passages.items():
+            if not all(observed):
+                raise InputError(f"The output of module {name!r} does not depend on the input.")
+        return {name: tuple(self._total(parts, of) for parts in observed) for name, observed in passages.items()}
+
+    def _map(self, position: int, parts: Parts, of: Of) -> Tensor | None:
+        """Return the map of one input."""
+        start, x, alone = self.starts[position], self.inputs.tensors[position], len(self.starts) == 1
+        held = any(root.edge.node in self.held for root in roots_of(start))
+        if all(c is None for _, c in parts) and not held:
+            if self.inputs.samples is None:  # a structure holds what it holds
+                return None
+            name = "the input" if alone else f"input {position}"
+            raise InputError(f"The explained output does not depend on {name}.")
+        return self._at_positions(start, x, parts, of) if isinstance(start, Tokens) else self._total(parts, of)
+
+    def _at_positions(self, tokens: Tokens, ids: Tensor, parts: Parts, of: Of) -> Tensor:
+        """Return the map of token ids, from those of their embeddings."""
+        total = torch.zeros(ids.shape, dtype=parts[0][0].dtype, device=parts[0][0].device)
+        with torch.set_grad_enabled(self.call.options.create_graph):
+            for root, (value, c) in zip(tokens.roots, parts, strict=True):
+                if c is not None:
+                    total = total + root.placed(of(value, c).sum(-1), ids.shape)
+        return total
+
+    def _total(self, parts: Parts, of: Of) -> Tensor:
+        """Return the map of one tensor, summed over the edges at which its coefficient arrived."""
+        total = torch.zeros_like(parts[0][0].detach())
+        with torch.set_grad_enabled(self.call.options.create_graph):
+            for value, c in parts:
+                if c is not None:
+                    total = total + of(value, c)
+        return total
 
     def coefficients(self, target: int, retain_graph: bool) -> tuple[list[Parts], dict[str, list[Parts]]]:
         """Run the backward of one target.
@@ -117,7 +183,7 @@ def forward(
         layers: modules whose outputs are observed.
         condition: by module name, the mask of its output through which relevance flows on.
     """
-    passed = Forward(call)
+    passed = Forward(call, inputs)
     condition = dict(condition or {})
     first, named = inputs.arguments([_given(passed, value) for value in inputs.tensors])
     twice = sorted(named.keys() & (kwargs or {}).keys())

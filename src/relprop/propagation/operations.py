@@ -1,0 +1,5 @@
+"""Moved to :mod:`relprop.operations`."""
+
+from relprop.propagation._moved import moved
+
+__getattr__ = moved(__name__, Operation="relprop.operations", functions_named="relprop.operations")
