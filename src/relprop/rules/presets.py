@@ -112,6 +112,8 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
 for _name, _make in PRESETS.items():
     Rules.presets[_name] = _make
 
+preset = Rules.preset
+
 
 def as_rules(rules: Any) -> Rules:
     """Return a registry from a preset's name, a registry, or one rule for every linear layer, itself or by its name.
