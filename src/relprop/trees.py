@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout})
+"""What holds nothing, and what most arguments of a call are."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -17,6 +21,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree)
+    if type(tree) in _ATOMS:
+        return tree
     parts = children(tree)
     mapped = {key: map_tensors(function, part) for key, part in parts.items()}
     if all(mapped[key] is part for key, part in parts.items()):
@@ -42,7 +48,7 @@ def tensors_in(tree: Any, found: list[Tensor] | None = None) -> list[Tensor]:
     elif isinstance(tree, (tuple, list)):  # every call has one
         for item in tree:
             tensors_in(item, found)
-    else:
+    elif type(tree) not in _ATOMS:
         for item in children(tree).values():
             tensors_in(item, found)
     return found
