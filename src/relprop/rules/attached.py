@@ -26,6 +26,13 @@ class Attached:
     by it gives the relevance ``R = x c``. The graphs go on to explain after the block, until :meth:`finish`; after that
     they differentiate truly, also by the parameters.
 
+    Args:
+        selection: which rule goes where in the model, as :meth:`Rules.attach` gives it.
+        model: what runs inside.
+
+    Raises:
+        RuleError: for a rule at ``last``; when the block ends, for an entry that served nothing.
+
     >>> import torch; from relprop import Rules
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
     >>> x = torch.randn(4, 3, requires_grad=True)

@@ -33,7 +33,8 @@ class ZBox(GroupRule):
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        RuleError: where ``low > high``, or where the bounds do not broadcast to the layer's input.
+        RuleError: where ``low > high``, or they are neither numbers nor tensors that broadcast to each other; where
+            ``stabilizer`` is no number >= 0; while explaining, where the bounds do not broadcast to the layer's input.
     Source: Montavon et al. 2017, eq. 16 (doi:10.1016/j.patcog.2016.11.008).
 
     >>> import torch; from relprop import LRP
@@ -97,6 +98,9 @@ class WSquare(GroupRule):
 
     Args:
         stabilizer: in units of ``w^2``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``stabilizer`` is no number >= 0.
     Source: Montavon et al. 2017, eq. 12 (doi:10.1016/j.patcog.2016.11.008).
 
     >>> import torch; from relprop import LRP
@@ -125,6 +129,9 @@ class Flat(GroupRule):
 
     Args:
         stabilizer: without unit; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``stabilizer`` is no number >= 0.
     Source: Lapuschkin et al. 2019, supplement (doi:10.1038/s41467-019-08987-4).
 
     >>> import torch; from relprop import LRP

@@ -33,7 +33,7 @@ class Zero(GroupRule):
     relevance to an output of exactly zero, nothing can be shared, and ``0 / 0 = 0``.
     Bias: in ``z``; keeps its share.
     Conserves: without biases.
-    Source: Bach et al. 2015, eq. 56.
+    Source: Bach et al. 2015, eq. 56 (doi:10.1371/journal.pone.0130140).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -62,8 +62,9 @@ class Epsilon(GroupRule):
         bias: ``"absorb"`` or ``"ignore"``.
 
     Raises:
-        RuleError: where ``epsilon`` is negative.
-    Source: Bach et al. 2015, eq. 58; Montavon et al. 2019, section 10.2.1.
+        RuleError: where ``epsilon`` is no number >= 0, or ``bias`` is another.
+    Source: Bach et al. 2015, eq. 58 (doi:10.1371/journal.pone.0130140); Montavon et al. 2019, section 10.2.1
+        (doi:10.1007/978-3-030-28954-6_10).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -112,8 +113,9 @@ class Gamma(GroupRule):
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        RuleError: where ``gamma`` or ``stabilizer`` is negative.
-    Source: Montavon et al. 2019, section 10.2.1; for signed inputs Andéol et al. 2021, appendix.
+        RuleError: where ``gamma`` or ``stabilizer`` is no number >= 0, or ``bias`` is another.
+    Source: Montavon et al. 2019, section 10.2.1 (doi:10.1007/978-3-030-28954-6_10); for signed inputs Andéol et al.
+        2021, appendix (arXiv:2106.04923).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -146,7 +148,10 @@ class Rho(LinearRule):
     Args:
         rho: from a weight (or a bias) to a tensor of the same shape.
         incr: from the sums to the denominators; the identity by default. ``x / 0 = 0``.
-    Source: Montavon et al. 2019, eq. 10.3 (the generic rule).
+
+    Raises:
+        RuleError: where one of them cannot be called.
+    Source: Montavon et al. 2019, eq. 10.3, the generic rule (doi:10.1007/978-3-030-28954-6_10).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)

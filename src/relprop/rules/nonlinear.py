@@ -22,7 +22,12 @@ class WinnerTakesAll(PoolingRule):
 
     Definition: ``R_j = R_k`` where ``a_j`` is the maximum of window ``k``, 0 elsewhere.
     Conserves: always.
-    Source: Bach et al. 2015, section "pooling".
+    Source: Montavon et al. 2019, section 10.3.2 (doi:10.1007/978-3-030-28954-6_10).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> pooling, x = torch.nn.MaxPool1d(2), torch.tensor([[[1.0, 3.0]]])
+    >>> LRP(pooling, Rules().set(torch.nn.MaxPool1d, WinnerTakesAll())).attribute(x)
+    tensor([[[0., 3.]]])
     """
 
     def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -40,8 +45,14 @@ class AveragePool(PoolingRule):
         stabilizer: in units of the activation; 1e-6 by default.
 
     Raises:
-        RuleError: on dilated pooling, whose windows no average pooling has.
+        RuleError: where ``stabilizer`` is no number >= 0; while explaining, on dilated pooling, whose windows no
+            average pooling has.
     Source: Montavon et al. 2019, section 10.3.2 (doi:10.1007/978-3-030-28954-6_10).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> pooling, x = torch.nn.MaxPool1d(2), torch.tensor([[[1.0, 3.0]]])
+    >>> LRP(pooling, Rules().set(torch.nn.MaxPool1d, AveragePool(stabilizer=0))).attribute(x)
+    tensor([[[0.7500, 2.2500]]])
     """
 
     stabilizer: float = 1e-6
@@ -64,6 +75,14 @@ class Uniform(ProductRule):
     ``m_i / sum m`` of the relevance, so that association does not matter.
     Conserves: always.
     Source: Achtibat et al. 2024, proposition 3.3 (arXiv:2402.05602).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Product(torch.nn.Module):
+    ...     def forward(self, a, b):
+    ...         return a * b
+    >>> rules = Rules().set(torch.mul, Uniform())
+    >>> LRP(Product(), rules).attribute((torch.tensor([[2.0]]), torch.tensor([[3.0]])))
+    (tensor([[3.]]), tensor([[3.]]))
     """
 
     def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
@@ -77,6 +96,14 @@ class SignalTakesAll(ProductRule):
     Definition: ``R_signal = R``, ``R_gate = 0``; several signals share as in Uniform.
     Conserves: always.
     Source: Arras et al. 2017 (doi:10.18653/v1/W17-5221), and 2019 (doi:10.1007/978-3-030-28954-6_11).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Gated(torch.nn.Module):
+    ...     def forward(self, a, b):
+    ...         return a * torch.sigmoid(b)
+    >>> rules = Rules().set(torch.mul, SignalTakesAll())
+    >>> LRP(Gated(), rules).attribute((torch.tensor([[2.0]]), torch.tensor([[0.0]])))  # sigmoid(0) = 1/2
+    (tensor([[1.]]), tensor([[0.]]))
     """
 
     def shares(self, counts: Sequence[int], gates: Sequence[bool]) -> tuple[float, ...]:
@@ -91,6 +118,11 @@ class Norm(NormRule):
     Definition: in ``a / b`` the relevance of the quotient goes to ``a``.
     Conserves: always (subtracting the mean is linear).
     Source: Ali et al. 2022, section 3.2 (arXiv:2202.07304).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> norm = torch.nn.LayerNorm(2, eps=0.0, elementwise_affine=False)
+    >>> LRP(norm, Rules().set(torch.nn.LayerNorm, Norm())).attribute(torch.tensor([[3.0, 1.0]]), target=0)
+    tensor([[ 1.5000, -0.5000]])
     """
 
     def denominator(self, flow: Flow, x: Tensor) -> Tensor:
@@ -101,9 +133,15 @@ class Norm(NormRule):
 class TaylorSoftmax(SoftmaxRule):
     """Softmax by its first-order Taylor expansion, which is autograd's own backward.
 
-    Definition: ``R_i = x_i (R_i - p_i sum_j R_j)``.
+    Definition: ``R_i = x_i (Q_i - p_i sum_j Q_j)``, where ``Q_j`` is the relevance of the probability ``p_j``.
     Conserves: no; the offset of the expansion absorbs, and the report says how much.
     Source: Achtibat et al. 2024, proposition 3.1 (arXiv:2402.05602).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> softmax = torch.nn.Softmax(dim=1)
+    >>> rules = Rules().set(torch.nn.Softmax, TaylorSoftmax())
+    >>> LRP(softmax, rules).attribute(torch.tensor([[1.0, 0.0]]), target=0)  # p_0 - p_0^2
+    tensor([[0.1966, 0.0000]])
     """
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
@@ -118,6 +156,15 @@ class AttnLRP(SoftmaxRule):
     passes on. Where one of them is a constant, the other factor of its product receives that part too.
     Conserves: but for the softmax.
     Source: Achtibat et al. 2024, propositions 3.1 to 3.3 (arXiv:2402.05602).
+
+    >>> import torch; from relprop import LRP, Rules; from torch.nn.functional import scaled_dot_product_attention
+    >>> class Attention(torch.nn.Module):
+    ...     def forward(self, q, k, v):
+    ...         return scaled_dot_product_attention(q, k, v).sum((1, 2))
+    >>> q, k, v = torch.ones(1, 1, 1), torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[1.0], [3.0]]])
+    >>> rules = Rules().set(scaled_dot_product_attention, AttnLRP())
+    >>> [round(float(part.sum()), 4) for part in LRP(Attention(), rules).attribute((q, k, v))]
+    [-0.0983, -0.0983, 0.7689]
     """
 
     serves = frozenset({"attention"})
@@ -138,6 +185,15 @@ class CPLRP(SoftmaxRule):
     Definition: ``R_v = p v c``; nothing for queries and keys.
     Conserves: always.
     Source: Ali et al. 2022, section 3.1 (arXiv:2202.07304).
+
+    >>> import torch; from relprop import LRP, Rules; from torch.nn.functional import scaled_dot_product_attention
+    >>> class Attention(torch.nn.Module):
+    ...     def forward(self, q, k, v):
+    ...         return scaled_dot_product_attention(q, k, v).sum((1, 2))
+    >>> q, k, v = torch.ones(1, 1, 1), torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[1.0], [3.0]]])
+    >>> rules = Rules().set(scaled_dot_product_attention, CPLRP())
+    >>> [round(float(part.sum()), 4) for part in LRP(Attention(), rules).attribute((q, k, v))]
+    [0.0, 0.0, 1.5379]
     """
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:

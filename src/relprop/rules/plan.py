@@ -85,10 +85,14 @@ class ModuleRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every module and every call of one forward pass, in order. Prints as a table.
+    """Every module and every call of one forward pass, in order, from :meth:`Rules.plan`. Prints as a table.
 
     Calls of which no argument depends on the explained input carry no relevance and are left out. In the table a
     module has a line of its own where it is not its own call that comes first.
+
+    Attributes:
+        rows: one for every call: its module, shapes and rule, and what is to be noted of it.
+        modules: one for every module that ran: its shapes, and before which call it began.
     """
 
     rows: tuple[Row, ...]

@@ -93,6 +93,10 @@ class Rules:
     selected as the layer it is (``F.conv2d`` as ``nn.Conv2d``). A linear layer that nothing matches gets
     :class:`Zero`; what the other operations do by themselves is in ``DEFAULTS``.
 
+    Args:
+        entries: the lines, in order, as :meth:`set`, :meth:`first`, :meth:`last` and :meth:`until` make them; none by
+            default, which is LRP-0 on every linear layer.
+
     >>> from relprop.rules import Epsilon, Gamma, ZBox
     >>> rules = Rules().set(nn.Linear, Epsilon(0.25)).set("features.*", "gamma").first(ZBox(0.0, 1.0))
     >>> print(rules)
@@ -125,23 +129,37 @@ class Rules:
         return Rules((*self.entries, Entry(_selector(selector), as_rule(rule), optional)))
 
     def first(self, rule: RuleLike) -> Rules:
-        """Return these rules with ``rule`` for the first linear layers: no path from the input passes another."""
+        """Return these rules with another one for the first linear layers: no path from the input passes another.
+
+        Args:
+            rule: a rule for linear layers, or the registered name of one.
+
+        Raises:
+            RuleError: for anything else.
+        """
         return Rules((*self.entries, Entry(First(), as_rule(rule, LinearRule))))
 
     def last(self, rule: RuleLike) -> Rules:
-        """Return these rules with ``rule`` for the last linear layers: no path to the target passes another."""
+        """Return these rules with another one for the last linear layers: no path to the target passes another.
+
+        Args:
+            rule: as in ``first``.
+
+        Raises:
+            RuleError: as ``first``.
+        """
         return Rules((*self.entries, Entry(Last(), as_rule(rule, LinearRule))))
 
     def until(self, end: int | str, rule: RuleLike) -> Rules:
-        """Return these rules with ``rule`` for the linear layers from the first that runs to a given one, included.
+        """Return these rules with another one for the linear layers from the first that runs to a given one, included.
 
         Args:
             end: the index of that layer among the linear layers in the order in which they run, from 0; or the name of
                 a module: that layer, or the block that holds it.
-            rule: a rule for linear layers, or the registered name of one.
+            rule: as in ``first``.
 
         Raises:
-            RuleError: for an ``end`` that is neither; while explaining, where no such layer runs.
+            RuleError: for an ``end`` that is neither, and as ``first``; while explaining, where no such layer runs.
         """
         given: Any = end
         if isinstance(given, bool) or not isinstance(given, (int, str)) or (isinstance(given, int) and given < 0):
@@ -178,7 +196,11 @@ class Rules:
         """Make a rule known by a name: ``Rules.register("my_rule", MyRule)``, then ``.set(nn.Linear, "my_rule")``.
 
         A class (or a function that makes the rule) that is defined again, as in a notebook, takes its own place.
-        It is called without arguments; ``functools.partial(MyRule, weight=0.5)`` fixes those that have no default.
+
+        Args:
+            name: a string that is not empty.
+            rule: a class of rules, or a function that makes a rule. It is called without arguments;
+                ``functools.partial(MyRule, weight=0.5)`` fixes those that have no default.
 
         Returns:
             the name, as type checkers take it: they know those of relprop, and find a misspelled one.
@@ -201,7 +223,24 @@ class Rules:
     def plan(self, model: nn.Module, inputs: Any, target: Any = None, **options: Any) -> Plan:
         """Return what will happen to these inputs: every call, in order, with its module, shapes and rule.
 
-        ``options`` are those of ``attribute`` (``additional_forward_args``, ``forward_kwargs``).
+        Args:
+            model: any ``nn.Module``.
+            inputs: as those of ``attribute``.
+            target: as that of ``attribute``; with None, which layer is ``last`` is not known, and its rule not shown.
+            options: ``additional_forward_args`` and ``forward_kwargs``, as those of ``attribute``.
+
+        Raises:
+            RelpropError: what explaining these inputs raises.
+
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> print(Rules().set(nn.Linear, "zplus").plan(model, torch.ones(1, 3)))
+        module               call    in   out  rule                                       notes
+        -------------------  ------  ---  ---  -----------------------------------------  -----
+        (model): Sequential          1x3  1x2
+        0: Linear            linear  1x3  1x2  => ZPlus(bias='absorb', stabilizer=1e-06)
+        1: ReLU              relu    1x2  1x2  => autograd
+        2 calls; batch norms folded: 0; linear maps of inputs known to be >= 0: 0; without a rule: none
         """
         return make_plan(self.bind(model), model, inputs, target, **options)
 
@@ -210,6 +249,14 @@ class Rules:
 
         Inside, every leaf that asks for a gradient and is no parameter is an explained input. The gradient of an
         output by it, times it, is the relevance, until ``attached.finish()`` makes the graph differentiate truly.
+
+        Args:
+            model: what runs inside.
+
+        Raises:
+            ModelError: where the model is no ``nn.Module``, or one that cannot be explained.
+            RuleError: for a rule at ``last``, or a glob that matches no module; when the block ends, for an entry that
+                served nothing.
         """
         return Attached(self.bind(model), model)
 

@@ -147,6 +147,8 @@ Stabilizer: TypeAlias = "float | Tensor | None"
 class Contributions(ABC):
     """What an output is put together from, and what its relevance is shared among.
 
+    A rule that is groups makes them in :meth:`GroupRule.contributions`.
+
     Attributes:
         exact: the sum of all is the output itself, and no relevance arrives where that is zero: ``R / z`` is ``c``.
         positive_only: no relevance arrives where the sum of all is below zero.
@@ -157,22 +159,31 @@ class Contributions(ABC):
 
     @abstractmethod
     def sum(self, parts: Parts) -> Tensor:
-        """Return ``p P + n N``."""
+        """Return ``p P + n N``, with the numbers of ``parts``, in the shape of the output."""
 
     @abstractmethod
     def back(self, q: Tensor, parts: Parts) -> Tensor:
-        """Return ``sum_k (p (a_j w_jk)+ + n (a_j w_jk)-) q_k / a_j``."""
+        """Return ``sum_k (p (a_j w_jk)+ + n (a_j w_jk)-) q_k / a_j``, in the shape of the input.
+
+        ``q`` has the shape of the output, and ``parts`` the numbers p and n.
+        """
 
     def bias(self, parts: Parts, z: Tensor) -> Tensor | None:
-        """Return ``p b+ + n b-`` as it broadcasts to the output ``z``; None where the bias takes no part."""
+        """Return ``p b+ + n b-``, with the numbers of ``parts``, as it broadcasts to the output ``z``.
+
+        None where the bias takes no part.
+        """
         return None
 
 
 class Products(Contributions):
     """The contributions ``a_j w_jk`` of a linear map, with its bias as one of an input of 1.
 
+    What :meth:`GroupRule.contributions` returns by default.
+
     Args:
-        layer: the linear map; ``a``, ``z``: its input and its output.
+        layer: the linear map.
+        a, z: its input and its output.
         with_bias: the bias takes part in the sums.
     """
 
@@ -210,8 +221,11 @@ class Distances(Contributions):
 
     All count as positive ones, which they are where ``l <= a <= h``.
 
+    For :meth:`GroupRule.contributions`, as ``ZBox`` has it.
+
     Args:
-        layer: the linear map; ``a``: its input.
+        layer: the linear map.
+        a: its input.
         over, under: ``a - l`` and ``a - h``.
     """
 
@@ -233,8 +247,11 @@ class Distances(Contributions):
 class Weights(Contributions):
     """The contributions ``v(w_jk) >= 0`` of a linear map, whatever its input; padding is no input.
 
+    For :meth:`GroupRule.contributions`, as ``WSquare`` has it.
+
     Args:
-        layer: the linear map; ``a``: its input.
+        layer: the linear map.
+        a: its input.
         value: ``v``.
     """
 
@@ -251,8 +268,11 @@ class Weights(Contributions):
 class Ones(Contributions):
     """A contribution of 1 by every input that an output reaches: alike for all channels, of which one is enough.
 
+    For :meth:`GroupRule.contributions`, as ``Flat`` has it.
+
     Args:
-        layer: the linear map; ``a``: its input.
+        layer: the linear map.
+        a: its input.
     """
 
     def __init__(self, layer: LinearMap, a: Tensor) -> None:

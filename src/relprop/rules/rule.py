@@ -32,6 +32,10 @@ class Rule(Value):
     Attributes:
         serves: the kinds of operation it can stand at.
         reaches_zeros: its relevance is no multiple of the activation, and reaches units where that is zero.
+
+    >>> from relprop.rules import Epsilon
+    >>> Epsilon(0.25), Epsilon(0.25) == Epsilon(0.25)
+    (Epsilon(epsilon=0.25, relative=False, bias='absorb'), True)
     """
 
     serves: ClassVar[frozenset[str]] = frozenset()
@@ -39,7 +43,19 @@ class Rule(Value):
 
 
 class LinearRule(Rule, ABC):
-    """A rule for linear maps with parameters."""
+    """A rule for linear maps with parameters, by a formula of its own.
+
+    >>> import torch; from relprop import LRP
+    >>> class Squares(LinearRule):
+    ...     '''``R_j = sum_k a_j w_jk^2 / sum_j a_j w_jk^2 R_k``.'''
+    ...     def coefficient(self, layer, a, z, c):
+    ...         squares = layer.modified(torch.square)
+    ...         return layer.transpose(z * c / layer.forward(a, squares), squares)
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, Squares()).attribute(torch.tensor([[1.0, 1.0]]))
+    tensor([[1.8000, 0.2000]])
+    """
 
     serves = frozenset({"linear"})
     exact_by_autograd: ClassVar[bool] = False
@@ -57,7 +73,13 @@ class LinearRule(Rule, ABC):
         """
 
     def absorbed(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        """Return, by name, the relevance that by definition reaches no input, per output."""
+        """Return, by name, the relevance that by definition reaches no input, in the shape of the output.
+
+        By default nothing is declared, so that a report shows what is gone as unexplained.
+
+        Args:
+            layer, a, z, c: as in ``coefficient``.
+        """
         return {}
 
 
@@ -97,13 +119,31 @@ class GroupRule(LinearRule):
         """Return the groups."""
 
     def contributions(self, layer: LinearMap, a: Tensor, z: Tensor) -> Contributions:
-        """Return what the groups are groups of: by default the products ``a_j w_jk``."""
+        """Return what the groups are groups of: by default the products ``a_j w_jk``.
+
+        Args:
+            layer, a, z: as in ``coefficient``.
+
+        >>> import torch; from relprop import LRP; from relprop.rules import Weights
+        >>> class Size(GroupRule):
+        ...     '''``R_j = sum_k |w_jk| / stab(sum_j |w_jk|) R_k``.'''
+        ...     groups, bias, stabilizer, reaches_zeros = (Group(p=1, n=0),), "ignore", None, True
+        ...     def contributions(self, layer, a, z):
+        ...         return Weights(layer, a, torch.abs)
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> LRP(layer, Size()).attribute(torch.tensor([[1.0, 1.0]]))
+        tensor([[1.5000, 0.5000]])
+        """
         return Products(layer, a, z, self.bias == "absorb")
 
     def stabilize(self, layer: LinearMap, z: Tensor) -> Stabilizer:
         """Return what is added to the size of the sums: by default ``stabilizer``.
 
         A number >= 0, or a tensor that broadcasts to the output ``z``; the sign of the sums is taken care of.
+
+        Args:
+            layer, z: as in ``coefficient``.
         """
         return self.stabilizer
 
@@ -151,7 +191,16 @@ class GroupRule(LinearRule):
 
 
 class ActivationRule(Rule, ABC):
-    """A rule for elementwise functions."""
+    """A rule for elementwise functions.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Tangent(ActivationRule):
+    ...     '''``R_in = f'(z) z``: autograd's own backward.'''
+    ...     def surrogate(self, flow, z, out, quotient):
+    ...         return out
+    >>> LRP(torch.nn.Tanh(), Rules().set(torch.nn.Tanh, Tangent())).attribute(torch.tensor([[1.0]]))
+    tensor([[0.4200]])
+    """
 
     serves = frozenset({"activation"})
     exact_by_autograd: ClassVar[bool] = False
@@ -159,24 +208,58 @@ class ActivationRule(Rule, ABC):
 
     @abstractmethod
     def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:
-        """Return what ``out = f(z)`` is explained as; ``quotient`` is ``(f(z) - f(0)) / z``."""
+        """Return what ``out = f(z)`` is explained as.
+
+        Args:
+            flow: what to explain with, such as ``flow.constant(quotient)``.
+            z: the argument of the function.
+            out: its value.
+            quotient: ``(f(z) - f(0)) / z``, and ``f'(0)`` at 0.
+        """
 
 
 class PoolingRule(Rule, ABC):
-    """A rule for max pooling."""
+    """A rule for max pooling.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Between(PoolingRule):
+    ...     '''Half as the maximum, half as the mean.'''
+    ...     def pooled(self, flow, a, out, average):
+    ...         return (out + average(a)) / 2
+    >>> rules = Rules().set(torch.nn.MaxPool1d, Between())
+    >>> LRP(torch.nn.MaxPool1d(2), rules).attribute(torch.tensor([[[1.0, 3.0]]]))
+    tensor([[[0.2500, 2.2500]]])
+    """
 
     serves = frozenset({"pooling"})
 
     @abstractmethod
     def pooled(self, flow: Flow, a: Tensor, out: Tensor, average: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Return what the maximum ``out`` is explained as; ``average`` pools the same windows by their mean.
+        """Return what the maximum is explained as; what it differs by is declared as taken by the stabilizer.
 
-        What it differs from ``out`` by is declared as taken by the stabilizer.
+        Args:
+            flow: what to explain with.
+            a: the input.
+            out: the maximum of each window.
+            average: pools the same windows by their mean; None where pooling is dilated.
         """
 
 
 class ProductRule(Rule, ABC):
-    """A rule for products of active factors."""
+    """A rule for products of active factors.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class First(ProductRule):
+    ...     '''The first factor receives everything.'''
+    ...     def shares(self, counts, gates):
+    ...         return (1.0, *(0.0 for _ in counts[1:]))
+    >>> class Product(torch.nn.Module):
+    ...     def forward(self, a, b):
+    ...         return a * b
+    >>> rules = Rules().set(torch.mul, First())
+    >>> LRP(Product(), rules).attribute((torch.tensor([[2.0]]), torch.tensor([[3.0]])))
+    (tensor([[6.]]), tensor([[0.]]))
+    """
 
     serves = frozenset({"product", "gate"})
 
@@ -191,23 +274,49 @@ class ProductRule(Rule, ABC):
 
 
 class NormRule(Rule, ABC):
-    """A rule for what divides: standard deviations, norms, denominators."""
+    """A rule for what divides: standard deviations, norms, denominators.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Active(NormRule):
+    ...     '''What divides is a factor as any other: autograd's own backward.'''
+    ...     def denominator(self, flow, x):
+    ...         return x
+    >>> class Ratio(torch.nn.Module):
+    ...     def forward(self, a, b):
+    ...         return a / b
+    >>> rules = Rules().set(torch.div, Active())
+    >>> LRP(Ratio(), rules).attribute((torch.tensor([[1.0]]), torch.tensor([[2.0]])))
+    (tensor([[0.5000]]), tensor([[-0.5000]]))
+    """
 
     serves = frozenset({"norm"})
 
     @abstractmethod
     def denominator(self, flow: Flow, x: Tensor) -> Tensor:
-        """Return the divisor (or its inverse) as it is to be explained."""
+        """Return the divisor (or its inverse) ``x`` as it is to be explained, by what ``flow`` offers."""
 
 
 class SoftmaxRule(Rule, ABC):
-    """A rule for the probabilities of a softmax, alone or in an attention."""
+    """A rule for the probabilities of a softmax, alone or in an attention.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Constant(SoftmaxRule):
+    ...     '''Probabilities are weights.'''
+    ...     def probabilities(self, flow, p):
+    ...         return flow.constant(p)
+    >>> class Weighted(torch.nn.Module):
+    ...     def forward(self, s, v):
+    ...         return (torch.softmax(s, 1) * v).sum(1)
+    >>> rules = Rules().set(torch.softmax, Constant())
+    >>> LRP(Weighted(), rules).attribute((torch.zeros(1, 2), torch.tensor([[1.0, 3.0]])))
+    (tensor([[0., 0.]]), tensor([[0.5000, 1.5000]]))
+    """
 
     serves = frozenset({"softmax", "attention"})
 
     @abstractmethod
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
-        """Return the probabilities as they are to be explained."""
+        """Return the probabilities ``p`` as they are to be explained, by what ``flow`` offers."""
 
     def shares(self, queries: bool, keys: bool, values: bool, mask: bool) -> tuple[float, float, float, float] | None:
         """Return the shares of the queries, the keys, the values and the scores of an attention.
@@ -228,6 +337,16 @@ class FilterRule(Rule, ABC):
     It acts on whatever runs where it is set, whether a rule covers it or not. An operation that is made of others (a
     recurrent layer, ``F.normalize``) is one: the filter acts on its output. An operation with several outputs meets it
     once for each. A report counts what it withholds as taken by the rule.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Above(FilterRule):
+    ...     '''Only what is above 1 passes relevance.'''
+    ...     def output(self, flow, out, inputs):
+    ...         return flow.scale(out, (out > 1).to(out))
+    >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
+    >>> _ = model[1].weight.data.fill_(1.0)
+    >>> LRP(model, Rules().set(torch.nn.ReLU, Above())).attribute(torch.tensor([[0.5, 2.0]]))
+    tensor([[0., 2.]])
     """
 
     @abstractmethod
@@ -248,7 +367,7 @@ class FilterRule(Rule, ABC):
     """No relevance passes it, so that the operation before it needs no rule."""
 
     def filters(self, kind: str) -> bool:
-        """Say whether it acts on the output of operations of this kind."""
+        """Say whether it acts on the output of operations of this ``kind``, a name of ``relprop.operations.Kind``."""
         return True
 
 

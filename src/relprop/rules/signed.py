@@ -28,8 +28,9 @@ class AlphaBeta(GroupRule):
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        RuleError: where ``alpha - beta`` is not 1 or one of them is negative.
-    Source: Bach et al. 2015, eq. 60.
+        RuleError: where ``alpha - beta`` is not 1, one of them or ``stabilizer`` is no number >= 0, or ``bias`` is
+            another.
+    Source: Bach et al. 2015, eq. 60 (doi:10.1371/journal.pone.0130140).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -69,6 +70,9 @@ class ZPlus(GroupRule):
     Args:
         bias: ``"absorb"`` or ``"ignore"``.
         stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``stabilizer`` is no number >= 0, or ``bias`` is another.
     Source: Montavon et al. 2017, eq. 15 (doi:10.1016/j.patcog.2016.11.008); its root point is the rescaled excitation.
 
     >>> import torch; from relprop import LRP
@@ -101,9 +105,9 @@ class RescaledExcitation(GroupRule):
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        RuleError: where ``gamma`` is not between 0 and 1, or ``stabilizer`` is negative.
+        RuleError: where ``gamma`` is not between 0 and 1, or ``stabilizer`` is no number >= 0.
     Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008), for gamma = 0; Montavon et al. 2018
-        (doi:10.1016/j.dsp.2017.10.011); Montavon et al. 2019.
+        (doi:10.1016/j.dsp.2017.10.011); Montavon et al. 2019 (doi:10.1007/978-3-030-28954-6_10).
 
     >>> import torch; from relprop import LRP
     >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -138,6 +142,9 @@ class Contrast(GroupRule):
 
     Args:
         stabilizer: in units of ``z``; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``stabilizer`` is no number >= 0.
     Source: Zhang et al. 2016 (arXiv:1608.00507), section 3.3.
 
     >>> import torch; from relprop import LRP

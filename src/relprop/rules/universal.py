@@ -23,8 +23,14 @@ class Pass(ActivationRule, FilterRule):
     Conserves: always, but for ``f(0)``.
 
     Raises:
-        RuleError: on an operation that changes the shape or has several active inputs.
-    Source: Bach et al. 2015, section on nonlinear units; Ali et al. 2022 (arXiv:2202.07304).
+        RuleError: while explaining, on an operation that changes the shape or has several active inputs.
+    Source: Bach et al. 2015, section on nonlinear units (doi:10.1371/journal.pone.0130140); Ali et al. 2022
+        (arXiv:2202.07304).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> model = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Flatten())
+    >>> LRP(model, Rules().set(torch.nn.Tanh, Pass())).attribute(torch.tensor([[2.0]]))  # tanh(2), all of it
+    tensor([[0.9640]])
     """
 
     by_output_alone = False
@@ -55,6 +61,13 @@ class Block(FilterRule):
 
     Definition: ``R_in = 0``.
     Conserves: no; the report counts it as taken by the rule.
+    Source: relprop's own.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> layers = torch.nn.Linear(2, 1), torch.nn.Tanh()
+    >>> rules = Rules().set(torch.nn.Tanh, Block())
+    >>> LRP(torch.nn.Sequential(*layers), rules).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[0., 0.]])
     """
 
     blocks = True
@@ -69,6 +82,15 @@ class Detach(FilterRule):
 
     Definition: the output counts as no function of the input; a product with it is linear in the other factor.
     Conserves: always, where the output is a factor.
+    Source: relprop's own, after Ali et al. 2022 (arXiv:2202.07304), who hold probabilities and deviations constant.
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> class Weighted(torch.nn.Module):
+    ...     def forward(self, a, b):
+    ...         return a * torch.tanh(b)
+    >>> rules = Rules().set(torch.tanh, Detach())
+    >>> LRP(Weighted(), rules).attribute((torch.tensor([[2.0]]), torch.tensor([[1.0]])))  # 2 tanh(1), all to a
+    (tensor([[1.5232]]), tensor([[0.]]))
     """
 
     blocks = True
@@ -88,8 +110,14 @@ class Mask(FilterRule):
         indices: the units, numbers from 0; negative ones count from the end.
 
     Raises:
-        RuleError: where an index is no integer, or lies outside the output.
+        RuleError: where an index is no integer; while explaining, where it lies outside the output.
     Source: Achtibat et al. 2023, concept relevance propagation (doi:10.1038/s42256-023-00711-8).
+
+    >>> import torch; from relprop import LRP, Rules
+    >>> model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(3, 1, bias=False))
+    >>> _ = model[1].weight.data.fill_(1.0)
+    >>> LRP(model, Rules().set(torch.nn.ReLU, Mask((0, -1)))).attribute(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[1., 0., 3.]])
     """
 
     indices: tuple[int, ...]

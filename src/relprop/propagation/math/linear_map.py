@@ -286,11 +286,24 @@ class LinearMap:
     """The linear map ``z = W a + b`` of one call, as a rule sees it.
 
     Attributes:
+        geometry: how a weight acts on an input, which the functions below make use of.
+        like: the input, of which only the shape, the type and the device count.
         weight: the weight passed to the call, with a batch norm behind it folded in.
         bias: the bias likewise, or None.
         nonnegative_input: the input is known to hold nothing below zero.
         positive_output_only: no relevance arrives where ``z <= 0``.
         zeros_receive: relevance may arrive at outputs of exactly zero (given as ``z = tau``).
+        cache: what keeps modified weights between calls, or None.
+
+    >>> from relprop import LRP; from relprop.rules import LinearRule
+    >>> class WithoutBias(LinearRule):
+    ...     '''LRP-0 of the map without its bias.'''
+    ...     def coefficient(self, layer, a, z, c):
+    ...         return layer.transpose(z * c / (z - layer.shift(z)))
+    >>> layer = nn.Linear(2, 1)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]])), layer.bias.data.fill_(1.0)
+    >>> LRP(layer, WithoutBias()).attribute(torch.tensor([[1.0, 1.0]]))
+    tensor([[ 4.5000, -1.5000]])
     """
 
     geometry: Geometry
@@ -304,11 +317,11 @@ class LinearMap:
     _made: dict[Callable[[Tensor], Tensor], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def forward(self, a: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Return ``weight a + bias``: the layer's own weight by default, no bias by default."""
+        """Return ``weight a + bias``: the layer's own ``weight`` by default, no ``bias`` by default."""
         return self.geometry.forward(a, self.weight if weight is None else weight, bias)
 
     def transpose(self, c: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return ``weight^T c``, shaped as the layer's input; the layer's own weight by default."""
+        """Return ``weight^T c``, shaped as the layer's input; the layer's own ``weight`` by default."""
         return self.geometry.transpose(c, self.weight if weight is None else weight, self.like)
 
     def modified(self, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -318,17 +331,17 @@ class LinearMap:
         return self._made[change]
 
     def shift(self, z: Tensor) -> Tensor | float:
-        """Return the bias as it broadcasts to the output, or 0."""
+        """Return the bias as it broadcasts to the output ``z``, or 0."""
         return 0.0 if self.bias is None else self.per_channel(self.bias, z)
 
     def per_channel(self, numbers: Tensor | Sequence[float], z: Tensor) -> Tensor:
-        """Return numbers, one for every output channel, as they broadcast to the output ``z``."""
+        """Return ``numbers``, one for every output channel, as they broadcast to the output ``z``."""
         if not isinstance(numbers, Tensor):
             numbers = torch.as_tensor(numbers, dtype=z.dtype, device=z.device)
         return self.geometry.shift(numbers, z)
 
     def channels(self, a: Tensor) -> int | None:
-        """Return the dimension of the input's channels, where it has such a thing."""
+        """Return the dimension of the channels of the input ``a``, where it has such a thing."""
         return self.geometry.channels(a)
 
     def sample_dims(self, z: Tensor) -> tuple[int, ...]:
