@@ -16,7 +16,7 @@ from relprop.tables import html_table, text_table
 
 @dataclass(frozen=True)
 class Account:
-    """What one call of a function did with the relevance that arrived.
+    """What one call of a function did with the relevance that arrived, as :meth:`Attribution.report` measures it.
 
     Attributes:
         name: dotted name of the module in which it ran.
@@ -49,6 +49,8 @@ class Account:
 @dataclass(frozen=True)
 class ConservationReport:
     """Where the relevance of a prediction went, call by call, in order of the forward pass.
+
+    From :meth:`Attribution.report`. Prints as a table.
 
     Every leak is measured where it happens, as ``<c_out, out> - sum <c_in, in>``; the leaks add up to ``delta``, the
     difference between the explained output and the sum of the relevance.

@@ -37,6 +37,17 @@ class Attribution(Method):
     """A method of one forward and one backward. See the methods below for arguments shared by all.
 
     Nothing of the model is ever written: no parameter, buffer, attribute or flag, whatever happens.
+
+    >>> from relprop import Contract
+    >>> class SquareTimesGradient(Attribution):
+    ...     '''``x^2 df/dx``.'''
+    ...     contract = Contract("1", "relevance")
+    ...     def result(self, call, x, c):
+    ...         return x.square() * c
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> SquareTimesGradient(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 3., -4.]])
     """
 
     # What a method is --------------------------------------------------------------------------
@@ -143,10 +154,26 @@ class Attribution(Method):
     ) -> dict[str, Tensor | Any]:
         """Return the attribution of the outputs of named modules, all from one backward.
 
+        Args:
+            inputs, target, additional_forward_args, options: see :meth:`attribute`.
+            layers: the dotted name of a module of the model, or a list of them.
+
         Returns:
             by name, a tensor of the shape of the module's output (the first tensor, where it returns several); a
             tuple in call order for a module that is used more than once. Where the target does not depend on a layer
             (it lies above a unit, or in another branch) its relevance is zero.
+
+        Raises:
+            InputError: where the model has no such module, or it is not called, or what it returns does not depend on
+                the input.
+            InputTypeError: for what is no name.
+            RelpropError: see :mod:`relprop.errors`.
+
+        >>> from relprop import LRP
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> maps = LRP(model).attribute_layers(torch.randn(5, 3), ["0", "1"], target=1)
+        >>> {name: found.shape for name, found in maps.items()}
+        {'0': torch.Size([5, 4]), '1': torch.Size([5, 4])}
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
@@ -166,7 +193,24 @@ class Attribution(Method):
         additional_forward_args: Any = None,
         **options: Unpack[Options],
     ) -> Any:
-        """Return the attributions of several targets, ``[T, N, ...]``, from one forward and T backwards."""
+        """Return the attributions of several targets from one forward and T backwards.
+
+        Args:
+            inputs, additional_forward_args, options: see :meth:`attribute`.
+            targets: a list of T targets, each as :meth:`attribute` takes it.
+
+        Returns:
+            ``[T, N, ...]``, in the structure of ``inputs``.
+
+        Raises:
+            TargetError: for an empty list.
+            TargetTypeError: for what is no list.
+            RelpropError: see :mod:`relprop.errors`.
+
+        >>> from relprop import Gradient
+        >>> Gradient(torch.nn.Linear(3, 4)).attribute_targets(torch.randn(5, 3), [0, 3]).shape
+        torch.Size([2, 5, 3])
+        """
         given = as_inputs(inputs)
         if not isinstance(targets, (list, tuple)):
             raise TargetTypeError(f"attribute_targets takes a list of targets, got {type(targets).__name__}.")
@@ -187,7 +231,25 @@ class Attribution(Method):
         condition: Condition = None,
         **options: Unpack[ForwardOptions],
     ) -> ConservationReport:
-        """Return where the relevance went: see :class:`relprop.ConservationReport`."""
+        """Return where the relevance went: see :class:`relprop.ConservationReport`.
+
+        Args:
+            inputs, target, additional_forward_args, condition: see :meth:`attribute`.
+            options: see :class:`relprop.attribution.options.ForwardOptions`.
+
+        Raises:
+            InputError: where the method claims no sum.
+            RelpropError: see :mod:`relprop.errors`.
+
+        >>> from relprop import LRP; from relprop.rules import Zero
+        >>> model = torch.nn.Linear(2, 1)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]])), model.bias.data.fill_(1.0)
+        >>> print(LRP(model, Zero()).report(torch.tensor([[1.0, 2.0]])))
+        module     call    rule    out  in  bias  unexplained
+        ---------  ------  ------  ---  --  ----  -----------
+        (model)    linear  Zero()    2   1     1            .
+        f - sum R                    2   1     1            .
+        """
         self.require_completeness()
         given = as_inputs(inputs)
         with self._run(

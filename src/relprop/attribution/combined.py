@@ -29,7 +29,7 @@ class Combined(Method, name="combined"):
         MethodError: where there is no method, something else than one, one of another model, or coefficients beside
             relevance.
         InputError: where weights are no finite numbers, or not as many as methods.
-    Source: a weighted sum; no publication of its own.
+    Source: relprop's own, a weighted sum.
 
     >>> import torch
     >>> from relprop import LRP

@@ -31,7 +31,7 @@ SumsTo: TypeAlias = Literal["", "f", "f - f'", "1"]
 class Contract:
     """What the numbers of a method are, and what they promise.
 
-    Attributes:
+    Args:
         seed: what arrives at the explained output: ``"1"``, or ``"f_t"``, the output itself as relevance; empty
             where the map does not come from a backward (some run one to find what the output depends on).
         output: ``"coefficient"``, like a gradient, which says how the output changes; or ``"relevance"``, shares of
@@ -42,6 +42,9 @@ class Contract:
 
     Raises:
         MethodError: for a value that is none of these.
+
+    >>> Contract("1", "relevance", "f", "where no operation has a bias").complete, Contract("1", "coefficient").complete
+    (True, False)
     """
 
     seed: Seed
@@ -76,6 +79,21 @@ class Method(ABC):
         per_sample: the options of ``attribute`` that hold one entry for every sample, as baselines may: what runs the
             method on a part of the batch hands over that part of them.
         takes_seed: ``attribute`` draws numbers from a ``seed``: what averages the method gives every run of it another.
+
+    Raises:
+        ModelError: where the model is no ``nn.Module``, or is scripted, quantised, without weights as yet, or built
+            under ``inference_mode``. So does every method that is made from a model, and does not say it again.
+
+    >>> from relprop import Gradient
+    >>> class Doubled(Method):
+    ...     '''Twice the gradient.'''
+    ...     contract = Contract("1", "coefficient")
+    ...     def attribute(self, inputs, target=None):
+    ...         return 2 * Gradient(self.model).attribute(inputs, target)
+    >>> model = nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> Doubled(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 6., -2.]])
     """
 
     contract: Contract
@@ -121,8 +139,13 @@ class Method(ABC):
     ) -> Tensor:
         """Return the value that is explained, ``[N]``: the output, or the hidden unit, that the target names.
 
-        The arguments are those of :meth:`Attribution.attribute`. Nothing is differentiated, and nothing of the model is
-        written.
+        Nothing is differentiated, and nothing of the model is written.
+
+        Args:
+            inputs, target, additional_forward_args, forward_kwargs: see :meth:`Attribution.attribute`.
+
+        Raises:
+            RelpropError: see :mod:`relprop.errors`.
         """
         given = as_inputs(inputs)
         read = reading(self.model, target, given.samples)

@@ -35,6 +35,7 @@ class LayerGradCam(Method, name="layer_grad_cam"):
 
     Raises:
         InputError: where the model has no such module.
+        InputTypeError: for what is neither a name nor a module.
     Source: Selvaraju et al. 2017 (arXiv:1610.02391).
 
     >>> import torch
@@ -128,6 +129,7 @@ class GuidedGradCam(Method, name="guided_grad_cam"):
 
     Raises:
         InputError: where the model has no such module.
+        InputTypeError: for what is neither a name nor a module.
     Source: Selvaraju et al. 2017 (arXiv:1610.02391).
 
     >>> import torch

@@ -23,6 +23,9 @@ class Gradient(Attribution, name="gradient"):
     Args:
         model: any ``nn.Module``.
         form: ``"raw"``, ``"absolute"`` or ``"squared"``.
+
+    Raises:
+        InputError: for another ``form``.
     Source: Simonyan et al. 2014 (arXiv:1312.6034); squared: Montavon et al. 2018, section 3.1
         (doi:10.1016/j.dsp.2017.10.011).
 

@@ -33,6 +33,11 @@ class LRP(Attribution, name="lrp"):
             ``"epsilon_gamma"`` is epsilon 1e-6 on dense layers, gamma 0.25 on convolutions, AttnLRP for attention.
         strict: an operation without a rule is an error instead of a warning.
         cache_weights: keep modified weights between calls; they are compared by value at every use, and cost memory.
+
+    Raises:
+        RuleError: for a name that is not known, and for what is none of these; while explaining, where a rule cannot
+            serve where it was set.
+        UncoveredOperationError: while explaining, with ``strict``.
     Source: Bach et al. 2015 (doi:10.1371/journal.pone.0130140); Montavon et al. 2019
         (doi:10.1007/978-3-030-28954-6_10).
 

@@ -33,6 +33,9 @@ class NoiseTunnel(Wrapper, name="noise_tunnel"):
 
     Args:
         method: any method, made from a model.
+
+    Raises:
+        MethodError: where ``method`` is none, such as a model.
     Source: Smilkov et al. 2017 (arXiv:1706.03825); Hooker et al. 2019 (arXiv:1806.10758) for the squares; Adebayo et
         al. 2018 (arXiv:1810.03307) for the variance.
 
@@ -120,6 +123,9 @@ class SmoothGrad(NoiseTunnel, name="smoothgrad"):
 
     Args:
         method: any method, made from a model; ``Gradient(model)`` in the paper.
+
+    Raises:
+        MethodError: where ``method`` is none, such as a model.
     Source: Smilkov et al. 2017 (arXiv:1706.03825).
 
     >>> from relprop import Gradient
@@ -138,6 +144,9 @@ class SmoothGradSquared(NoiseTunnel, name="smoothgrad_squared"):
 
     Args:
         method: any method, made from a model; ``Gradient(model)`` in the paper.
+
+    Raises:
+        MethodError: where ``method`` is none, such as a model.
     Source: Hooker et al. 2019 (arXiv:1806.10758).
 
     >>> from relprop import Gradient
@@ -159,6 +168,9 @@ class VarGrad(NoiseTunnel, name="vargrad"):
 
     Args:
         method: any method, made from a model; ``Gradient(model)`` in the paper.
+
+    Raises:
+        MethodError: where ``method`` is none, such as a model.
     Source: Adebayo et al. 2018 (arXiv:1810.03307).
 
     >>> from relprop import Gradient

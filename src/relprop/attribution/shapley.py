@@ -39,9 +39,15 @@ class ShapleyValueSampling(Method, name="shapley_value_sampling"):
         model: any ``nn.Module``, differentiable or not.
 
     Raises:
-        MissingExtraError: Captum is not installed.
+        MissingExtraError: while explaining, where Captum is not installed.
     Source: Castro et al. 2009 (https://www.sciencedirect.com/science/article/pii/S0305054808000804), by Captum
         (arXiv:2009.07896).
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> ShapleyValueSampling(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 3., -2.]])
     """
 
     contract = Contract("", "relevance", "f - f'", "where every entry is a feature of its own")
@@ -160,8 +166,14 @@ class KernelShap(ShapleyValueSampling, name="kernel_shap"):
         model: any ``nn.Module``, differentiable or not.
 
     Raises:
-        MissingExtraError: Captum or scikit-learn is not installed.
+        MissingExtraError: while explaining, where Captum or scikit-learn is not installed.
     Source: Lundberg and Lee 2017 (arXiv:1705.07874), by Captum (arXiv:2009.07896).
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> KernelShap(model).attribute(torch.tensor([[1.0, 2.0]])).round(decimals=2)
+    tensor([[ 3., -2.]])
     """
 
     contract = Contract("", "relevance", "f - f'", "up to the fit, where every entry is a feature of its own")

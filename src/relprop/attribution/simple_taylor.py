@@ -32,6 +32,8 @@ RootSearch = Literal["nearest", "gradient", "segment"]
 class Expansion:
     """An expansion of every sample's output, ``f(x) = f(x~) + sum R + remainder``. Prints as a table.
 
+    From :meth:`SimpleTaylor.expand`.
+
     Attributes:
         relevance: ``R = df/dx(x~) (x - x~)``, in the structure of the inputs.
         root: the root points ``x~``, in the structure of the inputs.
@@ -85,6 +87,7 @@ class SimpleTaylor(Method, name="simple_taylor"):
     Raises:
         InputError: for another ``root``, for no steps or iterations, for fewer than no starts, or where ``reach`` is no
             positive number.
+        InputTypeError: for a seed that is no integer.
     Source: Montavon et al. 2017 (doi:10.1016/j.patcog.2016.11.008); Bach et al. 2015
         (doi:10.1371/journal.pone.0130140).
 
@@ -168,7 +171,18 @@ class SimpleTaylor(Method, name="simple_taylor"):
     ) -> Expansion:
         """Return the attribution with the root point, its distance, and what is left unexplained.
 
-        The arguments are those of :meth:`attribute`.
+        Args:
+            inputs, target, additional_forward_args, baselines, progress, options: see :meth:`attribute`.
+
+        Raises:
+            RelpropError: as :meth:`attribute`.
+
+        >>> model = nn.Linear(2, 1)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]])), model.bias.data.fill_(-1.0)
+        >>> print(SimpleTaylor(model).expand(torch.tensor([[4.0, 1.0]])))
+        sample  f(x)  f(root)  sum R  remainder  distance
+        ------  ----  -------  -----  ---------  --------
+        0       10    0        10     0          3.162
         """
         given = as_inputs(inputs)
         _check(given)

@@ -54,6 +54,9 @@ class DeepLift(Method, name="deep_lift"):
         model: any ``nn.Module``. For both inputs it must call the same functions in the same order.
         rule: ``"rescale"`` or ``"reveal_cancel"``.
         strict: what has no rule is an error.
+
+    Raises:
+        InputError: for another ``rule``.
     Source: Shrikumar et al. 2017 (arXiv:1704.02685).
 
     >>> import torch
@@ -129,8 +132,15 @@ class DeepLift(Method, name="deep_lift"):
     ) -> dict[str, Tensor | Any]:
         """Return the attribution ``m (a - a')`` of the outputs of named modules, all from one backward.
 
-        The arguments are those of :meth:`attribute` and of :meth:`Attribution.attribute_layers`, which says what is
-        returned.
+        Args:
+            inputs, baselines, target, additional_forward_args, options: see :meth:`attribute`.
+            layers: see :meth:`Attribution.attribute_layers`.
+
+        Returns:
+            as :meth:`Attribution.attribute_layers`.
+
+        Raises:
+            RelpropError: as :meth:`attribute` and :meth:`Attribution.attribute_layers`.
         """
         against = self._against(inputs, baselines)
         return against.attribute_layers(inputs, layers, target, additional_forward_args, **options)
@@ -195,6 +205,9 @@ class DeepLiftShap(Method, name="deep_lift_shap"):
 
     Args:
         model, rule, strict: see :class:`DeepLift`.
+
+    Raises:
+        InputError: as :class:`DeepLift`.
     Source: Lundberg and Lee 2017 (arXiv:1705.07874).
 
     >>> import torch

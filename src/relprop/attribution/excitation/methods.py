@@ -36,7 +36,8 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        NumericalError: where the explained output is exactly zero, so that no share of it is defined.
+        RuleError: where ``stabilizer`` is no number >= 0.
+        NumericalError: while explaining, where the output is exactly zero, so that no share of it is defined.
     Source: Zhang et al. 2016 (arXiv:1608.00507); Zhang et al. 2018 (doi:10.1007/s11263-017-1059-x).
 
     >>> import torch
@@ -79,7 +80,7 @@ class ContrastiveExcitationBackprop(ExcitationBackprop, name="contrastive_excita
         stabilizer: in units of ``z``; 1e-6 by default.
 
     Raises:
-        NumericalError: where the explained output is exactly zero.
+        NumericalError, RuleError: as :class:`ExcitationBackprop`.
     Source: Zhang et al. 2016 (arXiv:1608.00507), section 3.3.
 
     >>> import torch

@@ -63,6 +63,13 @@ class PatternMethod(Attribution):
             InputError: for an unknown estimator, or a loader without batches.
             PatternError: where the model has no layer to fit.
         Source: Kindermans et al. 2018 (arXiv:1705.05598).
+
+        >>> import torch; from relprop import PatternNet
+        >>> method = PatternNet(nn.Linear(3, 2)).fit([torch.randn(50, 3) for _ in range(4)], "linear")
+        >>> print(method.patterns)
+        parameter  shape  samples  backward  units without
+        ---------  -----  -------  --------  -------------
+        weight     2x3        200  linear    -
         """
         if estimator not in get_args(Estimator):
             raise InputError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}.")
@@ -72,6 +79,9 @@ class PatternMethod(Attribution):
     def save(self, path: str | Path) -> None:
         """Write the patterns as a safetensors file, with the weights that they were fitted to.
 
+        Args:
+            path: where the file goes.
+
         Raises:
             PatternError: before they are fitted.
             MissingExtraError: without safetensors (``pip install relprop[patterns]``).
@@ -79,7 +89,12 @@ class PatternMethod(Attribution):
         self._fitted().save(path)
 
     def load(self, path: str | Path) -> Self:
-        """Read the patterns from a file that :meth:`save` wrote, and return the method itself.
+        """Read the patterns from a file that :meth:`save` wrote.
+
+        Args:
+            path: where the file lies.
+
+        Returns: the method itself.
 
         Raises:
             PatternError: where the file holds no patterns, or those of another network.
@@ -117,8 +132,15 @@ class PatternMethod(Attribution):
 
         Raises:
             PatternError: before the patterns are fitted, or where they are those of other weights.
-            InputError: where a split has not more samples than a unit has inputs.
+            InputError: where a split has not more samples than a unit has inputs, or calls a layer never; where no
+                unit's output varies; for ``units`` below 1 and ``patches`` below 2.
         Source: Kindermans et al. 2018 (arXiv:1705.05598).
+
+        >>> import torch; from relprop import PatternNet
+        >>> method = PatternNet(nn.Linear(3, 2)).fit([torch.randn(50, 3)], "linear")
+        >>> found = method.signal_quality([torch.randn(50, 3)], [torch.randn(50, 3)])
+        >>> {layer: [*values] for layer, values in found.values.items()}, found.samples
+        ({'weight': ['filter', 'linear']}, {'weight': (50, 50)})
         """
         return measure(self.model, self._fitted(), loader, test, layers, units, patches, seed, progress)
 
@@ -193,8 +215,10 @@ class PatternNet(PatternMethod, name="pattern_net"):
     Args:
         model: any ``nn.Module``.
         patterns: those of another method fitted to the same model; :meth:`fit` or :meth:`load` give them otherwise.
+
     Raises:
-        PatternError: where it explains before it was fitted, or with the patterns of another network.
+        InputTypeError: for ``patterns`` that are none.
+        PatternError: while explaining, before it was fitted, or with the patterns of another network.
     Source: Kindermans et al. 2018 (arXiv:1705.05598).
 
     >>> import torch
@@ -222,8 +246,10 @@ class PatternAttribution(PatternMethod, name="pattern_attribution"):
     Args:
         model: any ``nn.Module``.
         patterns: those of another method fitted to the same model; :meth:`fit` or :meth:`load` give them otherwise.
+
     Raises:
-        PatternError: where it explains before it was fitted, or with the patterns of another network.
+        InputTypeError: for ``patterns`` that are none.
+        PatternError: while explaining, before it was fitted, or with the patterns of another network.
     Source: Kindermans et al. 2018 (arXiv:1705.05598).
 
     >>> import torch

@@ -27,7 +27,7 @@ STILL = 1e-9
 
 @dataclass(frozen=True)
 class SignalQuality:
-    """The quality ``rho`` of the signal estimators of a network, held out.
+    """The quality ``rho`` of the signal estimators of a network, held out, from :meth:`PatternNet.signal_quality`.
 
     Attributes:
         values: by layer and estimator, ``rho`` of every unit that was measured; units whose output does not vary in

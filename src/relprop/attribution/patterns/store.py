@@ -21,7 +21,7 @@ FORMAT = "relprop patterns 1"
 
 @dataclass(frozen=True)
 class Pattern:
-    """The patterns of the units of one parameter.
+    """The patterns of the units of one parameter, as :meth:`PatternNet.fit` finds them.
 
     Attributes:
         weight: the weight of the filters, with its batch norm folded in.
@@ -60,6 +60,7 @@ class Patterns(Mapping[str, Pattern]):
 
     Attributes:
         estimator: ``"linear"``, ``"relu+"`` or ``"relu+-"``.
+        found: by parameter, what the mapping holds.
         samples: by parameter, the number of samples; every position of a convolution is one.
     """
 
