@@ -27,7 +27,31 @@ Function = Callable[..., Any]
 
 
 def elementwise(quotient: Callable[..., Tensor], here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Run an elementwise function, explained by the rule from its quotient."""
+    """Run an elementwise function, explained by the rule from its quotient.
+
+    Args:
+        quotient: ``q(z) = (f(z) - f(0)) / z``, of the arguments of the function; a handler is
+            ``functools.partial(elementwise, q)``.
+        here: the call.
+        input: the argument that the function is of, entry by entry.
+        args, kwargs: its other arguments.
+
+    Returns: what the function returns.
+
+    Raises:
+        OperationError: where the quotient is no tensor of the shape of the output.
+        NumericalError: where the quotient is not finite.
+
+    >>> from relprop import LRP, operation
+    >>> @operation(kind="activation", handler=partial(elementwise, torch.sigmoid))
+    ... def swish(z):
+    ...     return z * torch.sigmoid(z)
+    >>> class Swish(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return swish(x)
+    >>> LRP(Swish()).attribute(torch.tensor([[2.0]]))
+    tensor([[1.7616]])
+    """
     return applied(here.func, quotient, here, input, *args, **kwargs)
 
 

@@ -38,7 +38,15 @@ SPACES: tuple[Any, ...] = (
 
 
 def functions_named(name: str, spaces: Sequence[Any] = SPACES) -> Iterator[Callable[..., Any]]:
-    """Yield every function of this name that a model may call."""
+    """Yield every function of this name that a model may call.
+
+    Args:
+        name: as it is spelled, such as ``"relu"``.
+        spaces: where it is looked for: modules and classes; by default all of torch in which models find functions.
+
+    >>> torch.relu in functions_named("relu"), F.relu in functions_named("relu", (torch, torch.Tensor))
+    (True, False)
+    """
     for space in spaces:
         found = getattr(space, name, None)
         if found is not None and callable(found):

@@ -42,12 +42,25 @@ def operations() -> Table:
     """Return the rows of all that relprop knows now, by function: those of torch, and what users have declared.
 
     The result does not change. What is declared later is in the next one.
+
+    >>> import torch
+    >>> operations()[torch.relu].name, print in operations()
+    ('relu', False)
     """
     return _known
 
 
 def operation_of(function: Any) -> Operation | None:
-    """Return the row of a function, or None where relprop knows none."""
+    """Return the row of a function, or None where relprop knows none.
+
+    Args:
+        function: of torch, or one that was declared, as the model calls it.
+
+    >>> import torch
+    >>> row = operation_of(torch.cat)
+    >>> row.name, str(row.kind), row.difference.name
+    ('cat', 'affine', 'MOVES')
+    """
     return _known.get(function)
 
 

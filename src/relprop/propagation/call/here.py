@@ -30,7 +30,7 @@ Shares = dict[str, Tensor]
 
 @dataclass
 class Here:
-    """One call of a function with active arguments.
+    """One call of a function with active arguments: what a handler is given, as one of :func:`relprop.operation` is.
 
     Attributes:
         call: the attribution it is part of.
@@ -166,6 +166,23 @@ def declares_nothing(c: Tensor, value: Tensor) -> Shares:
 
 
 def native(here: Here, *args: Any, **kwargs: Any) -> Any:
-    """Run a function as it is: autograd's own backward carries its relevance."""
+    """Run a function as it is: autograd's own backward carries its relevance.
+
+    Args:
+        here: the call.
+        args, kwargs: what the model called it with.
+
+    Returns: what the function returns.
+
+    >>> from relprop import LRP, operation
+    >>> @operation(kind="pooling", handler=native)
+    ... def strongest(x):
+    ...     return x.amax(1)
+    >>> class Strongest(nn.Module):
+    ...     def forward(self, x):
+    ...         return strongest(x)
+    >>> LRP(Strongest()).attribute(torch.tensor([[1.0, 3.0]]))
+    tensor([[0., 3.]])
+    """
     here.by_autograd()
     return here.func(*args, **kwargs)
