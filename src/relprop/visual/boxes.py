@@ -40,8 +40,15 @@ def boxes(
     Returns: the matplotlib figure.
 
     Raises:
-        InputError: where there is nothing to draw, or layers differ in their estimators.
-        MissingExtraError: without matplotlib (``pip install relprop[visual]``).
+        InputError: where there is nothing to draw, layers differ in their estimators, or entries are not finite.
+        InputTypeError: not tensors or arrays of a real dtype.
+        MissingExtraError: matplotlib is not installed (``pip install relprop[visual]``).
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> import torch
+    >>> figure = boxes({"conv": {"filter": torch.rand(8), "relu+": torch.rand(8)}}, ylabel="quality")
+    >>> figure.axes[0].get_ylabel(), len(figure.axes[0].patches)
+    ('quality', 2)
     """
     arrays: dict[str, dict[str, Array]] = {
         layer: {name: to_array(each, f"{layer}, {name}").ravel() for name, each in found.items()}

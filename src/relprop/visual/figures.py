@@ -181,7 +181,9 @@ def layers(
 
     Returns: the matplotlib figure.
 
-    Raises: as ``grid``; also InputError where ``columns`` is below 1.
+    Raises:
+        InputError: ``columns`` below 1, and as ``grid``.
+        InputTypeError, MissingExtraError: as ``grid``.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> import torch

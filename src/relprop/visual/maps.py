@@ -79,15 +79,18 @@ def channel_sum(relevance: Values) -> Array:
 def symmetric_scale(*maps: Values, quantile: float = 1.0) -> float:
     """The value at which the colours end, the same on both sides of zero.
 
-    Definition: the ``quantile`` of ``|M|`` over all entries of all maps; 1 where that is zero, so that an
-    empty map is drawn in the colour of zero.
+    Definition: the ``quantile`` of ``|M|`` over all entries of all maps; where that is zero, the largest ``|M|``; and 1
+    for maps of zeros, which are drawn in the colour of zero.
 
     Args:
         maps: arrays of any shape.
         quantile: in (0, 1]; below 1, a few extreme entries saturate instead of paling all others.
 
+    Returns: the scale, above 0, in units of the maps.
+
     Raises:
-        InputError: no map, or ``quantile`` outside (0, 1].
+        InputError: no map, one that is empty or not finite, or ``quantile`` outside (0, 1].
+        InputTypeError: not tensors or arrays of a real dtype.
 
     >>> symmetric_scale(torch.tensor([-3.0, 1.0]), torch.tensor([2.0]))
     3.0
