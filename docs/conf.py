@@ -19,7 +19,7 @@ autodoc_member_order = "bysource"
 html_theme = "alabaster"
 html_theme_options = {"description": "Relevance propagation for PyTorch", "page_width": "1100px"}
 
-_LABEL = re.compile(r"^(Definition|Bias|Conserves|Shapes|Source|Returns|Raises): (?=\S)")
+_LABEL = re.compile(r"^(Definition|Bias|Conserves|Range|Shapes|Source|Returns|Raises|What to do): (?=\S)")
 
 
 def _paragraphs(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Every error and warning relprop raises.
 
 Each error is a :class:`RelpropError` and the built-in exception that fits, so both
-``except RelpropError`` and ``except ValueError`` catch it.
+``except RelpropError`` and ``except ValueError`` catch it. Messages name what was wrong, what was expected
+and what to do.
 """
 
 from __future__ import annotations
@@ -14,101 +15,184 @@ from types import FrameType
 
 
 class RelpropError(Exception):
-    """The root of every error relprop raises."""
+    """The root of every error relprop raises.
+
+    What to do: catch it where any failure of relprop is to be handled; by itself it is never raised.
+    """
 
 
 class InputError(RelpropError, ValueError):
-    """An input has the wrong shape, is empty, or does not reach the output."""
+    """An input has the wrong shape, is empty, or does not reach the output.
+
+    What to do: give what the message says was expected. Where the output does not depend on the input, look for a part
+    of the model that leaves autograd (``detach``, ``no_grad``, NumPy), or explain another target.
+    """
 
 
 class InputTypeError(RelpropError, TypeError):
-    """An input is of a type that cannot be explained."""
+    """An input is of a type that cannot be explained.
+
+    What to do: give tensors, or what the message says was expected; for token ids, a method that takes them, or their
+    embeddings.
+    """
 
 
 class TargetError(RelpropError, ValueError):
-    """A target is missing or does not fit the output."""
+    """A target is missing or does not fit the output.
+
+    What to do: give one target for each sample, or one for all, in a form that :meth:`relprop.Attribution.attribute`
+    lists.
+    """
 
 
 class TargetTypeError(RelpropError, TypeError):
-    """A target is of a type that selects nothing."""
+    """A target is of a type that selects nothing.
+
+    What to do: give integers, tuples of them, a callable, or a :class:`relprop.Unit`.
+    """
 
 
 class TargetIndexError(RelpropError, IndexError):
-    """A target lies outside the output."""
+    """A target lies outside the output.
+
+    What to do: count from 0, up to one less than the number of outputs that the message names.
+    """
 
 
 class RuleError(RelpropError, ValueError):
-    """A rule has impossible parameters or stands where it cannot serve."""
+    """A rule has impossible parameters or stands where it cannot serve.
+
+    What to do: change the parameter, or set the rule at an operation of a kind that it serves;
+    ``print(rules.plan(model, x))`` shows what runs where.
+    """
 
 
 class OperationError(RelpropError, ValueError):
-    """An operation is declared by arguments that contradict each other, or for a function that has a row."""
+    """An operation is declared by arguments that contradict each other, or for a function that has a row.
+
+    What to do: give what the kind asks for, see :func:`relprop.operation`; for a function of torch that has a row, set
+    a rule instead.
+    """
 
 
 class MethodError(RelpropError, ValueError):
-    """A method is unknown, cannot be made from the options given, or has a name that is taken."""
+    """A method is unknown, cannot be made from the options given, or has a name that is taken.
+
+    What to do: take a name of :func:`relprop.methods` and options that its class takes, or choose another name.
+    """
 
 
 class UnknownMethodError(MethodError, KeyError):
-    """No method has this name."""
+    """No method has this name.
+
+    What to do: take a name of :func:`relprop.methods`; the message names the nearest.
+    """
 
     __str__ = Exception.__str__  # that of KeyError shows the message in quotes
 
 
 class ModelError(RelpropError, TypeError):
-    """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained."""
+    """A model is no ``nn.Module``, returns no tensor, or is built so that it cannot be explained.
+
+    What to do: give the module itself, as eager code on floating point weights; of outputs that are no tensor, let a
+    callable target read one.
+    """
 
 
 class PatternError(RelpropError, ValueError):
-    """Patterns are missing, are those of another network, or cannot be read."""
+    """Patterns are missing, are those of another network, or cannot be read.
+
+    What to do: call ``fit`` or ``load`` first, on the network that is explained.
+    """
 
 
 class NumericalError(RelpropError, ValueError):
-    """NaN or infinity in the input or in the output."""
+    """NaN or infinity in the input or in the output.
+
+    What to do: look where the first of them comes from, in the data or in the model, and explain in float32 or float64
+    where half precision overflows.
+    """
 
 
 class ConservationError(RelpropError, ArithmeticError):
-    """Relevance went missing at a layer, and no rule says why."""
+    """Relevance went missing at a layer, and no rule says why.
+
+    What to do: read the row that the message names; a rule of your own declares by ``absorbed`` what it keeps, and a
+    coarse dtype needs a larger tolerance.
+    """
 
 
 class UncoveredOperationError(RelpropError, NotImplementedError):
-    """An operation has no rule (raised with ``strict=True``, a warning otherwise)."""
+    """An operation has no rule (raised with ``strict=True``, a warning otherwise).
+
+    What to do: say what the operation is by :func:`relprop.operation`, set a filter such as ``Detach`` at it, or leave
+    ``strict`` out.
+    """
 
 
 class MissingExtraError(RelpropError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed and not installed.
+
+    What to do: run the ``pip install`` that the message names.
+    """
 
 
 class RelpropWarning(UserWarning):
-    """The root of every warning relprop gives."""
+    """The root of every warning relprop gives.
+
+    What to do: filter by it to silence relprop, or to make its warnings errors.
+    """
 
 
 class UncoveredOperationWarning(RelpropWarning):
-    """An operation has no rule; plain autograd carried the relevance through it."""
+    """An operation has no rule; plain autograd carried the relevance through it.
+
+    What to do: read in a report what leaked there; then say what the operation is by :func:`relprop.operation`, or set
+    a filter such as ``Detach`` or ``Pass`` at it.
+    """
 
 
 class CompiledModelWarning(RelpropWarning):
-    """A compiled model is explained through the original module, without compilation."""
+    """A compiled model is explained through the original module, without compilation.
+
+    What to do: give the original module, and there is no warning; the numbers are those of eager code.
+    """
 
 
 class BackwardHookWarning(RelpropWarning):
-    """A module has a backward hook of the user's own, which receives coefficients while relevance is explained."""
+    """A module has a backward hook of the user's own, which receives coefficients while relevance is explained.
+
+    What to do: remove the hook while you explain, unless it only looks on.
+    """
 
 
 class TrainingModeWarning(RelpropWarning):
-    """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent."""
+    """A layer in training mode (dropout, batch norm) makes the explanation random or batch-dependent.
+
+    What to do: call ``model.eval()`` first, if that is not meant.
+    """
 
 
 class ConvergenceWarning(RelpropWarning):
-    """A sum that a method claims is further off than the tolerance, after as many steps as were allowed."""
+    """A sum that a method claims is further off than the tolerance, after as many steps as were allowed.
+
+    What to do: allow more ``max_steps``, or a larger ``tolerance``.
+    """
 
 
 class PatternWarning(RelpropWarning):
-    """Units have no pattern, or the weights are no longer those that the patterns were fitted to."""
+    """Units have no pattern, or the weights are no longer those that the patterns were fitted to.
+
+    What to do: fit to more data, or again after training.
+    """
 
 
 class DeepTaylorWarning(RelpropWarning):
-    """A premise of deep Taylor decomposition does not hold in the model."""
+    """A premise of deep Taylor decomposition does not hold in the model.
+
+    What to do: train with biases that are not positive, or read the map as what it is without the premise: LRP, which
+    conserves.
+    """
 
 
 class MovedWarning(RelpropWarning, FutureWarning):
