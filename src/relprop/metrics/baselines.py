@@ -95,6 +95,7 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
 
     Raises:
         InputError: no images, none of them, or a sigma that is not positive.
+        InputTypeError: no tensor.
 
     >>> float(blurred(torch.eye(8)[None, None]).amax()) < 1
     True
@@ -125,6 +126,7 @@ def neighbours_mean(x: Tensor, region: tuple[int, int] = (1, 1)) -> Tensor:
 
     Raises:
         InputError: no images, none of them, or a region that covers the image, so that nothing is around it.
+        InputTypeError: no tensor.
 
     >>> neighbours_mean(torch.tensor([[[[1.0, 5.0, 3.0]]]]))
     tensor([[[[5., 2., 5.]]]])

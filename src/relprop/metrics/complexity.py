@@ -22,8 +22,8 @@ def gini_sparseness(relevance: Tensor, *, features: Features = "elements") -> Te
 
     Args:
         relevance: ``[N, ...]``.
-        features: what is one feature, as in ``perturbation_curve``: ``"elements"`` by default, ``"pixels"`` sums
-            ``|R|`` over channels.
+        features: what is one feature, as ``features`` of ``RemovalOptions``: ``"elements"`` by default, ``"pixels"``
+            sums ``|R|`` over channels.
 
     Shapes: ``-> [N]``, float64.
 
@@ -50,7 +50,13 @@ def entropy_complexity(relevance: Tensor, *, features: Features = "elements") ->
     Range: [0, ln d]; 0 is one feature that has all, ``ln d`` is uniform; lower is simpler.
     Source: Bhatt et al. 2020 (arXiv:2005.00631).
 
-    Args, shapes and errors: as ``gini_sparseness``.
+    Args:
+        relevance, features: as in ``gini_sparseness``.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``gini_sparseness``.
 
     >>> entropy_complexity(torch.tensor([[0.0, 0.0, 0.0, -4.0], [1.0, 1.0, 1.0, 1.0]])).exp().round(decimals=4)
     tensor([1., 4.], dtype=torch.float64)

@@ -85,7 +85,7 @@ def conservation(
     Definition: relative delta ``|f - sum R| / |f|``; positivity ``sum (R)+ / sum |R|``.
     Range: relative delta [0, inf], lower is better, inf where f alone is 0; positivity [0, 1], higher is better where
     nothing speaks against the target.
-    Source: Montavon et al. 2017, definitions 1 and 2.
+    Source: Montavon et al. 2017, definitions 1 and 2 (doi:10.1016/j.patcog.2016.11.008).
 
     Args:
         explain: ``explain(model, x, target) -> relevance``.
@@ -99,6 +99,7 @@ def conservation(
 
     Raises:
         InputError: an explainer that returns another shape, or NaN.
+        RelpropError: what ``perturbation_curve`` raises of targets, outputs and the model.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -139,7 +140,7 @@ class Absorbed:
         return self.inputs + sum(self.shares.values()) + self.unexplained
 
     def largest(self, share: str) -> tuple[str, float]:
-        """Return the module that took most of a share, in size, and how much; as ``("2 linear", -0.8)``."""
+        """Return the module that took most of ``share``, in size, and how much; as ``("2 linear", -0.8)``."""
         taken = {name: shares[share] for name, shares in self.modules.items() if share in shares}
         if not taken:
             raise InputError(f"nothing was absorbed as {share!r}; the shares are {', '.join(self.shares) or 'none'}")

@@ -95,7 +95,8 @@ def continuity(
     Range: [0, inf); lower is better, and 0 is an explanation that never changes. The unit is relevance per unit of
     input, so compare methods that share it, or normalise. At a discontinuity the ratio grows as the distance shrinks:
     ``path_continuity`` tells that from a steep explanation.
-    Source: Montavon et al. 2018, section 7.1 (there the largest over all pairs of a data set).
+    Source: Montavon et al. 2018, section 7.1 (doi:10.1016/j.dsp.2017.10.011); there the largest over all pairs of a
+    data set.
 
     Args:
         explain: ``explain(model, x, target) -> relevance``.
@@ -112,6 +113,8 @@ def continuity(
             shape, or NaN.
         InputTypeError: relevance in the place of the explainer; neighbours that are no tensor, or floating ones of an
             input of integers.
+        MissingExtraError: ``progress=True`` without tqdm.
+        TargetError, TargetTypeError: another number of targets than of samples, or no integers.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -163,7 +166,7 @@ def max_sensitivity(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError, InputTypeError: as ``continuity``, but that a neighbour may equal its sample.
+        RelpropError: what ``continuity`` raises, but that a neighbour may equal its sample.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[1.0, 1.0]])
@@ -194,9 +197,13 @@ def average_sensitivity(
     Source: Bhatt et al. 2020 (arXiv:2005.00631), with the Euclidean distance; Yeh et al. 2019 take the
     largest.
 
-    Args and Raises: as ``max_sensitivity``.
+    Args:
+        explain, model, x, target, neighbours, normalize, internal_batch_size, progress: as in ``max_sensitivity``.
 
     Shapes: ``-> [N]``, float64.
+
+    Raises:
+        RelpropError: what ``max_sensitivity`` raises.
 
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 4.0]])

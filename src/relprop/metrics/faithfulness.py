@@ -82,15 +82,17 @@ def faithfulness_correlation(
     Source: Bhatt et al. 2020 (arXiv:2005.00631).
 
     Args:
-        explain, model, x, target, options: as in ``perturbation_curve``; ``seed`` draws the sets too.
+        explain, model, x, target: as in ``perturbation_curve``.
         subset_size: how many features are removed at once; a quarter of them, at least one, by default.
         samples: how many sets for each sample.
         absolute: sum ``|R|``.
+        options: see :class:`relprop.metrics.options.RemovalOptions`; ``seed`` draws the sets too.
 
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``perturbation_curve``; a set larger than the input, fewer than 2 samples.
+        InputError: a set larger than the input, fewer than 2 samples.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Linear(4, 1)
     >>> x = torch.randn(2, 4)
@@ -126,7 +128,7 @@ def sensitivity_n(
         explain, model, x, target, samples, options: as in ``faithfulness_correlation``.
 
     Raises:
-        InputError: as ``faithfulness_correlation``.
+        RelpropError: what ``faithfulness_correlation`` raises.
 
     >>> model = nn.Linear(4, 1)
     >>> found = sensitivity_n(lambda model, x, target: x * model.weight, model, torch.randn(2, 4), sizes=(1, 3))
@@ -159,13 +161,15 @@ def faithfulness_estimate(
     Source: Alvarez-Melis and Jaakkola 2018 (arXiv:1806.07538), on probabilities.
 
     Args:
-        explain, model, x, target, options: as in ``perturbation_curve``.
+        explain, model, x, target: as in ``perturbation_curve``.
         absolute: take ``|R|``.
+        options: see :class:`relprop.metrics.options.RemovalOptions`; ``output`` is ``"probability"`` by default.
 
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``perturbation_curve``; samples of different numbers of segments.
+        InputError: samples of different numbers of segments.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Linear(4, 1)
     >>> x = torch.randn(2, 4)

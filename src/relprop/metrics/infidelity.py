@@ -65,7 +65,7 @@ def infidelity(
             ``c`` is the sum of relevance over it. ``"noisy baseline"``: ``I = x - x0 - sigma e``, ``e ~ N(0, 1)``.
             ``"square"``: a random square of pixels with all channels goes to the baseline. Or a callable
             ``(x, generator) -> I`` of the shape of x, called S times with a CPU generator.
-        baseline: ``x0``, as in ``perturbation_curve``.
+        baseline: ``x0``, what :func:`baseline_of` takes.
         samples: S.
         sigma: of the noisy baseline, in units of the input.
         square: its side, in pixels.
@@ -76,10 +76,10 @@ def infidelity(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``perturbation_curve``; an unknown kind or perturbation, a square that does not fit, a callable
-            that returns another shape.
+        InputError: an unknown kind or perturbation, a square that does not fit, a callable that returns another shape.
         InputTypeError: an input of integers where noise or a coefficient is asked for; they may be exchanged for the
             baseline's (``"subset"``, ``"square"``).
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Linear(3, 1)
     >>> x = torch.randn(2, 3)

@@ -96,6 +96,7 @@ def implementation_invariance(
         InputError: outputs that differ; gradients that differ at every sample (the two agree on the data but not around
             it); an explainer that returns another shape, or NaN.
         InputTypeError: relevance in the place of the explainer; ties that are no tensor.
+        RelpropError: what ``perturbation_curve`` raises of targets, outputs and the model.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> other = torch.nn.Sequential(model, torch.nn.Identity())

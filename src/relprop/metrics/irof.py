@@ -42,14 +42,16 @@ def irof(
     Source: Rieger and Hansen 2020 (arXiv:2003.08747). Quantus does not divide by L.
 
     Args:
-        explain, model, x, target, options: as in ``perturbation_curve``.
-        segments: integers, as ``features`` of ``perturbation_curve``; or the size of regions; or a callable from x to
+        explain, model, x, target: as in ``perturbation_curve``.
+        segments: integers, as ``features`` of ``RemovalOptions``; or the size of regions; or a callable from x to
             integers ``[N, H, W]``, such as one that runs ``skimage.segmentation.slic`` on each image. Samples may have
             different numbers of segments: their curves end earlier, and go on with the last score.
         baseline: what replaces a segment; the mean of the sample, channel by channel, by default.
+        options: see :class:`relprop.metrics.options.DrawnOptions`.
 
     Raises:
-        InputError: as ``perturbation_curve``; a probability of 0 for the whole input.
+        InputError: a probability of 0 for the whole input.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> x = torch.randn(3, 1, 4, 4)

@@ -72,7 +72,13 @@ def relevance_mass_accuracy(relevance: Tensor, mask: Tensor) -> Tensor:
     Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258), for relevance made positive: here its positive
     part, after the sum over channels.
 
-    Args, shapes and errors: as ``pointing_game``, without a radius.
+    Args:
+        relevance, mask: as in ``pointing_game``.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``pointing_game``.
 
     >>> R = torch.tensor([[[[0.0, 3.0], [1.0, -2.0]]]])
     >>> relevance_mass_accuracy(R, torch.tensor([[[0, 1], [0, 1]]]))
@@ -89,7 +95,13 @@ def relevance_rank_accuracy(relevance: Tensor, mask: Tensor) -> Tensor:
     Range: [0, 1]; higher is better; uniform relevance has the mask's share of the image.
     Source: Arras et al. 2022 (CLEVR-XAI, arXiv:2003.07258).
 
-    Args, shapes and errors: as ``pointing_game``, without a radius.
+    Args:
+        relevance, mask: as in ``pointing_game``.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``pointing_game``.
 
     >>> R = torch.tensor([[[[0.0, 3.0], [1.0, -2.0]]]])
     >>> relevance_rank_accuracy(R, torch.tensor([[[0, 1], [0, 1]]]))
@@ -109,8 +121,13 @@ def inside_total_ratio(relevance: Tensor, mask: Tensor, *, weighted: bool = Fals
     Source: Kohlbrenner et al. 2020 (arXiv:1910.09840). Unweighted it is the relevance mass accuracy.
 
     Args:
+        relevance, mask: as in ``pointing_game``.
         weighted: as above, so that small objects count as much as large ones.
-        relevance, mask: as in ``pointing_game``; shapes and errors are the same.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``pointing_game``.
 
     >>> R = torch.tensor([[[[0.0, 3.0], [1.0, -2.0]]]])
     >>> inside_total_ratio(R, torch.tensor([[[0, 1], [0, 1]]]), weighted=True)
@@ -131,8 +148,13 @@ def top_k_intersection(relevance: Tensor, mask: Tensor, k: int) -> Tensor:
     Source: Theiner et al. 2022 (arXiv:2104.14995).
 
     Args:
+        relevance, mask: as in ``pointing_game``.
         k: from 1 to the number of places.
-        relevance, mask: as in ``pointing_game``; shapes and errors are the same.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``pointing_game``, and for another ``k``.
 
     >>> R = torch.tensor([[[[0.0, 3.0], [1.0, -2.0]]]])
     >>> top_k_intersection(R, torch.tensor([[[0, 1], [0, 1]]]), k=1)
@@ -152,7 +174,13 @@ def localisation_auc(relevance: Tensor, mask: Tensor) -> Tensor:
     Range: [0, 1]; higher is better; uniform and random relevance have 1/2.
     Source: Fawcett 2006 (doi:10.1016/j.patrec.2005.10.010), for the curve.
 
-    Args, shapes and errors: as ``pointing_game``, without a radius.
+    Args:
+        relevance, mask: as in ``pointing_game``.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError, InputTypeError: as ``pointing_game``.
 
     >>> R = torch.tensor([[[[0.0, 3.0], [1.0, -2.0]]]])
     >>> localisation_auc(R, torch.tensor([[[0, 1], [0, 1]]]))  # 3 beats both others, -2 none

@@ -78,11 +78,13 @@ def monotonicity_arya(
     read ``shares``, or mean "importance" and order by ``absolute``.
 
     Args:
-        explain, model, x, target, options: as in ``perturbation_curve``.
+        explain, model, x, target: as in ``perturbation_curve``.
         absolute: order by ``|R|``.
+        options: see :class:`relprop.metrics.options.RemovalOptions`; ``output`` is ``"probability"`` by default.
 
     Raises:
-        InputError: as ``perturbation_curve``; samples of different numbers of segments.
+        InputError: samples of different numbers of segments.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Linear(3, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 2.0, 4.0]]))
@@ -120,13 +122,16 @@ def monotonicity_nguyen(
     a sample, which changes no rank, and leave open what is drawn.
 
     Args:
-        explain, model, x, target, features, output, options: as in ``perturbation_curve``.
+        explain, model, x, target: as in ``perturbation_curve``.
         samples: S, draws for each sample, by ``seed``; every feature is replaced from each of them.
+        features, output: see :class:`relprop.metrics.options.RemovalOptions`.
+        options: see :class:`relprop.metrics.options.DrawnOptions`.
 
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError: as ``perturbation_curve``; samples of different numbers of segments, an x that is not floating.
+        InputError: samples of different numbers of segments, an x that is not floating.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Linear(3, 1, bias=False)
     >>> _ = model.weight.data.copy_(torch.tensor([[1.0, -20.0, 4.0]]))

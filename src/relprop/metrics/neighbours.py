@@ -42,6 +42,7 @@ def random_neighbours(
 
     Raises:
         InputError: no sample, ``distance`` is not positive, ``samples`` below 1, another ``shape``, or integers.
+        InputTypeError: no tensor, or a seed that is no integer.
 
     >>> x = torch.zeros(2, 3)
     >>> random_neighbours(x, 0.5, samples=4).norm(dim=2)[0]
@@ -83,7 +84,9 @@ def translated(x: Tensor, shifts: Sequence[tuple[float, float]], *, fill: float 
     Shapes: ``[N, C, H, W] -> [len(shifts), N, C, H, W]``.
 
     Raises:
-        InputError: not a batch of at least one floating image, or no shift.
+        InputError: not a batch of at least one floating image, no shift, one that is not finite, or a ``fill`` that
+            does not fit.
+        InputTypeError: no tensor.
 
     >>> translated(torch.tensor([[[[1.0, 2.0, 4.0]]]]), [(0, 1), (0, 0.5)]).squeeze()
     tensor([[0.0000, 1.0000, 2.0000],
@@ -123,6 +126,7 @@ def translation(x: Tensor, shift: tuple[float, float], steps: int = 64, *, fill:
 
     Raises:
         InputError: as ``translated``; ``steps`` below 1.
+        InputTypeError: as ``translated``.
     Source: Montavon et al. 2018 (arXiv:1706.07979), section 7.1, where a digit is moved.
 
     >>> translation(torch.tensor([[[[1.0, 0.0]]]]), (0, 1), steps=2).squeeze()
@@ -148,6 +152,7 @@ def interpolation(x: Tensor, other: Tensor, steps: int = 64) -> Tensor:
 
     Raises:
         InputError: no sample, ``steps`` below 1, integers, or shapes that do not fit.
+        InputTypeError: an ``x`` that is no tensor.
 
     >>> interpolation(torch.zeros(1, 2), torch.tensor([[4.0, 8.0]]), steps=2).squeeze(1)
     tensor([[0., 0.],

@@ -96,12 +96,12 @@ def road(
         output: ``"accuracy"``, or as in ``perturbation_curve``: what reads models that return no tensor ``[N, C]``.
 
     Raises:
-        InputError: as ``perturbation_curve``; not images, a fraction outside (0, 1) or so large that no pixel stays, no
-            target.
+        InputError: not images, a fraction outside (0, 1) or so large that no pixel stays, no target.
         InputTypeError: fractions that are no sequence.
         ModelError: outputs that are no tensor ``[N, C]``, C at least 2, and no callable to read them.
         NumericalError: the model returns NaN, or infinity for the target.
         TargetIndexError: a target out of range.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     >>> x = torch.randn(3, 1, 4, 4)

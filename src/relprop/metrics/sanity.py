@@ -111,10 +111,11 @@ def parameter_randomisation(
         seed: for the parameters. Parameters that modules share change together.
 
     Raises:
-        InputError: as ``perturbation_curve``; an unknown order or similarity.
-        InputTypeError: relevance in the place of the explainer.
+        InputError: an unknown order or similarity; relevance of another shape, or NaN.
+        InputTypeError: relevance in the place of the explainer; a seed that is no integer.
         ModelError: no module with parameters, no module of a name, or a model that cannot be copied.
-        MissingExtraError: SSIM or HOG without scikit-image.
+        MissingExtraError: SSIM or HOG without scikit-image; ``progress=True`` without tqdm.
+        TargetError, TargetTypeError: another number of targets than of samples, or no integers.
 
     >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> result = parameter_randomisation(lambda model, x, target: x, model, torch.randn(3, 6))
@@ -160,6 +161,7 @@ def smoothed(explain: Explain, *, sigma: float = 0.2, samples: int = 50, seed: i
     Raises:
         InputError: fewer than 1 sample, a negative sigma.
         InputTypeError: relevance in the place of the explainer; when it is called, an input of integers.
+        TargetError, TargetTypeError: when it is called, another number of targets than of samples, or no integers.
 
     >>> model = nn.Linear(3, 1)
     >>> smooth = smoothed(lambda model, x, target: model.weight.expand_as(x), samples=4)
@@ -238,19 +240,18 @@ def efficient_randomisation(
     """Randomise all parameters at once: the explanation should become more complex.
 
     Definition: ``(C(R') - C(R)) / C(R)``, where R' explains a copy with all parameters randomised, drawn as
-    ``parameter_randomisation`` draws them, and C is the entropy
-    of the histogram of a map, ``- sum_b p_b ln p_b``, p_b the share of its entries in each of ``bins`` equal bins from
-    its smallest to its largest entry.
+    ``parameter_randomisation`` draws them, and C is the entropy of the histogram of a map, ``- sum_b p_b ln p_b``, p_b
+    the share of its entries in each of ``bins`` equal bins from its smallest to its largest entry.
     Range: [-1, inf]; higher is better, 0 for an explanation that does not look at the model. inf where the map was
     constant, of entropy 0, and is not any more.
     Source: Hedstroem et al. 2024 (arXiv:2401.06465), efficient MPRT: no order of layers, no similarity.
 
     Args:
-        bins: 100 by default.
+        bins: how many, at least 2; 100 by default.
         explain, model, x, target, seed, internal_batch_size, progress: as in ``parameter_randomisation``.
 
     Raises:
-        InputError, InputTypeError, ModelError: as ``parameter_randomisation``.
+        RelpropError: what ``parameter_randomisation`` raises.
 
     >>> model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> efficient_randomisation(lambda model, x, target: x, model, torch.randn(2, 6)).values
@@ -303,7 +304,8 @@ def random_logit(
     Shapes: ``-> [N]``, float64.
 
     Raises:
-        InputError, InputTypeError: as ``parameter_randomisation``; fewer than 2 classes.
+        InputError: fewer than 2 classes; an unknown similarity, relevance of another shape, or NaN.
+        InputTypeError, MissingExtraError, TargetTypeError: as ``parameter_randomisation``.
         TargetError: no target, or one that is no class.
 
     >>> model = nn.Linear(3, 4)

@@ -62,29 +62,19 @@ def perturbation_curve(
         model: what is scored, in the mode it is in.
         x: ``[N, ...]``.
         target: None for models of one output, an int, or one for each sample.
-        order: ``"morf"``, ``"lerf"`` or ``"random"`` (no explanation is made). A unit's relevance is the sum of its
-            entries'. It keeps its sign: what speaks against the target is replaced last by MoRF. Ties are in random
-            order, by ``seed``.
-        absolute: order by the sum of ``|R|`` instead.
-        steps: L, the same for all samples; by default one unit a step.
-        fraction: the part of the units that is replaced in the end.
-        features: what is replaced together. ``"pixels"``, with all channels (the default for ``[N, C, H, W]``);
-            ``"elements"`` (the default for all else); an int or a pair, the size of regions on a grid; or a tensor of
-            integers, segments: for embeddings ``[N, T, D]``, ``torch.arange(T)`` are tokens. Segments have the
-            shape of x, of one sample, or either without channels (or D), for all of them; a shape that fits in two ways
-            is an error.
-        baseline: ``"zero"``, ``"mean"``, ``"blur"``, ``"noise"``, ``"invert"``, ``"neighbours"``, a number, a tensor or
-            a callable (``relprop.metrics.baseline_of`` says what each is).
-        output: the score: ``"logit"``, ``"probability"`` (softmax) or a callable ``(outputs, target) -> [N]``.
-        recompute: explain again at each step, and order what is left by that; L times the explanations.
-        seed: for ties, random orders and noise; drawn on the CPU, the same on every device.
-        internal_batch_size: inputs at once; None for all.
-        progress: show a bar (tqdm).
+        options: see :class:`relprop.metrics.options.CurveOptions`.
 
     Raises:
-        InputError: an explainer that returns another shape or NaN, an unknown order, regions larger than the input,
-            more steps than units, a baseline that does not fit; ``recompute`` of a tensor.
+        InputError: relevance of another shape or not finite, an unknown order, baseline or score, regions larger than
+            the input, more steps than units, a baseline that does not fit; ``recompute`` of a tensor.
+        InputTypeError: no explainer, x or relevance that is no tensor, a model that cannot be called, an x of integers
+            where the baseline is made from it, or a seed that is no integer.
+        MissingExtraError: ``progress=True`` without tqdm.
+        ModelError: outputs that are no tensor ``[N, C]``, and no callable that reads them.
         NumericalError: the model returns NaN or infinity.
+        TargetError: another number of targets than of samples, or no target where there are several outputs.
+        TargetIndexError: a target out of range.
+        TargetTypeError: targets that are no integers.
 
     >>> import torch
     >>> model = nn.Linear(3, 1, bias=False)
@@ -105,8 +95,16 @@ def pixel_flipping(
 ) -> Curve:
     """Flip one pixel after the other, the most relevant first, until the image is its negative.
 
-    Definition, range and all arguments: ``perturbation_curve``, with ``baseline="invert"``: ``min + max - x``.
+    Definition: ``perturbation_curve`` with ``baseline="invert"``, ``min + max - x``.
+    Range: (-inf, inf) for the logit, (-1, 1) for the probability; higher is better.
     Source: Bach et al. 2015 (doi:10.1371/journal.pone.0130140), where pixels are -1 or 1.
+
+    Args:
+        explain, model, x, target: as in ``perturbation_curve``.
+        options: see :class:`relprop.metrics.options.CurveOptions`; ``baseline`` is ``"invert"`` by default.
+
+    Raises:
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -129,9 +127,19 @@ def region_perturbation(
 ) -> Curve:
     """Replace one region after the other by noise, the most relevant first.
 
-    Definition, range and all other arguments: ``perturbation_curve``, with ``features=region`` and
-    ``baseline="noise"``: uniform between the sample's smallest and largest entry.
+    Definition: ``perturbation_curve`` with ``features=region`` and ``baseline="noise"``, uniform between the sample's
+    smallest and largest entry.
+    Range: (-inf, inf) for the logit, (-1, 1) for the probability; higher is better.
     Source: Samek et al. 2017 (arXiv:1509.06321): 9 x 9 pixels, 100 steps, on images of 224 x 224.
+
+    Args:
+        explain, model, x, target: as in ``perturbation_curve``.
+        region: the height and the width of regions on a grid, or one int for both.
+        baseline: what replaces a region; ``"noise"`` by default.
+        options: see :class:`relprop.metrics.options.CurveOptions`, but for ``features``.
+
+    Raises:
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -150,8 +158,14 @@ def deletion(
 
     Definition: ``values`` is the area under ``f(x_k)`` over the part that is deleted, by trapezoids.
     Range: [0, 1] for the probability; lower is better.
-    All other arguments: ``perturbation_curve``.
     Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421).
+
+    Args:
+        explain, model, x, target: as in ``perturbation_curve``.
+        options: see :class:`relprop.metrics.options.CurveOptions`; ``output`` is ``"probability"`` by default.
+
+    Raises:
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -181,12 +195,16 @@ def insertion(
     Range: [0, 1] for the probability; higher is better.
     Source: Petsiuk et al. 2018 (RISE, arXiv:1806.07421), which begins with a blurred image.
 
-    Args: those of ``perturbation_curve``; ``recompute`` explains again, at each step, the input as far as it is
-        inserted, and orders what is missing by that: a baseline of zero, where Gradient x Input is zero, says nothing
-        of it. The default ``baseline="blur"`` is for images: give another for other inputs.
+    Args:
+        explain, model, x, target: as in ``perturbation_curve``.
+        order: ``"morf"``, ``"lerf"`` or ``"random"``.
+        options: see :class:`relprop.metrics.options.StepOptions`. ``recompute`` explains again, at each step, the input
+            as far as it is inserted, and orders what is missing by that: a baseline of zero, where Gradient x Input is
+            zero, says nothing of it. ``output`` is ``"probability"`` by default, and ``baseline`` ``"blur"``, which is
+            for images: give another for other inputs.
 
     Raises:
-        InputError: as ``perturbation_curve``.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> import torch
     >>> model = nn.Linear(3, 1, bias=False)
@@ -288,10 +306,12 @@ def selectivity(
     Range: (-inf, inf) for the logit, (-1, 1) for the probability; higher is better.
     Source: Samek et al. 2017 (arXiv:1509.06321); Schulz et al. 2020 (arXiv:2001.00396) for the area between.
 
-    Args: those of ``perturbation_curve``, for all orders.
+    Args:
+        explain, model, x, target, absolute, steps, fraction, recompute: as in ``perturbation_curve``, for all orders.
+        options: see :class:`relprop.metrics.options.RemovalOptions`.
 
     Raises:
-        InputError: as ``perturbation_curve``.
+        RelpropError: what ``perturbation_curve`` raises.
 
     >>> import torch
     >>> model = nn.Linear(3, 1, bias=False)

@@ -74,9 +74,11 @@ def input_invariance(
             the digits of the dtype where that is more (0.03 for float16, 0.09 for bfloat16).
 
     Raises:
+        InputError: ``g(x + m)`` is not ``f(x)``, since the input goes elsewhere, too; relevance of another shape, or
+            NaN.
         InputTypeError: relevance in the place of the explainer.
-        InputError, InputTypeError, ModelError: as ``shifted_model``; ``g(x + m)`` is not ``f(x)``: the input goes
-            elsewhere, too.
+        MissingExtraError, TargetError, TargetTypeError: as ``continuity``.
+        RelpropError: what ``shifted_model`` raises.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
     >>> x = torch.randn(2, 3).double()

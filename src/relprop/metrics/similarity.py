@@ -26,9 +26,18 @@ NAMES = ("spearman", "pearson", "cosine", "ssim", "hog")
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Correlate the ranks of entries (Spearman); equal entries share their mean rank.
 
+    Definition: Pearson's correlation of the ranks of all entries of each map.
     Range: [-1, 1]; 1 where both order entries alike, 0 for maps that have nothing to do with one another. NaN where one
     of them does not vary, but 1 where they are equal.
     Source: Adebayo et al. 2018 (arXiv:1810.03292), of signed and of absolute maps.
+
+    Args:
+        a, b: ``[N, ...]``, of one shape.
+
+    Shapes: ``-> [N]``, float64.
+
+    Raises:
+        InputError: two shapes.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 10.0, 100.0]])).round(decimals=6)
     tensor([1.], dtype=torch.float64)

@@ -81,6 +81,7 @@ def trajectory(
     Raises:
         InputError: fewer than two points, or no sample; an explainer that returns another shape, or NaN.
         InputTypeError: no tensor, or relevance in the place of the explainer.
+        RelpropError: what ``perturbation_curve`` raises of targets, outputs and the model.
 
     >>> from relprop.metrics import interpolation
     >>> path = interpolation(torch.zeros(1, 2), torch.ones(1, 2), steps=4)
@@ -162,7 +163,8 @@ def path_continuity(along: Trajectory, *, halvings: int = 4) -> PathContinuity:
     shrinks it goes to 0 where the slope is bounded, to 1 at a jump, and to what is between where R is continuous and
     infinitely steep (1/2 for a square root). It is inf where only the finest step sees a change at all: use a longer
     path. Lower is better.
-    Source: Montavon et al. 2018, section 7.1, for the ratio; the halving makes it a test.
+    Source: Montavon et al. 2018, section 7.1 (doi:10.1016/j.dsp.2017.10.011), for the ratio; the halving, which makes
+    it a test, is relprop's own.
 
     Args:
         along: from ``trajectory``; its steps are the finest. In float32 the rounding of R, divided by short steps,
