@@ -196,7 +196,10 @@ class DeepTaylorWarning(RelpropWarning):
 
 
 class MovedWarning(RelpropWarning, FutureWarning):
-    """A name was imported from where it stood before; in the next release it stands there no more."""
+    """A name was imported from where it stood before; in the next release it stands there no more.
+
+    What to do: import it from where the message says.
+    """
 
 
 def near(name: str, known: Iterable[str]) -> str:

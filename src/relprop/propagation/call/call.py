@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """One attribution on one thread.
+    """One attribution on one thread: what a method's ``make_call`` returns, and its ``result`` is given.
 
     Attributes:
         model: what is explained.
@@ -50,6 +50,17 @@ class Call:
         around: the filters at what the running operation is part of: they act on that as one.
         hooks: the hooks on the modules, while the model runs.
         unseen: the filters at autograd nodes that no seen call made, by node.
+
+    >>> from relprop import Attribution, Contract
+    >>> class CoefficientTimesInput(Attribution):
+    ...     '''Gradient x Input.'''
+    ...     contract = Contract("1", "relevance")
+    ...     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
+    ...         return call.relevance(x, c)
+    >>> model = nn.Linear(2, 1)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> CoefficientTimesInput(model).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[ 3., -2.]])
     """
 
     def __init__(self, model: nn.Module, way: Way, operations: Table, options: Options | None = None) -> None:

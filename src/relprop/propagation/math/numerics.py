@@ -18,6 +18,9 @@ def safe(a: Tensor) -> Tensor:
     Relevance that is not a multiple of the activation (zB, w^2, flat) reaches units with ``a = 0``,
     where the coefficient ``c = R / a`` does not exist; ``R / safe(a)`` does.
 
+    Args:
+        a: activations; complex ones are returned as they are.
+
     >>> safe(torch.tensor([0.0, -2.0])).tolist()
     [1.0000000031710769e-30, -2.0]
     """
@@ -29,6 +32,10 @@ def safe(a: Tensor) -> Tensor:
 
 def stabilize(z: Tensor, epsilon: float | Tensor = 1e-6) -> Tensor:
     """Return ``z + epsilon * sign(z)`` with ``sign(0) = +1``.
+
+    Args:
+        z: sums of contributions.
+        epsilon: in units of ``z``, a number or a tensor that broadcasts to it, >= 0; 1e-6 by default.
 
     >>> stabilize(torch.tensor([0.0, -2.0]), 0.5).tolist()
     [0.5, -2.5]
@@ -43,6 +50,11 @@ def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor 
 
     In half precision the quotient is computed in float32 and brought back into the range of the type,
     so that a share of zero stays zero instead of ``inf * 0``.
+
+    Args:
+        numerator, denominator: of one shape, or such that they broadcast.
+        stabilizer: in units of the denominator, as ``epsilon`` of ``stabilize``; 0 by default. Zeros in a tensor of
+            stabilizers are exact quotients too.
 
     >>> quotient(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0])).tolist()
     [1.5, 0.0]
