@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pytest
 
-import relprop.rules
 from relprop import Method, Rules
 from relprop.operations import table
 from relprop.rules.presets import PRESETS
@@ -24,7 +23,6 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 TOKEN = re.compile(r"-?\d+(?:\.\d*)?(?:e[+-]?\d+)?|[^\s\d]+")
-ABSTRACT = {"Rule"}  # the root, of which users write no direct subclass
 NOISE = 1e-9  # rounding errors differ from machine to machine, and an exact zero prints as a dot
 
 
@@ -99,13 +97,11 @@ def test_every_preset_stands_in_a_table() -> None:
     assert set(PRESETS) <= named
 
 
-def test_reference_names_what_exists_and_every_rule() -> None:
+def test_reference_names_what_exists() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     named = re.findall(r"^\.\. auto(?:class|function):: (\S+)\.(\w+)$", text, re.MULTILINE)
     for module, name in named:
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
-    missing = set(relprop.rules.__all__) - {name for _, name in named} - ABSTRACT
-    assert not missing, sorted(missing)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
