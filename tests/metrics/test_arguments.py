@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics import evaluate, implementation_invariance, input_invariance, rewrites, road, selectivity
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 def invariance(**options: Any) -> Any:

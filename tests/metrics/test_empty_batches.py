@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import gradient_x_input, images, network
 from torch import Tensor, nn
 
 import relprop.metrics as metrics
 from relprop.errors import InputError, InputTypeError, MissingExtraError, TargetTypeError
 from relprop.metrics import evaluate
+from tests.metrics.small import gradient_x_input, images, network
 
 ON_MODELS = [
     "conservation",

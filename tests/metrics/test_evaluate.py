@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 import relprop
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics import evaluate, gini_sparseness, random_logit, relevance_mass_accuracy, selectivity
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 X = images(6)
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])

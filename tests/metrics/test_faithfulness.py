@@ -10,7 +10,6 @@ import torch
 from captum.metrics import infidelity as captum_infidelity
 from captum.metrics import infidelity_perturb_func_decorator
 from scipy.stats import pearsonr, spearmanr
-from tests.metrics.small import TARGET, additive, gradient_x_input, images, network, score
 from torch import Tensor, nn
 
 from relprop.metrics import (
@@ -21,6 +20,7 @@ from relprop.metrics import (
     monotonicity_nguyen,
     sensitivity_n,
 )
+from tests.metrics.small import TARGET, additive, gradient_x_input, images, network, score
 
 
 class Recorder(nn.Module):

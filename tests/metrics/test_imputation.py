@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 from relprop.errors import InputError, InputTypeError
 from relprop.metrics import noisy_linear_imputation, road
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 GONE = torch.tensor([[[False, True, False, False, True, False]]])
 IMAGE = torch.tensor([[[[1.0, 9.0, 3.0, 5.0, 9.0, 7.0]]]], dtype=torch.float64)

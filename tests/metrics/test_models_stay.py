@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop.errors import InputError
@@ -36,6 +35,7 @@ from relprop.metrics import (
     selectivity,
     sensitivity_n,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 def test_copies_of_rewrites_have_not_run() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from skimage.feature import hog
 from sklearn.datasets import load_digits
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop import Gradient
@@ -22,6 +21,7 @@ from relprop.metrics import (
     smoothed,
     structural_similarity,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop.errors import InputError, ModelError, NumericalError, RelpropError, TargetIndexError, TargetTypeError
 from relprop.metrics import noisy_linear_imputation, perturbation_curve, road
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 def solved(image: np.ndarray, gone: np.ndarray) -> np.ndarray:

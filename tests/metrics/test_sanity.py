@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop import LRP, Gradient, GradientXInput, InputError, ModelError, Rules
@@ -24,6 +23,7 @@ from relprop.metrics import (
     smoothed,
     structural_similarity,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 def edges(model: nn.Module, x: Tensor, target: Any) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, additive, gradient_x_input, images, network, score
 from torch import Tensor, nn
 
 from relprop.metrics import (
@@ -22,6 +21,7 @@ from relprop.metrics import (
     region_perturbation,
     selectivity,
 )
+from tests.metrics.small import TARGET, additive, gradient_x_input, images, network, score
 
 
 def relevance_of(model: nn.Module, x: Tensor) -> np.ndarray:

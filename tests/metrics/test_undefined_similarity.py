@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
-from tests.metrics.small import TARGET, images, network
 from torch import Tensor, nn
 
 from relprop.metrics import hog_similarity, parameter_randomisation, random_logit, rank_correlation
 from relprop.metrics.similarity import similarity_of
+from tests.metrics.small import TARGET, images, network
 
 NAN = math.nan
 

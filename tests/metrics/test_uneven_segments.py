@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network, score
 from torch import Tensor
 
 from relprop.metrics import deletion, insertion, irof, perturbation_curve, selectivity
+from tests.metrics.small import TARGET, gradient_x_input, images, network, score
 
 COUNTS = (2, 24, 5)
 

@@ -116,7 +116,7 @@ EXEMPT: dict[str, set[str]] = {
     "it overwrites everything with numbers that depend on nothing": _words(
         "bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_ zero_"
     ),
-    "it reshapes in place, as an autograd view (tested in test_inplace.py)": _words(
+    "it reshapes in place, as an autograd view (tested in test_in_place.py)": _words(
         "as_strided_ resize_ resize_as_ set_ squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_ detach_ resize "
         "resize_as"
     ),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop.errors import InputError, InputTypeError, ModelError, TargetError
@@ -29,6 +28,7 @@ from relprop.metrics import (
     smoothed,
     trajectory,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 NEAR = random_neighbours(images(), 0.1, samples=2)
 EXPLAINS_MORE: dict[str, Callable[..., Any]] = {

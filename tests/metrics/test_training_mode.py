@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import TARGET, images
 from torch import Tensor, nn
 
 import relprop.metrics as metrics
 from relprop import GradientXInput
 from relprop.errors import InputError, TrainingModeWarning
+from tests.metrics.small import TARGET, images
 
 
 def normalised() -> nn.Sequential:

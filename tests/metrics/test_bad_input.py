@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop import InputError
@@ -53,6 +52,7 @@ from relprop.metrics import (
     structural_similarity,
     top_k_intersection,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 METRICS = {
     "perturbation_curve": perturbation_curve,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor, nn
 
 from relprop.metrics import (
@@ -28,6 +27,7 @@ from relprop.metrics import (
     sensitivity_n,
     trajectory,
 )
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 
 class Before(nn.Module):

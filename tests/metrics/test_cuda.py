@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.metrics.small import TARGET, gradient_x_input, images, network
 from torch import Tensor
 
 from relprop import metrics
+from tests.metrics.small import TARGET, gradient_x_input, images, network
 
 pytestmark = pytest.mark.cuda
 
