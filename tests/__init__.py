@@ -9,6 +9,6 @@ What they compare with stands here, and none of it uses relprop:
 - `network_reference.py`: one branching network, its backward pass written by hand.
 - `fusion.py`: copies of networks with batch norm fused into the layer before.
 
-`cases.py` lists the layers and rules that are compared, `compare.py`, `checks.py` and `shares.py` compare, `models.py`
-has small networks, `ids.py` names the cases. Whole networks and the zoo stand in `networks/`, the examples in `examples/`.
+`cases.py` lists the layers and rules that are compared; `compare.py`, `checks.py` and `shares.py` compare; `models.py`
+has small networks; `ids.py` names the cases. Whole networks and the zoo are in `networks`, the examples in `examples`.
 """
