@@ -29,7 +29,7 @@ class LayerCase:
     def build(self, bias: bool, dtype: torch.dtype = DTYPE) -> nn.Module:
         """The layer with weights of both signs, the same at every call."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(len(self.name) + 7)
+            torch.default_generator.manual_seed(len(self.name) + 7)
             layer = self.kind(*self.arguments, bias=bias, **self.keywords).to(dtype)
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.5)

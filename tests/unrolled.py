@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ RULES: dict[str, tuple[LinearRule, Callable[..., Tensor]]] = {
     "zplus": (ZPlus(), explicit.zplus),
     "alpha2_beta1": (AlphaBeta(2, 1), alpha2_beta1),
 }
+each_rule = pytest.mark.parametrize("rule", RULES)  # for tests that `check`: a case for each
 
 
 def share_by(name: str) -> Share:
@@ -128,30 +130,29 @@ class Watched:
         return weigh(output)
 
 
-def check(model: nn.Module, reference: Reference, *inputs: Tensor, names: tuple[str, ...] = tuple(RULES)) -> None:
-    """Every rule gives the map of the reference, on an unchanged forward; the report adds up to the same."""
+def check(model: nn.Module, reference: Reference, *inputs: Tensor, rule: str) -> None:
+    """The rule gives the map of the reference, on an unchanged forward; the report adds up to the same."""
     with torch.no_grad():
         plain = model(*(x.clone() for x in inputs))
     copies = [x.clone() for x in inputs]
     given: Any = copies[0] if len(copies) == 1 else tuple(copies)
-    for name in names:
-        expected = explain(reference, name, *inputs)
-        unrolled = reference(share_by(name), *inputs)
-        assert_close(plain, unrolled.detach(), f"{name}: another network", 1e-12)
-        lrp, target = LRP(model, RULES[name][0]), Watched()
-        for options in ({}, {"create_graph": True}):
-            found = lrp.attribute(given, target, **options)  # type: ignore[arg-type]
-            maps = found if isinstance(found, tuple) else (found,)
-            for one, other in zip(maps, expected, strict=True):
-                assert_close(one.detach(), other, f"{name} {options}")
-        assert all(torch.equal(output, plain) for output in target.outputs), f"{name}: the forward changed"
-        target = Watched()
-        report = lrp.report(given, target)
-        assert torch.equal(target.outputs[0], plain), f"{name}: the forward changed in a report"
-        total = torch.stack([part.flatten(1).sum(1) for part in expected]).sum(0)
-        size = float(plain.abs().max()) + max(float(part.abs().max()) for part in expected)
-        assert float((report.delta - (weigh(plain) - total)).abs().max()) < 1e-10 * size, f"{name}: the report"
-        report.check(1e-9)
+    expected = explain(reference, rule, *inputs)
+    unrolled = reference(share_by(rule), *inputs)
+    assert_close(plain, unrolled.detach(), "another network", 1e-12)
+    lrp, target = LRP(model, RULES[rule][0]), Watched()
+    for options in ({}, {"create_graph": True}):
+        found = lrp.attribute(given, target, **options)  # type: ignore[arg-type]
+        maps = found if isinstance(found, tuple) else (found,)
+        for one, other in zip(maps, expected, strict=True):
+            assert_close(one.detach(), other, f"{options}")
+    assert all(torch.equal(output, plain) for output in target.outputs), "the forward changed"
+    target = Watched()
+    report = lrp.report(given, target)
+    assert torch.equal(target.outputs[0], plain), "the forward changed in a report"
+    total = torch.stack([part.flatten(1).sum(1) for part in expected]).sum(0)
+    size = float(plain.abs().max()) + max(float(part.abs().max()) for part in expected)
+    assert float((report.delta - (weigh(plain) - total)).abs().max()) < 1e-10 * size, "the report"
+    report.check(1e-9)
     for x, copy in zip(inputs, copies, strict=True):
         assert torch.equal(x, copy), "the caller's tensor was written to"
 
@@ -186,7 +187,7 @@ class Between(nn.Module):
 
 
 def check_between(
-    body: Callable[[Tensor, Tensor], Tensor], pure: Callable[[Tensor, Tensor], Tensor], hidden: int = 6
+    body: Callable[[Tensor, Tensor], Tensor], pure: Callable[[Tensor, Tensor], Tensor], hidden: int = 6, *, rule: str
 ) -> None:
     """A body that may write anywhere equals the same body written without writes."""
     model = Between(body, hidden)
@@ -194,7 +195,7 @@ def check_between(
     def reference(share: Share, x: Tensor) -> Tensor:
         return dense(share, model.above, pure(dense(share, model.below, x), x))
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, Gradient, GradientXInput, Rules
-from relprop.rules import Epsilon, Gamma, ZPlus
+from relprop.rules import Epsilon, Gamma, LinearRule, ZPlus
 from tests import reference_steps
 from tests.models import close, images, mlp, residual, settle, vectors, without_bias
 
@@ -81,17 +81,16 @@ def test_the_whole_model_as_a_layer() -> None:
     close(found["4"], expected)
 
 
-def test_sum_at_each_layer_of_a_network_without_biases_is_the_output() -> None:
+@pytest.mark.parametrize("rule", [Epsilon(0.0), Gamma(0.25, stabilizer=0.0)])
+def test_sum_at_each_layer_of_a_network_without_biases_is_the_output(rule: LinearRule) -> None:
     model, x = without_bias(convolutional()), images()
     model[1].running_mean.zero_()
     with torch.no_grad():
         output = model(x)[:, 1]
     names = [str(i) for i in range(8)]
-    rules = [Epsilon(0.0), Gamma(0.25, stabilizer=0.0)]
-    for rule in rules:
-        found = LRP(model, rule).attribute_layers(x, names, 1)
-        for name in names:
-            close(found[name].flatten(1).sum(1), output)
+    found = LRP(model, rule).attribute_layers(x, names, 1)
+    for name in names:
+        close(found[name].flatten(1).sum(1), output)
 
 
 @pytest.mark.parametrize("name", ["stem", "norm", "act", "branch", "branch.0", "branch.2", "pool", "mean", "head"])

@@ -11,18 +11,7 @@ from torch import Tensor, nn
 
 from relprop import LRP
 from tests.models import settle
-from tests.unrolled import (
-    RULES,
-    Share,
-    assert_close,
-    check,
-    conv,
-    dense,
-    explain,
-    passing,
-    random,
-    weigh,
-)
+from tests.unrolled import RULES, Share, assert_close, check, conv, dense, each_rule, explain, passing, random, weigh
 
 
 def half(x: Tensor) -> Tensor:
@@ -82,7 +71,8 @@ class UNet(nn.Module):
         return self.out(x)  # type: ignore[no-any-return]
 
 
-def test_a_u_net() -> None:
+@each_rule
+def test_a_u_net(rule: str) -> None:
     model: Any = UNet()
 
     def double(share: Share, block: Any, x: Tensor) -> Tensor:
@@ -97,7 +87,7 @@ def test_a_u_net() -> None:
             x = double(share, model.merge[level], torch.cat([skip, x], 1))
         return conv(share, model.out, x)
 
-    check(model, reference, random(2, 2, 8, 8))
+    check(model, reference, random(2, 2, 8, 8), rule=rule)
 
 
 def test_a_u_net_at_a_pixel_and_over_a_class() -> None:
@@ -136,8 +126,9 @@ class Siamese(nn.Module):
         return (u * v).sum(dim=1, keepdim=True)
 
 
+@each_rule
 @pytest.mark.parametrize("distance", ["absolute", "squared", "euclidean", "product"])
-def test_a_siamese_network(distance: str) -> None:
+def test_a_siamese_network(distance: str, rule: str) -> None:
     model: Any = Siamese(distance)
 
     def reference(share: Share, left: Tensor, right: Tensor) -> Tensor:
@@ -153,7 +144,7 @@ def test_a_siamese_network(distance: str) -> None:
         squares = passing(torch.square, u - v).sum(1, keepdim=True)
         return squares if distance == "squared" else passing(torch.sqrt, squares)
 
-    check(model, reference, random(3, 1, 6, 6), random(3, 1, 6, 6, seed=1))
+    check(model, reference, random(3, 1, 6, 6), random(3, 1, 6, 6, seed=1), rule=rule)
 
 
 # Attention pooling -------------------------------------------------------------------------------
@@ -183,8 +174,9 @@ class Bag(nn.Module):
         return self.classify(pooled)  # type: ignore[no-any-return]
 
 
+@each_rule
 @pytest.mark.parametrize("spelling", ["matmul", "einsum", "bag by bag", "sum"])
-def test_attention_pooling_over_instances(spelling: str) -> None:
+def test_attention_pooling_over_instances(spelling: str, rule: str) -> None:
     model: Any = Bag(spelling)
 
     def reference(share: Share, x: Tensor) -> Tensor:
@@ -194,7 +186,7 @@ def test_attention_pooling_over_instances(spelling: str) -> None:
         weights = torch.softmax(score, 1)  # its own derivative: the Taylor expansion of Achtibat et al. 2024
         return dense(share, model.classify, (half(weights) * half(h)).sum(1))
 
-    check(model, reference, random(3, 4, 6))
+    check(model, reference, random(3, 4, 6), rule=rule)
 
 
 # Gates -------------------------------------------------------------------------------------------
@@ -217,8 +209,9 @@ class GatedCNN(nn.Module):
         return self.head(x.mean(dim=2))  # type: ignore[no-any-return]
 
 
+@each_rule
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_gated_cnn(residual: bool) -> None:
+def test_a_gated_cnn(residual: bool, rule: str) -> None:
     model: Any = GatedCNN(residual)
 
     def reference(share: Share, x: Tensor) -> Tensor:
@@ -228,7 +221,7 @@ def test_a_gated_cnn(residual: bool) -> None:
             x = h + x if residual and position else h
         return dense(share, model.head, x.mean(2))
 
-    check(model, reference, random(3, 3, 9))
+    check(model, reference, random(3, 3, 9), rule=rule)
 
 
 class SqueezeExcite(nn.Module):
@@ -251,9 +244,10 @@ class SqueezeExcite(nn.Module):
         return self.head(F.relu(h + x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+@each_rule
 @pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Hardsigmoid()], ids=["sigmoid", "hardsigmoid"])
 @pytest.mark.parametrize("functional", [False, True])
-def test_a_squeeze_and_excitation_block(gate: nn.Module, functional: bool) -> None:
+def test_a_squeeze_and_excitation_block(gate: nn.Module, functional: bool, rule: str) -> None:
     model: Any = SqueezeExcite(gate, functional)
 
     def reference(share: Share, x: Tensor) -> Tensor:
@@ -265,7 +259,7 @@ def test_a_squeeze_and_excitation_block(gate: nn.Module, functional: bool) -> No
             weight = gate(model.excite(F.relu(model.squeeze(h.mean((2, 3), keepdim=True)))))
         return dense(share, model.head, (h * weight + x).relu().mean((2, 3)))
 
-    check(model, reference, random(2, 2, 6, 6))
+    check(model, reference, random(2, 2, 6, 6), rule=rule)
 
 
 # Dense connections, early exits, loops -----------------------------------------------------------
@@ -296,7 +290,8 @@ class Dense(nn.Module):
         return self.blocks[2](parts[:2], also=torch.cat(parts, 1)[:, 3:], scale=-0.5)  # type: ignore[no-any-return]
 
 
-def test_modules_that_take_lists_and_keywords() -> None:
+@each_rule
+def test_modules_that_take_lists_and_keywords(rule: str) -> None:
     model: Any = Dense()
 
     def block(share: Share, layer: Any, h: Tensor) -> Tensor:
@@ -310,7 +305,7 @@ def test_modules_that_take_lists_and_keywords() -> None:
         whole = torch.cat([x, one, two], 1)
         return -0.5 * block(share, model.blocks[2], torch.cat([x, one, whole[:, 3:]], 1))
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
 class Adaptive(nn.Module):
@@ -334,8 +329,9 @@ class Adaptive(nn.Module):
         return self.heads[taken](x)  # type: ignore[no-any-return]
 
 
+@each_rule
 @pytest.mark.parametrize(("size", "steps"), [(0.1, 3), (1.0, 2), (9.0, 0)])
-def test_loops_and_exits_that_depend_on_the_values(size: float, steps: int) -> None:
+def test_loops_and_exits_that_depend_on_the_values(size: float, steps: int, rule: str) -> None:
     model, x = Adaptive(), size * random(3, 4)
     model(x)
     assert model.steps == steps
@@ -345,10 +341,11 @@ def test_loops_and_exits_that_depend_on_the_values(size: float, steps: int) -> N
             x = x + dense(share, model.step, x).relu() * scale.detach()
         return dense(share, model.heads[steps], x)
 
-    check(model, reference, x)
+    check(model, reference, x, rule=rule)
 
 
-def test_one_head_of_several_outputs() -> None:
+@each_rule
+def test_one_head_of_several_outputs(rule: str) -> None:
     """Outputs in a mapping; what only another head uses has no part in the relevance."""
 
     class Heads(nn.Module):
@@ -364,18 +361,17 @@ def test_one_head_of_several_outputs() -> None:
 
     model: Any = Heads()
     x, y = random(3, 4), random(3, 5, seed=1)
-    for name, (rule, _) in RULES.items():
-        found = LRP(model, rule).attribute((x, y), lambda out: weigh(out["all"]["kind"]))
+    found = LRP(model, RULES[rule][0]).attribute((x, y), lambda out: weigh(out["all"]["kind"]))
 
-        def reference(share: Share, x: Tensor, y: Tensor) -> Tensor:
-            return dense(share, model.heads["kind"], dense(share, model.trunk, x).relu() + y)
+    def reference(share: Share, x: Tensor, y: Tensor) -> Tensor:
+        return dense(share, model.heads["kind"], dense(share, model.trunk, x).relu() + y)
 
-        for one, other in zip(found, explain(reference, name, x, y), strict=True):
-            assert_close(one, other, name)
-        alone = LRP(model, rule).attribute(x, lambda out: out["all"]["age"], y)
-        expected = explain(
-            lambda share, x: dense(share, model.heads["age"], dense(share, model.trunk, x).relu()) / random(1, seed=9),
-            name,
-            x,
-        )
-        assert_close(alone, expected[0], name)
+    for one, other in zip(found, explain(reference, rule, x, y), strict=True):
+        assert_close(one, other)
+    alone = LRP(model, RULES[rule][0]).attribute(x, lambda out: out["all"]["age"], y)
+    expected = explain(
+        lambda share, x: dense(share, model.heads["age"], dense(share, model.trunk, x).relu()) / random(1, seed=9),
+        rule,
+        x,
+    )
+    assert_close(alone, expected[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relprop import LRP, Rules
 from relprop.rules import AlphaBeta, Epsilon, Gamma
 from tests.models import settle
-from tests.unrolled import assert_close, check, dense, random, weigh
+from tests.unrolled import assert_close, check, dense, each_rule, random, weigh
 
 RULE = AlphaBeta(2, 1)
 
@@ -124,13 +124,14 @@ class LowRank(nn.Module):
 EQUATIONS = ["ni,ri,or->no", "ni,ri,or", "or,ni,ri->no", "...i,ri,or->...o", "ni,ri,or,r->no", "n i, r i, o r -> n o"]
 
 
+@each_rule
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_several_weights_in_one_einsum_are_one(equation: str) -> None:
+def test_several_weights_in_one_einsum_are_one(equation: str, rule: str) -> None:
     model: Any = LowRank(equation)
     torch.nn.init.uniform_(model.scale, 0.5, 2.0)
     scale = model.scale if equation.count(",") == 3 else torch.ones_like(model.scale)
     weight = (model.up * scale @ model.down).detach()
-    check(model, lambda share, x: dense(share, model.head, share(F.linear, x, weight).relu()), random(3, 4))
+    check(model, lambda share, x: dense(share, model.head, share(F.linear, x, weight).relu()), random(3, 4), rule=rule)
 
 
 def test_a_normalisation_by_buffers_is_no_first_layer() -> None:

@@ -144,7 +144,7 @@ def quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", UncoveredOperationWarning)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return function(*args, **kwargs)
 
 

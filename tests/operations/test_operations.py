@@ -16,7 +16,7 @@ from relprop.rules import AveragePool
 from tests import reference_steps
 from tests.models import settle
 from tests.reference import quotient
-from tests.unrolled import Share, assert_close, check, conv, dense, passing, random, weigh
+from tests.unrolled import Share, assert_close, check, conv, dense, each_rule, passing, random, weigh
 
 Function = Callable[[Tensor], Tensor]
 
@@ -283,12 +283,13 @@ INSIDE: dict[str, tuple[Any, Function]] = {
 }
 
 
+@each_rule
 @pytest.mark.parametrize("name", INSIDE)
-def test_an_operation_between_layers(name: str) -> None:
+def test_an_operation_between_layers(name: str, rule: str) -> None:
     module, pure = INSIDE[name]
     model = settle(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), module, nn.Flatten(), nn.Linear(12, 4)))
 
     def reference(share: Share, x: Tensor) -> Tensor:
         return dense(share, model[3], pure(conv(share, model[0], x)).flatten(1))  # type: ignore[index]
 
-    check(model, reference, random(2, 2, 4, 4))
+    check(model, reference, random(2, 2, 4, 4), rule=rule)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from relprop import LRP, Rules
 from relprop.rules import Epsilon, Flat, Gamma, WSquare, ZBox
 from tests.models import settle
-from tests.unrolled import RULES, Share, assert_close, check, conv, dense, explain, random, weigh
+from tests.unrolled import RULES, Share, assert_close, check, conv, dense, each_rule, explain, random, weigh
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 
@@ -74,20 +74,28 @@ WITHOUT_BIAS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+@each_rule
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_a_linear_layer_by_any_name(name: str) -> None:
+def test_a_linear_layer_by_any_name(name: str, rule: str) -> None:
     model = Spelled(SPELLINGS[name])
     check(
         model,
         lambda share, x: dense(share, model.head, share(F.linear, x, model.weight, model.bias).relu()),
         random(3, 4),
+        rule=rule,
     )
 
 
+@each_rule
 @pytest.mark.parametrize("name", WITHOUT_BIAS)
-def test_a_linear_layer_without_bias_by_any_name(name: str) -> None:
+def test_a_linear_layer_without_bias_by_any_name(name: str, rule: str) -> None:
     model = Spelled(WITHOUT_BIAS[name])
-    check(model, lambda share, x: dense(share, model.head, share(F.linear, x, model.weight).relu()), random(3, 4))
+    check(
+        model,
+        lambda share, x: dense(share, model.head, share(F.linear, x, model.weight).relu()),
+        random(3, 4),
+        rule=rule,
+    )
 
 
 @pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-4.0, 4.0)], ids=lambda rule: type(rule).__name__)
@@ -135,9 +143,10 @@ SOURCES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@each_rule
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_weight_that_is_computed(name: str, frozen: bool) -> None:
+def test_a_weight_that_is_computed(name: str, frozen: bool, rule: str) -> None:
     """Of whatever a weight is made: the rule sees the weight that was passed."""
     wrap = SOURCES[name]
     model = nn.Sequential(wrap(nn.Conv2d(2, 3, 3)), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), wrap(nn.Linear(12, 4)))
@@ -154,10 +163,11 @@ def test_a_weight_that_is_computed(name: str, frozen: bool) -> None:
         bias = (model[0].bias - norm.running_mean) * scale + norm.bias
         return dense(share, model[4], share(F.conv2d, a, weight, bias).relu().flatten(1))
 
-    check(model, reference, x)
+    check(model, reference, x, rule=rule)
 
 
-def test_a_standardised_convolution() -> None:
+@each_rule
+def test_a_standardised_convolution(rule: str) -> None:
     model = settle(nn.Sequential(Standardised(2, 3, 3, padding=1), nn.ReLU(), Standardised(3, 2, 2), nn.Flatten()))
     first, second = model[0], model[2]  # type: ignore[index]
 
@@ -165,10 +175,11 @@ def test_a_standardised_convolution() -> None:
         h = conv(share, first, x, first.standard()).relu()
         return conv(share, second, h, second.standard()).flatten(1)
 
-    check(model, reference, random(2, 2, 4, 4))
+    check(model, reference, random(2, 2, 4, 4), rule=rule)
 
 
-def test_functional_calls_with_somebody_elses_parameters() -> None:
+@each_rule
+def test_functional_calls_with_somebody_elses_parameters(rule: str) -> None:
     bank = nn.ParameterDict({"stem": torch.empty(3, 2, 3, 3), "bias": torch.empty(3), "head": torch.empty(4, 3, 2, 2)})
 
     class Borrows(nn.Module):
@@ -191,7 +202,7 @@ def test_functional_calls_with_somebody_elses_parameters() -> None:
         h = share(lambda a, w, b: F.conv_transpose2d(a, w, b, padding=1), h, head).flatten(2).sum(2)
         return share(F.linear, h, model.fixed)
 
-    check(model, reference, random(2, 2, 5, 5))
+    check(model, reference, random(2, 2, 5, 5), rule=rule)
 
 
 def test_a_weight_that_depends_on_the_input_is_a_product() -> None:
@@ -290,21 +301,21 @@ EXPLAINERS: dict[str, Any] = {name: rule for name, (rule, _) in RULES.items()} |
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["fresh", "cached"])
+@pytest.mark.parametrize("explainer", EXPLAINERS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_second_call_sees_changed_weights(name: str, cached: bool) -> None:
-    for explainer, rules in EXPLAINERS.items():
-        model, x = network(), random(2, 2, 5, 5)
-        lrp = LRP(model, rules, cache_weights=cached)
-        before = lrp.attribute(x, weigh)
-        assert torch.equal(lrp.attribute(x, weigh), before)
-        CHANGES[name](model)
-        x = x.to(model[3].weight.dtype)  # type: ignore[arg-type]
-        target = (lambda out: out[:, 2]) if x.dtype == torch.float32 else weigh
-        after = lrp.attribute(x, target)
-        assert torch.equal(after, LRP(copy_of(model), rules).attribute(x, target)), explainer
-        assert after.dtype == x.dtype
-        assert not torch.allclose(after.double(), before, rtol=1e-4), "the change changes nothing"
-        assert torch.equal(lrp.attribute(x, target), after)
+def test_the_second_call_sees_changed_weights(name: str, explainer: str, cached: bool) -> None:
+    model, x, rules = network(), random(2, 2, 5, 5), EXPLAINERS[explainer]
+    lrp = LRP(model, rules, cache_weights=cached)
+    before = lrp.attribute(x, weigh)
+    assert torch.equal(lrp.attribute(x, weigh), before)
+    CHANGES[name](model)
+    x = x.to(model[3].weight.dtype)  # type: ignore[arg-type]
+    target = (lambda out: out[:, 2]) if x.dtype == torch.float32 else weigh
+    after = lrp.attribute(x, target)
+    assert torch.equal(after, LRP(copy_of(model), rules).attribute(x, target))
+    assert after.dtype == x.dtype
+    assert not torch.allclose(after.double(), before, rtol=1e-4), "the change changes nothing"
+    assert torch.equal(lrp.attribute(x, target), after)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -314,20 +325,29 @@ def copy_of(model: nn.Module) -> nn.Module:
     return fresh
 
 
-def test_a_kept_weight_is_of_its_layer_and_its_rule() -> None:
-    """Two layers of one shape, one layer used twice, and two rules do not meet in the cache."""
+def used_twice() -> Any:
+    """Two layers of one shape, of which one is used twice."""
     model: Any = settle(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
     model[4] = model[0]
+    return model
+
+
+def test_two_rules_do_not_meet_in_the_cache() -> None:
+    model = used_twice()
     rules = Rules().set("0", Gamma(0.5)).set("2", Gamma(2.0))
     cached, fresh, x = LRP(model, rules, cache_weights=True), LRP(model, rules), random(3, 4)
     for _ in range(3):
         assert torch.equal(cached.attribute(x, weigh), fresh.attribute(x, weigh))
-    for name, (rule, _) in RULES.items():
-        kept = LRP(model, rule, cache_weights=True)
-        kept.attribute(random(2, 4, seed=5), weigh)
 
-        def reference(share: Share, a: Tensor) -> Tensor:
-            h = dense(share, model[2], dense(share, model[0], a).relu()).relu()
-            return dense(share, model[0], h)
 
-        assert_close(kept.attribute(x, weigh), explain(reference, name, x)[0], name)
+@each_rule
+def test_a_kept_weight_is_of_its_layer(rule: str) -> None:
+    model, x = used_twice(), random(3, 4)
+    kept = LRP(model, RULES[rule][0], cache_weights=True)
+    kept.attribute(random(2, 4, seed=5), weigh)
+
+    def reference(share: Share, a: Tensor) -> Tensor:
+        h = dense(share, model[2], dense(share, model[0], a).relu()).relu()
+        return dense(share, model[0], h)
+
+    assert_close(kept.attribute(x, weigh), explain(reference, rule, x)[0])

@@ -19,8 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 LAYERS = [pytest.param(case, bias, id=name) for name, case, bias in layer_cases()]
 WITH_BIAS = [pytest.param(case, id=case.name) for _, case, bias in layer_cases() if bias]
 
+# Every rule with all its options: each rule is a case.
+OPTIONS = {name: [case for case in RULES if case.rule == name] for name in dict.fromkeys(case.rule for case in RULES)}
 # Rules whose evaluation takes another path for non-negative inputs or in front of a ReLU.
-BRANCHING = [case for case in RULES if case.rule in ("gamma", "alpha_beta", "zplus")]
+BRANCHING = ("gamma", "alpha_beta", "zplus")
 LRP0 = RuleCase("lrp0")
 FLAT = RuleCase("flat")
 
@@ -30,18 +32,20 @@ def check(distances: dict[str, float], tolerance: float = TOLERANCE) -> None:
     assert not wrong, f"{len(wrong)} of {len(distances)} rules differ from the reference: {wrong}"
 
 
+@pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize(("case", "bias"), LAYERS)
-def test_layer_alone_on_signed_input(case: LayerCase, bias: bool) -> None:
+def test_layer_alone_on_signed_input(case: LayerCase, bias: bool, rule: str) -> None:
     layer, x = case.build(bias), signed(case.shape)
     seed = seed_like(layer(x))
-    check({rule.name: sequence_distance([layer], x, seed, [rule]) for rule in RULES})
+    check({each.name: sequence_distance([layer], x, seed, [each]) for each in OPTIONS[rule]})
 
 
+@pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize(("case", "bias"), LAYERS)
-def test_layer_behind_relu(case: LayerCase, bias: bool) -> None:
+def test_layer_behind_relu(case: LayerCase, bias: bool, rule: str) -> None:
     layer, x = case.build(bias), signed(case.shape, seed=2)
     seed = seed_like(layer(x), seed=3)
-    check({rule.name: sequence_distance([nn.ReLU(), layer], x, seed, [rule]) for rule in RULES})
+    check({each.name: sequence_distance([nn.ReLU(), layer], x, seed, [each]) for each in OPTIONS[rule]})
 
 
 def headed(layer: nn.Module, x: Tensor, before: bool, after: bool) -> list[nn.Module]:
@@ -49,27 +53,29 @@ def headed(layer: nn.Module, x: Tensor, before: bool, after: bool) -> list[nn.Mo
     body = [*([nn.ReLU()] if before else []), layer, *([nn.ReLU()] if after else []), nn.Flatten()]
     features = nn.Sequential(*body)(x).shape[1]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
+        torch.default_generator.manual_seed(11)
         return [*body, nn.Linear(features, 3).to(DTYPE)]
 
 
+@pytest.mark.parametrize("rule", BRANCHING)
 @pytest.mark.parametrize("after", [True, False], ids=["relu-after", "linear-after"])
 @pytest.mark.parametrize("before", [True, False], ids=["relu-before", "signed"])
 @pytest.mark.parametrize("case", WITH_BIAS)
-def test_layer_in_network(case: LayerCase, before: bool, after: bool) -> None:
+def test_layer_in_network(case: LayerCase, before: bool, after: bool, rule: str) -> None:
     layer, x = case.build(True), signed(case.shape, seed=4)
     modules = headed(layer, x, before, after)
     seed = seed_like(x.new_zeros(len(x), 3), seed=5)
-    check({rule.name: sequence_distance(modules, x, seed, [rule, LRP0]) for rule in BRANCHING})
+    check({each.name: sequence_distance(modules, x, seed, [each, LRP0]) for each in OPTIONS[rule]})
 
 
+@pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize("before", [True, False], ids=["relu-before", "signed"])
 @pytest.mark.parametrize("case", WITH_BIAS)
-def test_relevance_from_flat_arrives_where_a_relu_is_zero(case: LayerCase, before: bool) -> None:
+def test_relevance_from_flat_arrives_where_a_relu_is_zero(case: LayerCase, before: bool, rule: str) -> None:
     layer, x = case.build(True), signed(case.shape, seed=6)
     modules = headed(layer, x, before, after=True)
     seed = seed_like(x.new_zeros(len(x), 3), seed=7)
-    check({rule.name: sequence_distance(modules, x, seed, [rule, FLAT]) for rule in RULES})
+    check({each.name: sequence_distance(modules, x, seed, [each, FLAT]) for each in OPTIONS[rule]})
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=rule.name) for rule in RULES])

@@ -22,6 +22,7 @@ from tests.unrolled import (
     check,
     conv,
     dense,
+    each_rule,
     explain,
     passing,
     random,
@@ -44,7 +45,8 @@ class Repeats(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
-def test_a_module_used_more_than_once() -> None:
+@each_rule
+def test_a_module_used_more_than_once(rule: str) -> None:
     model = Repeats()
     norm: Any = model.norm
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -55,7 +57,7 @@ def test_a_module_used_more_than_once() -> None:
             x = share(F.linear, x, weight, bias).relu()
         return dense(share, model.head, x)
 
-    check(model, reference, random(4, 5))
+    check(model, reference, random(4, 5), rule=rule)
 
 
 class Tied(nn.Module):
@@ -72,17 +74,19 @@ class Tied(nn.Module):
         return F.linear(h, self.first.weight.t())
 
 
-def test_tied_weights() -> None:
+@each_rule
+def test_tied_weights(rule: str) -> None:
     model = Tied()
 
     def reference(share: Share, x: Tensor) -> Tensor:
         h = dense(share, model.second, dense(share, model.first, x).relu()).relu()
         return share(F.linear, h, model.first.weight.t())
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
-def test_a_forward_called_twice_inside_a_model() -> None:
+@each_rule
+def test_a_forward_called_twice_inside_a_model(rule: str) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -102,10 +106,11 @@ def test_a_forward_called_twice_inside_a_model() -> None:
 
         return part(x) - part(part(2 * x + 1))
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
-def test_layers_called_by_keyword() -> None:
+@each_rule
+def test_layers_called_by_keyword(rule: str) -> None:
     class Keywords(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -138,7 +143,7 @@ def test_layers_called_by_keyword() -> None:
         h = share(lambda a, w, b: F.conv2d(a, w, b, padding=1), h, weight, bias)
         return dense(share, model.head, (h + 2 * h.relu()).mean((2, 3)))
 
-    check(model, reference, random(2, 2, 7, 7))
+    check(model, reference, random(2, 2, 7, 7), rule=rule)
 
 
 def three_layers() -> nn.Sequential:
@@ -182,8 +187,9 @@ HOOKS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Tensor], Tensor], C
 }
 
 
+@each_rule
 @pytest.mark.parametrize("name", HOOKS)
-def test_hooks_of_the_user_are_part_of_the_model(name: str) -> None:
+def test_hooks_of_the_user_are_part_of_the_model(name: str, rule: str) -> None:
     model = three_layers()
     register, before, after = HOOKS[name]
     register(model[2])
@@ -195,7 +201,7 @@ def test_hooks_of_the_user_are_part_of_the_model(name: str) -> None:
             z = z + h[:, :4]
         return dense(share, model[4], z.relu())
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
 def test_hooks_of_the_user_belong_to_their_module() -> None:
@@ -218,7 +224,8 @@ def test_hooks_of_the_user_belong_to_their_module() -> None:
     assert_close(LRP(model, rules).attribute(x, weigh), x * c)
 
 
-def test_a_convolution_that_applies_relu_itself() -> None:
+@each_rule
+def test_a_convolution_that_applies_relu_itself(rule: str) -> None:
     class Rectified(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
             return F.relu(super().forward(input), inplace=True)
@@ -231,9 +238,10 @@ def test_a_convolution_that_applies_relu_itself() -> None:
         h = conv(share, model[1], conv(share, model[0], x).relu()).relu()
         return dense(share, model[3], h.flatten(1))
 
-    check(model, reference, random(2, 2, 5, 5))
+    check(model, reference, random(2, 2, 5, 5), rule=rule)
 
 
+@each_rule
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -243,13 +251,14 @@ def test_a_convolution_that_applies_relu_itself() -> None:
     ],
     ids=["linear", "linear over positions", "convolution"],
 )
-def test_a_model_that_is_one_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_a_model_that_is_one_layer(layer: nn.Module, shape: tuple[int, ...], rule: str) -> None:
     settle(layer)
     apply = dense if isinstance(layer, nn.Linear) else conv
-    check(layer, lambda share, x: apply(share, layer, x), random(*shape))
+    check(layer, lambda share, x: apply(share, layer, x), random(*shape), rule=rule)
 
 
-def test_an_input_used_twice_and_passed_twice() -> None:
+@each_rule
+def test_an_input_used_twice_and_passed_twice(rule: str) -> None:
     class Sum(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -266,12 +275,13 @@ def test_an_input_used_twice_and_passed_twice() -> None:
         return f + dense(share, model.g, x if y is None else y) + dense(share, model.g, x)
 
     x = random(3, 4)
-    check(model, reference, x)
-    check(model, reference, x, x)
-    check(model, reference, x, random(3, 4, seed=1))
+    check(model, reference, x, rule=rule)
+    check(model, reference, x, x, rule=rule)
+    check(model, reference, x, random(3, 4, seed=1), rule=rule)
 
 
-def test_an_input_that_is_returned_and_one_that_is_an_argument_too() -> None:
+@each_rule
+def test_an_input_that_is_returned_and_one_that_is_an_argument_too(rule: str) -> None:
     class Skip(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -282,16 +292,16 @@ def test_an_input_that_is_returned_and_one_that_is_an_argument_too() -> None:
             return x + scale * self.layer(x) * constant  # type: ignore[no-any-return]
 
     model, x = Skip(), random(3, 4)
-    for name, (rule, _) in RULES.items():
-        found = LRP(model, rule).attribute(x, weigh, x, forward_kwargs={"scale": 2.0})
+    found = LRP(model, RULES[rule][0]).attribute(x, weigh, x, forward_kwargs={"scale": 2.0})
 
-        def reference(share: Share, a: Tensor) -> Tensor:
-            return a + 2 * dense(share, model.layer, a) * x
+    def reference(share: Share, a: Tensor) -> Tensor:
+        return a + 2 * dense(share, model.layer, a) * x
 
-        assert_close(found, explain(reference, name, x)[0], name)
+    assert_close(found, explain(reference, rule, x)[0])
 
 
-def test_inputs_of_several_shapes() -> None:
+@each_rule
+def test_inputs_of_several_shapes(rule: str) -> None:
     class Meets(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -308,7 +318,7 @@ def test_inputs_of_several_shapes() -> None:
         h = conv(share, model.image, image).relu().mean((2, 3)) + dense(share, model.row, row)
         return dense(share, model.head, h.relu())
 
-    check(model, reference, random(3, 2, 5, 5), random(3, 5, seed=1))
+    check(model, reference, random(3, 2, 5, 5), random(3, 5, seed=1), rule=rule)
 
 
 @pytest.mark.parametrize("name", RULES)

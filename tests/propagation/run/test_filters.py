@@ -100,7 +100,7 @@ class Around(nn.Module):
 def quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return function(*args, **kwargs)
 
 
@@ -146,7 +146,7 @@ def test_a_block_needs_no_rule(name: str) -> None:
     model, x = Around(name), call_of(name).input()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         rows = Rules().set(Runs, Block()).plan(model, x, weigh).rows
     assert not [warning for warning in seen if warning.category is UncoveredOperationWarning]
     assert all(row.covered for row in rows if row.name == "runs")

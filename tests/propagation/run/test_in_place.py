@@ -20,6 +20,7 @@ from tests.unrolled import (
     check_between,
     conv,
     dense,
+    each_rule,
     passing,
     random,
     weigh,
@@ -265,12 +266,14 @@ def write_over_what_was_saved(h: Tensor, x: Tensor) -> Tensor:
     return product + h
 
 
+@each_rule
 @pytest.mark.parametrize("name", CASES)
-def test_a_write_equals_the_unrolled_network(name: str) -> None:
-    check_between(*CASES[name])
+def test_a_write_equals_the_unrolled_network(name: str, rule: str) -> None:
+    check_between(*CASES[name], rule=rule)
 
 
-def test_the_model_may_write_into_its_input() -> None:
+@each_rule
+def test_the_model_may_write_into_its_input(rule: str) -> None:
     class Normalises(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -288,7 +291,7 @@ def test_the_model_may_write_into_its_input() -> None:
         scaled = (x - 0.5) / 2
         return dense(share, model.layer, torch.cat([scaled[:, :3], torch.full_like(x[:, 3:], 0.25)], 1))
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
 class Block(nn.Module):
@@ -322,7 +325,8 @@ def fused(share: Share, layer: Any, norm: Any, x: Tensor) -> Tensor:
     return share(operation, x, layer.weight * scale[:, None, None, None], bias)
 
 
-def test_a_residual_block_with_writes() -> None:
+@each_rule
+def test_a_residual_block_with_writes(rule: str) -> None:
     model = Block()
 
     def reference(share: Share, x: Tensor) -> Tensor:
@@ -330,7 +334,7 @@ def test_a_residual_block_with_writes() -> None:
         out = (fused(share, model.second, model.again, identity) + identity).relu()
         return dense(share, model.head, out.mean((2, 3)))
 
-    check(model, reference, random(2, 2, 5, 5))
+    check(model, reference, random(2, 2, 5, 5), rule=rule)
 
 
 class Copies(Block):
@@ -350,8 +354,9 @@ def test_a_residual_block_with_writes_where_zeros_receive_relevance(rule: Any) -
         assert_close(LRP(Block(), rules).attribute(x, weigh), LRP(Copies(), rules).attribute(x, weigh))
 
 
+@each_rule
 @pytest.mark.parametrize("written", ["output", "output through a view", "input"])
-def test_a_write_between_convolution_and_batch_norm_prevents_folding(written: str) -> None:
+def test_a_write_between_convolution_and_batch_norm_prevents_folding(written: str, rule: str) -> None:
     class Written(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -379,4 +384,4 @@ def test_a_write_between_convolution_and_batch_norm_prevents_folding(written: st
         factor = 1 if written == "input" else 2
         return factor * h * scale[:, None, None] + shift[:, None, None]
 
-    check(model, reference, random(2, 2, 5, 5))
+    check(model, reference, random(2, 2, 5, 5), rule=rule)

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from relprop import LRP, BackwardHookWarning, Gradient, InputError, Rules
 from tests.models import settle
 from tests.propagation.run.wrapped import EVERY, Net, assert_same, images, three_layers
-from tests.unrolled import (
-    Share,
-    assert_close,
-    check,
-    dense,
-    random,
-)
+from tests.unrolled import Share, assert_close, check, dense, each_rule, random
 
 # Hooks of the user's own --------------------------------------------------------------------------
 
@@ -94,7 +88,8 @@ def test_hooks_of_gradients_in_an_attached_block() -> None:
     assert_close(h.detach() * seen[0], expected)
 
 
-def test_hooks_with_keywords_and_before_the_module() -> None:
+@each_rule
+def test_hooks_with_keywords_and_before_the_module(rule: str) -> None:
     model: Any = three_layers()
     model[2].register_forward_pre_hook(lambda module, args, kwargs: ((), {"input": args[0] * 2.0}), with_kwargs=True)
     model[2].register_forward_hook(lambda module, args, kwargs, out: out + kwargs["input"].flip(1), with_kwargs=True)
@@ -103,7 +98,7 @@ def test_hooks_with_keywords_and_before_the_module() -> None:
         h = 2 * dense(share, model[0], x).relu()
         return dense(share, model[4], (dense(share, model[2], h) + h.flip(1)).relu())
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
 
 
 class Passes(nn.Module):

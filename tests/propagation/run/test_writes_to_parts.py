@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.models import settle
-from tests.unrolled import Bodies, Share, check, check_between, dense, passing, random
+from tests.unrolled import Bodies, Share, check, check_between, dense, each_rule, passing, random
 
 CASES = Bodies()
 case = CASES.beside
@@ -222,12 +222,14 @@ def out_of_two_results(h: Tensor, x: Tensor) -> Tensor:
     return values.expand(3, 6) + h
 
 
+@each_rule
 @pytest.mark.parametrize("name", CASES)
-def test_a_write_equals_the_unrolled_network(name: str) -> None:
-    check_between(*CASES[name])
+def test_a_write_equals_the_unrolled_network(name: str, rule: str) -> None:
+    check_between(*CASES[name], rule=rule)
 
 
-def test_a_matrix_product_into_out() -> None:
+@each_rule
+def test_a_matrix_product_into_out(rule: str) -> None:
     class Product(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -244,4 +246,4 @@ def test_a_matrix_product_into_out() -> None:
     def reference(share: Share, x: Tensor) -> Tensor:
         return dense(share, model.above, share(F.linear, x, model.weight.t()).relu())
 
-    check(model, reference, random(3, 4))
+    check(model, reference, random(3, 4), rule=rule)
