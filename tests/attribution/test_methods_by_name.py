@@ -242,6 +242,10 @@ def test_a_missing_option() -> None:
         explain(model, vectors(), 1, Needy)
 
 
+# What a method need not do at length to be made and run.
+BRIEF: dict[type[Method], dict[str, Any]] = {relprop.SimpleTaylor: {"starts": 1, "n_steps": 20}}
+
+
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_every_method_from_a_model_by_its_name(name: str) -> None:
     entry = methods()[name]
@@ -256,7 +260,7 @@ def test_every_method_from_a_model_by_its_name(name: str) -> None:
             explain(model, x, 1, name)
         return
     with pytest.warns() if name == "deep_taylor" else pytest.MonkeyPatch.context():
-        found = explain(model, x, 1, name)
+        found = explain(model, x, 1, name, **BRIEF.get(entry.method, {}))
     assert found.shape == x.shape and found.dtype == x.dtype and bool(torch.isfinite(found).all())
 
 
@@ -270,12 +274,13 @@ def test_a_delta_exists_only_where_a_sum_is_claimed(kind: type[Method]) -> None:
         pytest.skip("it needs more than a model")
     needed = {"baselines": 0.0, "sliding_window_shapes": (2,)}
     options = {name: needed[name] for name in required_of(kind.attribute)[2:]}
+    made = BRIEF.get(kind, {})
     parameters = inspect.signature(kind.attribute).parameters
     if "return_convergence_delta" not in parameters:
         assert not kind.contract.complete, "a sum is claimed, and there is no way to ask how far off it is"
     elif kind.contract.complete:
         with pytest.warns() if kind is DeepTaylor else pytest.MonkeyPatch.context():
-            _, delta = kind(model).attribute(x, target=1, return_convergence_delta=True, **options)
+            _, delta = kind(model, **made).attribute(x, target=1, return_convergence_delta=True, **options)
         assert delta.shape == (2,)
     else:
         with refuses(model, InputError, ValueError, kind.__name__, "no convergence delta"):

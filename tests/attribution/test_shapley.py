@@ -48,14 +48,17 @@ def test_the_fit_of_all_sets() -> None:
     """With all sets of four features among the samples, and again, the fit is the Shapley values."""
     model, x, end = spelt()[0], pictures(), BACKGROUND[:2]
     expected = all_orders(lambda leaf: model(leaf)[:, 1], x, end, QUADRANTS)
-    close(KernelShap(model).attribute(x, end, 1, None, QUADRANTS, 2000), expected, 0.1)
+    found = KernelShap(model).attribute(x, end, 1, None, QUADRANTS, 2000, internal_batch_size=400)
+    close(found, expected, 0.1)
 
 
 @both
 def test_every_entry_a_feature(method: Any) -> None:
     model, x = settle(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))), vectors(3)
     expected = all_orders(lambda leaf: model(leaf)[:, 2], x, torch.zeros_like(x), torch.arange(4)[None])
-    found, delta = method(model).attribute(x, target=2, n_samples=1500, return_convergence_delta=True)
+    found, delta = method(model).attribute(
+        x, target=2, n_samples=1500, return_convergence_delta=True, internal_batch_size=400
+    )
     close(found, expected, 0.05)
     assert float(delta.abs().max()) < (1e-5 if method is ShapleyValueSampling else 1e-3)
     linear = settle(nn.Linear(4, 3))
