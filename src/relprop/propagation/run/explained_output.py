@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from relprop.errors import TargetError, TargetIndexError
 from relprop.propagation.call.call import Call
@@ -31,6 +31,13 @@ class ReadLayer:
 
 
 Reading: TypeAlias = "Pick | ReadLayer"
+
+
+class Target(nn.Module):
+    """What runs while a target is read: no module of the model, so that no rule set at one acts on it."""
+
+
+_TARGET = Target()
 
 
 class Readings:
@@ -79,7 +86,7 @@ class Readings:
         call = self._call
         stack, recording = call.trace.stack, call.trace.recording
         # What the target does is part of a report, not of the model's plan.
-        call.trace.stack, call.trace.recording = [], call.options.measuring
+        call.trace.stack, call.trace.recording = [("", _TARGET)], call.options.measuring
         try:
             return pick(output).clone()  # the model may go on to write into what it returned so far
         finally:
