@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,15 @@ class Dense:
     weight: Tensor  # [K, J]
     bias: Tensor | None  # [K]
     reach: Tensor  # [K, J], one where input j reaches output k whatever the value of the weight
+    shape: tuple[int, ...]  # of the output, K = their product
+    channel: int  # which of its dimensions holds the channels
+
+    def size(self, whole: Tensor) -> Tensor:
+        """The root mean square of [N, K] over the channels at each position, as [N, K]."""
+        square = whole.reshape(-1, *self.shape).square().mean(self.channel, keepdim=True)
+        # Where all are zero there is no slope: nothing is shared there.
+        root = torch.where(square > 0, torch.where(square > 0, square, torch.ones_like(square)).sqrt(), square)
+        return root.expand(-1, *self.shape).flatten(1)
 
     def products(self, a: Tensor) -> Tensor:
         """a_j w_kj as [N, K, J]."""
@@ -66,8 +75,16 @@ def quotient(numerator: Tensor, denominator: Tensor, epsilon: float | Tensor = 0
     return torch.where(empty, torch.zeros_like(exact), exact)
 
 
-def share(part: Tensor, whole: Tensor, relevance: Tensor, epsilon: float | Tensor) -> Tensor:
-    """Sum over k of part_kj / stabilize(whole_k) * R_k."""
+def share(
+    part: Tensor, whole: Tensor, relevance: Tensor, epsilon: float | Tensor, relative_to: Dense | None = None
+) -> Tensor:
+    """Sum over k of part_kj / stabilize(whole_k) * R_k; nothing is shared where there is nothing to share it among.
+
+    A stabilizer without unit counts in shares of the size that the sums of a layer have.
+    """
+    if relative_to is not None:
+        relevance = torch.where(whole == 0, torch.zeros_like(whole), relevance)
+        epsilon = epsilon * relative_to.size(whole)
     return torch.einsum("nkj,nk->nj", part, quotient(relevance, whole, epsilon))
 
 
@@ -93,11 +110,13 @@ def epsilon(
     epsilon: float = STABILIZER,
     relative: bool = False,
     bias: str = "absorb",
+    over: str = "channels",
 ) -> Tensor:
     parts = layer.products(a)
-    z = parts.sum(2) + layer.offset("absorb")
-    scale = z.square().mean(1, keepdim=True).sqrt() if relative else torch.ones_like(z[:, :1])
-    return share(parts, parts.sum(2) + layer.offset(bias), relevance, epsilon * scale)
+    z, whole = parts.sum(2) + layer.offset("absorb"), parts.sum(2) + layer.offset(bias)
+    if relative and over == "layer":
+        return share(parts, whole, relevance, epsilon * z.square().mean(1, keepdim=True).sqrt())
+    return share(parts, whole, relevance, epsilon, layer if relative else None)
 
 
 def gamma(
@@ -114,10 +133,12 @@ def gamma(
     favoured = above * up + below * down  # where z > 0: what raises z counts for more
     mirrored = above * down + below * up  # where z < 0: what lowers z counts for more
     z = layer.products(a).sum(2) + b
-    where_positive = z >= 0
-    parts = torch.where(where_positive[:, :, None], favoured, mirrored)
-    offset = torch.where(where_positive, b + gamma * positive(b), b + gamma * negative(b))
-    return share(parts, parts.sum(2) + offset, relevance, stabilizer)
+    none = torch.zeros_like(relevance)
+    raised = favoured.sum(2) + b + gamma * positive(b)
+    lowered = mirrored.sum(2) + b + gamma * negative(b)
+    return share(favoured, raised, torch.where(z >= 0, relevance, none), stabilizer, layer) + share(
+        mirrored, lowered, torch.where(z < 0, relevance, none), stabilizer, layer
+    )
 
 
 def alpha_beta(
@@ -131,15 +152,17 @@ def alpha_beta(
 ) -> Tensor:
     parts, b = layer.products(a), layer.offset(bias)
     raising, lowering = positive(parts), negative(parts)
-    up = share(raising, raising.sum(2) + positive(b), relevance, stabilizer)
-    down = share(lowering, lowering.sum(2) + negative(b), relevance, stabilizer)
+    up = share(raising, raising.sum(2) + positive(b), relevance, stabilizer, layer)
+    down = share(lowering, lowering.sum(2) + negative(b), relevance, stabilizer, layer)
     return alpha * up - beta * down
 
 
 def contrast(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = STABILIZER) -> Tensor:
     parts = layer.products(a)
     unit, dual = positive(parts), positive(-parts)  # the dual unit has the weights of the other sign
-    return share(unit, unit.sum(2), relevance, stabilizer) - share(dual, dual.sum(2), relevance, stabilizer)
+    return share(unit, unit.sum(2), relevance, stabilizer, layer) - share(
+        dual, dual.sum(2), relevance, stabilizer, layer
+    )
 
 
 def rescaled_excitation(
@@ -147,12 +170,12 @@ def rescaled_excitation(
 ) -> Tensor:
     parts = layer.products(a)
     parts = positive(parts) - gamma * positive(-parts)
-    return share(parts, parts.sum(2), relevance, stabilizer)
+    return share(parts, parts.sum(2), relevance, stabilizer, layer)
 
 
 def zplus(layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER) -> Tensor:
     parts = positive(layer.products(a))
-    return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer)
+    return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer, layer)
 
 
 def zbox(
@@ -166,17 +189,17 @@ def zbox(
     low, high = low + torch.zeros_like(a), high + torch.zeros_like(a)
     w = layer.weight[None]
     parts = a[:, None] * w - low[:, None] * positive(w) - high[:, None] * negative(w)
-    return share(parts, parts.sum(2), relevance, stabilizer)
+    return share(parts, parts.sum(2), relevance, stabilizer, layer)
 
 
-def wsquare(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = STABILIZER) -> Tensor:
+def wsquare(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = 0.0) -> Tensor:
     parts = layer.weight.square().expand(len(a), -1, -1)
-    return share(parts, parts.sum(2), relevance, stabilizer)
+    return share(parts, parts.sum(2), relevance, stabilizer, layer)
 
 
-def flat(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = STABILIZER) -> Tensor:
+def flat(layer: Dense, a: Tensor, relevance: Tensor, stabilizer: float = 0.0) -> Tensor:
     parts = layer.reach.expand(len(a), -1, -1)
-    return share(parts, parts.sum(2), relevance, stabilizer)
+    return share(parts, parts.sum(2), relevance, stabilizer, layer)
 
 
 def rho(
@@ -209,7 +232,7 @@ def groups(
         counted = p * positive(parts) + n * negative(parts)
         whole = counted.sum(2) + p * positive(b) + n * negative(b)
         serves = sign(z) == where if where else torch.ones_like(z, dtype=torch.bool)
-        found = found + share(counted, whole, torch.where(serves, portion * relevance, 0.0), stabilizer)
+        found = found + share(counted, whole, torch.where(serves, portion * relevance, 0.0), stabilizer, layer)
     return found
 
 
@@ -277,14 +300,15 @@ def dense(layer: nn.Module, shape: torch.Size) -> Dense:
     reach = _matrix(lambda x: _apply(layer, x, torch.ones_like(weight)), shape, weight).detach()
     assert bool(((reach == 0) | (reach == 1)).all()), "one weight between any input and output"
     bias = None
+    with torch.no_grad():
+        out = _apply(layer, torch.zeros(1, *shape, dtype=weight.dtype), weight)
     if layer.bias is not None:
-        with torch.no_grad():
-            out = _apply(layer, torch.zeros(1, *shape, dtype=weight.dtype), weight)
         if isinstance(layer, nn.Linear):
             bias = layer.bias.expand(out.shape[1:]).flatten()
         else:
             bias = layer.bias.reshape(-1, *[1] * (out.dim() - 2)).expand(out.shape[1:]).flatten()
-    return Dense(matrix, bias, reach)
+    channel = out.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    return Dense(matrix, bias, reach, tuple(out.shape[1:]), channel)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -303,7 +327,7 @@ def fold(layer: Dense, norm: nn.Module, out_shape: torch.Size) -> Dense:
     """Layer and batch norm as one map; `out_shape` is that of the layer's output, no batch dimension."""
     scale, shift = (t.reshape(-1, *[1] * (len(out_shape) - 1)).expand(out_shape).flatten() for t in affine(norm))
     bias = shift if layer.bias is None else layer.bias * scale + shift
-    return Dense(layer.weight * scale[:, None], bias, layer.reach)
+    return replace(layer, weight=layer.weight * scale[:, None], bias=bias)
 
 
 def products(layer: nn.Module, a: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ FRACTIONS: list[tuple[str, dict[str, Any], list[float]]] = [
     # biases ignored: 2 (2/2 * 1) - (4/5 * -6) = 34/5;  -(1 * 1 + 1/5 * -6) = 1/5
     ("alpha_beta", {"alpha": 2.0, "beta": 1.0, "bias": "ignore", "stabilizer": 0.0}, [34 / 5, 1 / 5]),
     ("zplus", {"stabilizer": 0.0}, [1 / 2, 0.0]),
-    ("zplus", {"stabilizer": 1.0}, [2 / 5, 0.0]),
+    # sums 2 + 2 and 0: their rms over the two channels is sqrt(8), so that the stabilizer below is 1; nothing to share
+    # in the second
+    ("zplus", {"stabilizer": 8**-0.5}, [2 / 5, 0.0]),
     # low -3, high 3: a w - l w+ - h w-: first (2 + 3, -3 + 9) of 11; second (-4 + 6, -1 + 3) of 4
     # 5/11 - 2/4 * 6 = -28/11;  6/11 - 2/4 * 6 = -27/11
     ("zbox", {"low": -3.0, "high": 3.0, "stabilizer": 0.0}, [-28 / 11, -27 / 11]),
@@ -70,7 +72,7 @@ FRACTIONS: list[tuple[str, dict[str, Any], list[float]]] = [
     ("wsquare", {"stabilizer": 0.0}, [-47 / 10, -3 / 10]),
     ("flat", {"stabilizer": 0.0}, [-5 / 2, -5 / 2]),
     # (1 - 6) / (2 + 1)
-    ("flat", {"stabilizer": 1.0}, [-5 / 3, -5 / 3]),
+    ("flat", {"stabilizer": 0.5}, [-5 / 3, -5 / 3]),
     # rho doubles everything, biases too; incr adds 1 to 2 and to -12: 4/3 + 8/11 * -6;  -6/3 + 2/11 * -6
     ("rho", {"rho": doubled, "incr": plus_one}, [4 / 3 - 48 / 11, -2 - 12 / 11]),
 ]

@@ -229,7 +229,7 @@ def test_entries_that_may_or_do_serve_are_no_error() -> None:
         Rules.preset("epsilon_gamma").set(nn.Linear, Epsilon()),  # a preset keeps its leniency
         Rules.preset("cp_lrp").set(nn.Linear, Epsilon()),
     ):
-        assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, "epsilon").attribute(x, 0))
+        assert torch.equal(LRP(model, rules).attribute(x, 0), LRP(model, Epsilon()).attribute(x, 0))
 
 
 def test_only_a_whole_forward_pass_tells_what_serves_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import LRP, Rules
-from relprop.rules import CPLRP, AlphaBeta, Detach, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, Zero, ZPlus
+from relprop.rules import CPLRP, AlphaBeta, Detach, Epsilon, Flat, Gamma, GroupRule, Rule, WSquare, ZBox, Zero, ZPlus
 from relprop.rules.presets import PRESETS
 from tests import reference_steps
 from tests.models import close, settle
@@ -30,7 +31,7 @@ LAYERS = [
 BOX: dict[str, Any] = {"low": -3.0, "high": 3.0}
 
 Named = tuple[str, dict[str, Any]]
-EPSILON: Named = ("epsilon", {"epsilon": 1e-6})
+EPSILON: Named = ("epsilon", {"epsilon": 1e-6, "relative": True})
 PLUS: Named = ("zplus", {})
 GAMMA: Named = ("gamma", {"gamma": 0.25})
 ALPHA2: Named = ("alpha_beta", {"alpha": 2.0, "beta": 1.0})
@@ -56,7 +57,7 @@ CONTENT: dict[str, tuple[dict[str, Any], list[Named]]] = {
     "wsquare": ({}, [("wsquare", {})] * 4),
     "flat": ({}, [FLAT] * 4),
     "lrp0_ignore_bias": ({}, [("epsilon", {"epsilon": 0.0, **IGNORE})] * 4),
-    "epsilon_ignore_bias": ({}, [("epsilon", {"epsilon": 1e-6, **IGNORE})] * 4),
+    "epsilon_ignore_bias": ({}, [("epsilon", {"epsilon": 1e-6, "relative": True, **IGNORE})] * 4),
     "alpha1_beta0_ignore_bias": ({}, [(ALPHA1[0], {**ALPHA1[1], **IGNORE})] * 4),
     "alpha2_beta1_ignore_bias": ({}, [(ALPHA2[0], {**ALPHA2[1], **IGNORE})] * 4),
     "preset_a": ({}, [ALPHA1, ALPHA1, DENSE, DENSE]),
@@ -101,16 +102,21 @@ def test_the_default_is_epsilon_gamma() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "convolution", "dense"),
     [
-        ("epsilon", {"epsilon": 0.5}, Epsilon(0.5), Epsilon(0.5)),
-        ("epsilon_gamma", {"epsilon": 0.5, "gamma": 0.1}, Gamma(0.1), Epsilon(0.5)),
-        ("epsilon_plus", {"epsilon": 0.5}, ZPlus(), Epsilon(0.5)),
-        ("epsilon_alpha2_beta1", {"epsilon": 0.5}, AlphaBeta(2, 1), Epsilon(0.5)),
-        ("epsilon_gamma_box", {**BOX, "gamma": 0.1, "epsilon": 0.5}, Gamma(0.1), Epsilon(0.5)),
-        ("cp_lrp", {"epsilon": 0.5}, Epsilon(0.5), Epsilon(0.5)),
-        ("attnlrp", {"epsilon": 0.5}, Epsilon(0.5), Epsilon(0.5)),
+        ("epsilon", {"epsilon": 0.5}, Epsilon(0.5, relative=True), Epsilon(0.5, relative=True)),
+        ("epsilon_gamma", {"epsilon": 0.5, "gamma": 0.1}, Gamma(0.1), Epsilon(0.5, relative=True)),
+        ("epsilon_plus", {"epsilon": 0.5}, ZPlus(), Epsilon(0.5, relative=True)),
+        ("epsilon_alpha2_beta1", {"epsilon": 0.5}, AlphaBeta(2, 1), Epsilon(0.5, relative=True)),
+        ("epsilon_gamma_box", {**BOX, "gamma": 0.1, "epsilon": 0.5}, Gamma(0.1), Epsilon(0.5, relative=True)),
+        ("cp_lrp", {"epsilon": 0.5}, Epsilon(0.5, relative=True), Epsilon(0.5, relative=True)),
+        ("attnlrp", {"epsilon": 0.5}, Epsilon(0.5, relative=True), Epsilon(0.5, relative=True)),
         ("preset_a", {"epsilon": 0.5}, AlphaBeta(1, 0), Epsilon(0.5)),
         ("preset_b", {}, AlphaBeta(2, 1), Epsilon(0.1)),
-        ("epsilon_ignore_bias", {"epsilon": 0.5}, Epsilon(0.5, bias="ignore"), Epsilon(0.5, bias="ignore")),
+        (
+            "epsilon_ignore_bias",
+            {"epsilon": 0.5},
+            Epsilon(0.5, relative=True, bias="ignore"),
+            Epsilon(0.5, relative=True, bias="ignore"),
+        ),
     ],
 )
 def test_options(name: str, options: dict[str, Any], convolution: Rule, dense: Rule) -> None:
@@ -142,20 +148,20 @@ def test_a_matrix_product_counts_as_dense() -> None:
             return x @ self.weight
 
     (row,) = Rules.preset("epsilon_gamma").plan(settle(Product()), torch.randn(2, 4, dtype=torch.float64)).rows
-    assert row.rule == repr(Epsilon(1e-6))
+    assert row.rule == repr(Epsilon(1e-6, relative=True))
 
 
 def test_presets_print() -> None:
     assert str(Rules.preset("deep_taylor")).splitlines() == [
         "every linear layer => ZPlus(bias='ignore', stabilizer=1e-06)",
-        "first              => WSquare(stabilizer=1e-06)",
+        "first              => WSquare(stabilizer=0.0)",
     ]
     (dense, convolutions) = str(Rules.preset("epsilon_plus")).splitlines()
-    assert dense.startswith("Linear ") and dense.endswith(repr(Epsilon(1e-6)))
+    assert dense.startswith("Linear ") and dense.endswith(repr(Epsilon(1e-6, relative=True)))
     assert convolutions.startswith("Conv1d | Conv2d | Conv3d | ConvTranspose1d") and convolutions.endswith(
         repr(ZPlus())
     )
-    assert [entry.rule for entry in Rules.preset("cp_lrp")] == [Epsilon(1e-6), Detach(), CPLRP()]
+    assert [entry.rule for entry in Rules.preset("cp_lrp")] == [Epsilon(1e-6, relative=True), Detach(), CPLRP()]
 
 
 # -------------------------------------------------------------------------------------------- attention
@@ -218,6 +224,15 @@ COMPOSITES = {
 }
 
 
+def absolute(rule: Rule) -> Rule:
+    """The rule with its stabilizer in the unit of the sums."""
+    if isinstance(rule, Epsilon):
+        return replace(rule, relative=False)
+    assert isinstance(rule, GroupRule)
+    kind = type(f"Absolute{type(rule).__name__}", (type(rule),), {"stabilize": lambda self, layer, z: self.stabilizer})
+    return kind(**{field.name: getattr(rule, field.name) for field in fields(rule)})  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("name", list(COMPOSITES))
 def test_against_zennit(name: str) -> None:
     """An oracle of another hand; Zennit is no dependency, and the test is skipped where it is not installed."""
@@ -233,8 +248,9 @@ def test_against_zennit(name: str) -> None:
         seed = torch.zeros_like(output)
         seed[:, 2] = output.detach()[:, 2]
         (expected,) = torch.autograd.grad(output, leaf, seed)
-    found = LRP(model, Rules.preset(name, **options)).attribute(x, 2)
-    close(found, expected, 1e-6)  # its stabilizers differ in where they act
+    # Its stabilizers are 1e-6 in the unit of the sums.
+    rules = Rules(tuple(replace(entry, rule=absolute(entry.rule)) for entry in Rules.preset(name, **options)))
+    close(LRP(model, rules).attribute(x, 2), expected, 1e-6)  # and differ in where they act
 
 
 def test_zero_is_its_name() -> None:

@@ -132,11 +132,11 @@ def test_rules_print_one_entry_a_line() -> None:
         .last("lrp0")
     )
     assert str(rules).splitlines() == [
-        "Linear | Conv2d => Epsilon(epsilon=0.25, relative=False, bias='absorb')",
+        "Linear | Conv2d => Epsilon(epsilon=0.25, relative=False, bias='absorb', over='channels')",
         "'features.*'    => Gamma(gamma=0.25, bias='absorb', stabilizer=1e-06)",
         "dense           => Zero()",
         "softmax         => Detach()",
-        "first           => Flat(stabilizer=1e-06)",
+        "first           => Flat(stabilizer=0.0)",
         "last            => Zero()",
     ]
     assert "no entries" in str(Rules())
@@ -178,7 +178,7 @@ def test_a_functional_call_is_the_layer_it_is() -> None:
     absent = Rules().set(nn.Linear, Gamma()).set(nn.Conv2d, ZPlus(), optional=True)
     assert chosen(absent, model, x) == names(Gamma(), Zero())
     assert chosen(rules.set(Scaled, Epsilon()), model, x) == names(Epsilon(), Epsilon())
-    assert chosen(Rules.preset("epsilon_gamma"), model, x) == names(Epsilon(1e-6), Gamma(0.25))
+    assert chosen(Rules.preset("epsilon_gamma"), model, x) == names(Epsilon(1e-6, relative=True), Gamma(0.25))
 
 
 @pytest.mark.parametrize(
@@ -331,13 +331,13 @@ def test_an_operation_can_be_taken_back_by_a_later_entry() -> None:
 
 STRINGS = {
     "lrp0": "Zero()",
-    "epsilon": "Epsilon(epsilon=1e-06, relative=False, bias='absorb')",
+    "epsilon": "Epsilon(epsilon=1e-06, relative=False, bias='absorb', over='channels')",
     "gamma": "Gamma(gamma=0.25, bias='absorb', stabilizer=1e-06)",
     "zplus": "ZPlus(bias='absorb', stabilizer=1e-06)",
     "alpha2_beta1": "AlphaBeta(alpha=2.0, beta=1.0, bias='absorb', stabilizer=1e-06)",
     "alpha1_beta0": "AlphaBeta(alpha=1.0, beta=0.0, bias='absorb', stabilizer=1e-06)",
-    "wsquare": "WSquare(stabilizer=1e-06)",
-    "flat": "Flat(stabilizer=1e-06)",
+    "wsquare": "WSquare(stabilizer=0.0)",
+    "flat": "Flat(stabilizer=0.0)",
     "pass": "Pass()",
     "block": "Block()",
     "detach": "Detach()",

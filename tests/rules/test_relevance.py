@@ -113,7 +113,14 @@ def test_rules_are_their_groups() -> None:
     """Equal groups, equal maps: the rules of the package are nothing else."""
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
     x = torch.randn(2, 2, 6, 6, dtype=DTYPE)
-    for rule in (Epsilon(), Gamma(0.3), Gamma(0.3, bias="ignore"), AlphaBeta(), ZPlus(), RescaledExcitation(0.5)):
+    for rule in (
+        Epsilon(relative=True),
+        Gamma(0.3),
+        Gamma(0.3, bias="ignore"),
+        AlphaBeta(),
+        ZPlus(),
+        RescaledExcitation(0.5),
+    ):
         numbers = tuple((g.p, g.n, g.share, g.sign) for g in rule.groups)
         stabilizer = rule.epsilon if isinstance(rule, Epsilon) else rule.stabilizer
         same = Groups(numbers, bias=rule.bias, stabilizer=stabilizer)

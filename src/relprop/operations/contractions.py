@@ -20,9 +20,33 @@ from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind
 from relprop.propagation.math.linear_map import Contraction, Dense
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
+Dims = Callable[[bool, Tensor, Tensor], tuple[int, ...]]
+"""The dimensions of a product that only the weight has, from whether the input comes first, and the two."""
 
 
-def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> Tensor:
+def of_matrices(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """``a @ weight`` has them last, ``weight @ a`` before; of a vector as the weight there are none."""
+    if weight.dim() == 1:
+        return ()
+    return (-1,) if first or a.dim() == 1 else (-2,)
+
+
+def of_trailing(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """All dimensions of the weight but the one that is summed over, where it comes last (``inner``)."""
+    return tuple(range(1 - weight.dim(), 0)) if first else tuple(range(weight.dim() - 1))
+
+
+def of_outer(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """All dimensions of the weight (``outer``)."""
+    return (-1,) if first else (-2,)
+
+
+def of_entries(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """None that is known: entries of both are mixed (``kron``, ``cross``)."""
+    return ()
+
+
+def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims: Dims = of_matrices) -> Tensor:
     """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
     left, right = here.active(input), here.active(other)
     if left and right:
@@ -36,7 +60,8 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear) -> T
     if left and other.dim() == 2 and compute is torch.matmul:
         return apply_linear(here, Dense(), a, constant.mT, None, lambda: compute(input, other))
     forward = compute if left else lambda x, weight: compute(weight, x)
-    return apply_linear(here, Contraction(forward), a, constant, None, lambda: compute(input, other))
+    geometry = Contraction(forward, dims(left, a, constant))
+    return apply_linear(here, geometry, a, constant, None, lambda: compute(input, other))
 
 
 def _mixed(here: Here, compute: Callable[..., Tensor], *factors: Tensor) -> Tensor:
@@ -68,13 +93,25 @@ def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
     return contracted(here, input, other, torch.matmul)
 
 
-def contraction(here: Here, *args: Any, **kwargs: Any) -> Tensor:
-    """Whatever else is linear in its first two arguments: ``tensordot``, ``inner``, ``outer``, ``kron``, ``cross``."""
+def contraction(dims: Dims, here: Here, *args: Any, **kwargs: Any) -> Tensor:
+    """Whatever else is linear in its first two arguments: ``inner``, ``outer``, ``kron``, ``cross``."""
     (first, second), rest = _operands(2, args, kwargs)
-    return contracted(here, first, second, lambda x, y: here.func(x, y, *rest, **kwargs))
+    return contracted(here, first, second, lambda x, y: here.func(x, y, *rest, **kwargs), dims)
 
 
-def added(compute: Bilinear) -> Callable[..., Tensor]:
+def tensordot(here: Here, a: Tensor, b: Tensor, dims: Any = 2, **kwargs: Any) -> Tensor:
+    """``tensordot``, which has what is left of the second behind what is left of the first."""
+    pair = isinstance(dims, (tuple, list)) and len(dims) == 2
+    summed = len(dims[1]) if pair and isinstance(dims[1], (tuple, list)) else 1 if pair else int(dims)
+
+    def of_what_is_left(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+        left = weight.dim() - summed
+        return tuple(range(-left, 0)) if first else tuple(range(left))
+
+    return contracted(here, a, b, lambda x, y: here.func(x, y, dims, **kwargs), of_what_is_left)
+
+
+def added(compute: Bilinear, dims: Dims = of_matrices) -> Callable[..., Tensor]:
     """Return the handler of ``beta input + alpha compute(first, second)``."""
 
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
@@ -85,7 +122,7 @@ def added(compute: Bilinear) -> Callable[..., Tensor]:
         if not (here.active(first) or here.active(second)):
             z = compute(first, second)
         else:
-            z = contracted(here, first, second, compute)
+            z = contracted(here, first, second, compute, dims)
         shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
         z = alpha * z
         if (
@@ -110,7 +147,7 @@ addmm = added(torch.matmul)
 addbmm = added(_summed)
 """``addbmm``."""
 
-addr = added(torch.outer)
+addr = added(torch.outer, of_outer)
 """``addr``."""
 
 
@@ -128,11 +165,20 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     if not all(is_weight(here, tensor) for tensor in constants):
         return _mixed(here, partial(torch.einsum, equation), *tensors)
     whole, weight = _one_weight(equation, tensors, active.index(True))
+    operands_of, _, right = whole.partition("->")
+    own, names = operands_of.split(",")
+    before = right.partition("...")[0]  # what the dots stand for is counted from neither end
+    dims = tuple(
+        right.index(x) - (0 if x in before and "..." in right else len(right))
+        for x in right
+        if x.isalpha() and x in names and x not in own
+    )
 
     def contracting(x: Tensor, w: Tensor) -> Tensor:
         return torch.einsum(whole, x, w)
 
-    return apply_linear(here, Contraction(contracting), a, weight, None, lambda: torch.einsum(equation, *tensors))
+    geometry = Contraction(contracting, dims)
+    return apply_linear(here, geometry, a, weight, None, lambda: torch.einsum(equation, *tensors))
 
 
 def _one_weight(equation: str, tensors: Sequence[Tensor], position: int) -> tuple[str, Tensor]:
@@ -189,7 +235,7 @@ def _by_sample(here: Here, a: Tensor, weight: Tensor, compute: Callable[[], Tens
     def forward(x: Tensor, mixing: Tensor) -> Tensor:
         return (mixing @ x.unsqueeze(-1)).squeeze(-1)
 
-    return apply_linear(here, Contraction(forward), a, weight, None, compute)
+    return apply_linear(here, Contraction(forward, (-1,)), a, weight, None, compute)
 
 
 # The rows ----------------------------------------------------------------------------------------
@@ -218,6 +264,9 @@ ROWS: Rows = [
     *_matrix_product("addr", handler=addr, difference=Difference.PRODUCT),
     *_matrix_product("einsum", handler=einsum, difference=Difference.CONTRACTION),
     *_matrix_product("bilinear", handler=bilinear, difference=Difference.CONTRACTION),
-    *_matrix_product("tensordot", "inner", "outer", "ger", "kron", "cross", "vdot", "vecdot", handler=contraction,
+    *_matrix_product("tensordot", handler=tensordot, difference=Difference.PRODUCT),
+    *_matrix_product("inner", handler=partial(contraction, of_trailing), difference=Difference.PRODUCT),
+    *_matrix_product("outer", "ger", handler=partial(contraction, of_outer), difference=Difference.PRODUCT),
+    *_matrix_product("kron", "cross", "vdot", "vecdot", handler=partial(contraction, of_entries),
                      difference=Difference.PRODUCT),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from relprop.rules.nonlinear import (
 )
 from relprop.rules.plan import Plan
 from relprop.rules.registry import Rules
-from relprop.rules.relevance import Contributions, Distances, Group, Ones, Products, Weights
+from relprop.rules.relevance import Contributions, Distances, Group, Ones, Products, Relative, Weights
 from relprop.rules.rule import (
     ActivationRule,
     FilterRule,
@@ -64,6 +64,7 @@ __all__ = [
     "PoolingRule",
     "ProductRule",
     "Products",
+    "Relative",
     "RescaledExcitation",
     "Rho",
     "Rule",

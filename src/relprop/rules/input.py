@@ -30,7 +30,7 @@ class ZBox(GroupRule):
         low, high: the least and the greatest value an input can take, ``low <= a <= high``: numbers, or tensors that
             broadcast to the layer's input; one number per channel for a convolution. Bounds are those of what reaches
             the layer: normalised bounds, where the model normalises inside.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``low > high``, or they are neither numbers nor tensors that broadcast to each other; where
@@ -92,12 +92,12 @@ class ZBox(GroupRule):
 class WSquare(GroupRule):
     """The w^2 rule: for inputs without bounds.
 
-    Definition: ``R_j = sum_k w_jk^2 / stab(sum_j w_jk^2) R_k``; padding is no input.
+    Definition: ``R_j = sum_k w_jk^2 / sum_j w_jk^2 R_k``; padding is no input.
     Bias: ignored.
-    Conserves: always, but for the stabilizer.
+    Conserves: always.
 
     Args:
-        stabilizer: in units of ``w^2``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 0 by default, since nothing cancels.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0.
@@ -110,7 +110,7 @@ class WSquare(GroupRule):
     tensor([[9., 1.]])
     """
 
-    stabilizer: float = 1e-6
+    stabilizer: float = 0.0
     bias = "ignore"
     reaches_zeros = True
     groups = (Group(1, 0),)
@@ -125,10 +125,10 @@ class Flat(GroupRule):
 
     Definition: ``R_j = sum_k 1 / n_k R_k``, with ``n_k`` the number of inputs that reach output ``k``; padding is none.
     Bias: ignored.
-    Conserves: always, but for the stabilizer.
+    Conserves: always.
 
     Args:
-        stabilizer: without unit; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 0 by default, since nothing cancels.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0.
@@ -141,7 +141,7 @@ class Flat(GroupRule):
     tensor([[1.5000, 1.5000]])
     """
 
-    stabilizer: float = 1e-6
+    stabilizer: float = 0.0
     bias = "ignore"
     reaches_zeros = True
     groups = (Group(1, 0),)

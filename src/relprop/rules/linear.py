@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.math.linear_map import LinearMap
-from relprop.propagation.math.numerics import quotient
-from relprop.rules.relevance import LRP_0, Group
+from relprop.propagation.math.numerics import quotient, rms
+from relprop.rules.relevance import LRP_0, Group, Relative
 from relprop.rules.rule import Bias, GroupRule, LinearRule, check_nonnegative
 
 
@@ -57,12 +57,15 @@ class Epsilon(GroupRule):
 
     Args:
         epsilon: in units of ``z``; 1e-6 by default.
-        relative: multiply ``epsilon`` by the root mean square of ``z``, sample by sample (the ``0.1 std`` of the
-            tutorial); ``epsilon`` has no unit then.
+        relative: multiply ``epsilon`` by the root mean square of ``z`` over the output channels at each position;
+            ``epsilon`` has no unit then, and relevance scales with the activations.
+        over: ``"channels"``; with ``"layer"`` the root mean square is that over all of a sample (the ``0.1 std`` of
+            the tutorial). Choose that where dimension 0 holds samples: what else a sample holds, as padding, or what
+            follows a position, then changes the map.
         bias: ``"absorb"`` or ``"ignore"``.
 
     Raises:
-        RuleError: where ``epsilon`` is no number >= 0, or ``bias`` is another.
+        RuleError: where ``epsilon`` is no number >= 0, or ``bias`` or ``over`` is another.
     Source: Bach et al. 2015, eq. 58 (doi:10.1371/journal.pone.0130140); Montavon et al. 2019, section 10.2.1
         (doi:10.1007/978-3-030-28954-6_10).
 
@@ -76,9 +79,12 @@ class Epsilon(GroupRule):
     epsilon: float = 1e-6
     relative: bool = False
     bias: Bias = "absorb"
+    over: Literal["channels", "layer"] = "channels"
 
     def __post_init__(self) -> None:
         check_nonnegative(self, epsilon=self.epsilon)
+        if self.over not in ("channels", "layer"):
+            raise RuleError(f'Epsilon: over is "channels" or "layer", got {self.over!r}.')
         super().__post_init__()
 
     groups = (LRP_0,)
@@ -87,13 +93,10 @@ class Epsilon(GroupRule):
     def stabilizer(self) -> float:  # type: ignore[override]  # no rule is written to
         return self.epsilon
 
-    def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor:
+    def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor | Relative:
         if not self.relative:
             return self.epsilon
-        wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        square = wide.square().mean(dim=layer.sample_dims(z), keepdim=True)
-        zero = square == 0  # where the root has no derivative
-        return self.epsilon * torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+        return Relative(self.epsilon) if self.over == "channels" else self.epsilon * rms(z, layer.sample_dims(z))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Gamma(GroupRule):
     Args:
         gamma: without unit; 0.25 by default.
         bias: ``"absorb"`` or ``"ignore"``.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``gamma`` or ``stabilizer`` is no number >= 0, or ``bias`` is another.

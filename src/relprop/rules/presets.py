@@ -46,8 +46,10 @@ def every_linear_layer(name: str, module: nn.Module) -> bool:
 every_linear_layer.__name__ = "every linear layer"
 
 
-def _composite(convolution: Rule, epsilon: float = 1e-6) -> Rules:
-    return Rules().set(nn.Linear, Epsilon(epsilon), optional=True).set(CONVOLUTIONS, convolution, optional=True)
+def _composite(convolution: Rule, epsilon: float = 1e-6, *, relative: bool = True) -> Rules:
+    """Return epsilon on dense layers and a rule on convolutions; a source that names an epsilon means its unit."""
+    dense = Epsilon(epsilon, relative)
+    return Rules().set(nn.Linear, dense, optional=True).set(CONVOLUTIONS, convolution, optional=True)
 
 
 def _deep_taylor() -> Rules:
@@ -63,16 +65,16 @@ def _epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float
 
 
 def _cp_lrp(epsilon: float = 1e-6) -> Rules:
-    rules = everywhere(Epsilon(epsilon)).set(torch.softmax, Detach(), optional=True)
+    rules = everywhere(Epsilon(epsilon, relative=True)).set(torch.softmax, Detach(), optional=True)
     return rules.set(F.scaled_dot_product_attention, CPLRP(), optional=True)
 
 
 def _preset_a(epsilon: float = 0.1) -> Rules:
-    return _composite(AlphaBeta(1, 0), epsilon)
+    return _composite(AlphaBeta(1, 0), epsilon, relative=False)
 
 
 def _preset_b(epsilon: float = 0.1) -> Rules:
-    return _composite(AlphaBeta(2, 1), epsilon)
+    return _composite(AlphaBeta(2, 1), epsilon, relative=False)
 
 
 def _until(rules: Rules, until: int | str) -> Rules:
@@ -82,7 +84,7 @@ def _until(rules: Rules, until: int | str) -> Rules:
 
 PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "lrp0": lambda: everywhere(Zero()),
-    "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
+    "epsilon": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, relative=True)),
     "epsilon_plus": lambda epsilon=1e-6: _composite(ZPlus(), epsilon),
     "epsilon_plus_flat": lambda epsilon=1e-6: _composite(ZPlus(), epsilon).first(Flat()),
     "epsilon_gamma": lambda epsilon=1e-6, gamma=0.25: _composite(Gamma(gamma), epsilon),
@@ -95,7 +97,7 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "wsquare": lambda: everywhere(WSquare()),
     "flat": lambda: everywhere(Flat()),
     "lrp0_ignore_bias": lambda: everywhere(Epsilon(0.0, bias="ignore")),
-    "epsilon_ignore_bias": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, bias="ignore")),
+    "epsilon_ignore_bias": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, relative=True, bias="ignore")),
     "alpha1_beta0_ignore_bias": lambda: everywhere(AlphaBeta(1, 0, bias="ignore")),
     "alpha2_beta1_ignore_bias": lambda: everywhere(AlphaBeta(2, 1, bias="ignore")),
     "preset_a": _preset_a,
@@ -106,7 +108,7 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "preset_b_flat_until_idx": lambda until, epsilon=0.1: _until(_preset_b(epsilon), until),
     "deep_taylor": _deep_taylor,
     "deep_taylor_bounded": _deep_taylor_bounded,
-    "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon)),
+    "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, relative=True)),
     "cp_lrp": _cp_lrp,
 }
 for _name, _make in PRESETS.items():

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.math.linear_map import LinearMap
-from relprop.propagation.math.numerics import TAU, quotient, safe
+from relprop.propagation.math.numerics import TAU, quotient, safe, shared_out
 
 
 def positive(x: Tensor) -> Tensor:
@@ -141,7 +141,31 @@ class Group:
 LRP_0 = Group(1.0, 1.0)
 """All contributions as they are."""
 
-Stabilizer: TypeAlias = "float | Tensor | None"
+
+@dataclass(frozen=True)
+class Relative:
+    """A stabilizer without unit: a share of the size that the sums have, at each position, over the output channels.
+
+    Definition: ``stab(s_k) = s_k + e sign(s_k) rms(s)``, where ``rms(s)`` is the root mean square of ``s`` over the
+    output channels at the position of ``k``. So relevance is as many times larger where all activations are, and a deep
+    network whose activations fade conserves as a shallow one does.
+
+    Args:
+        number: ``e``, without unit: a number, or a tensor that broadcasts to the output.
+
+    >>> Relative(1e-6)
+    Relative(number=1e-06)
+    """
+
+    number: float | Tensor
+
+    def of(self, layer: LinearMap, sums: Tensor) -> Tensor:
+        """Return ``e rms(s)``."""
+        return self.number * layer.rms(sums)
+
+
+Stabilizer: TypeAlias = "float | Tensor | Callable[[Tensor], Tensor] | None"
+"""What is added to the size of the sums: a number or a tensor in their units, or what makes one of them."""
 
 
 class Contributions(ABC):
@@ -299,8 +323,8 @@ def coefficient(
         groups: those of the rule.
         contributions: what they are groups of.
         z, c: the output and its coefficient, so that its relevance is ``R = z c``.
-        stabilizer: a number >= 0, or a tensor that broadcasts to the output, in units of the sums. Where it is None
-            nothing is added, and it counts as the rule's own choice that ``R / 0 = 0``.
+        stabilizer: a number >= 0, or a tensor that broadcasts to the output, in units of the sums; or what makes one of
+            the sums. Where it is None nothing is added, and it counts as the rule's own choice that ``R / 0 = 0``.
     """
     shared = _shared(groups, contributions, z, c, stabilizer)
     found = [contributions.back(each.q, each.group.parts) for each in shared]
@@ -345,21 +369,28 @@ def _shared(
     served = [group for group in groups if group.share and not (group.sign < 0 and contributions.positive_only)]
     totals = _totals(served, contributions)
 
-    def quotients(share: float, total: Tensor) -> Tensor:
+    def quotients(share: float, total: Tensor, size: Tensor | None) -> Tensor:
         relevance = z * c if share == 1 else share * (z * c)
-        return quotient(relevance, total, 0.0 if stabilizer is None else stabilizer)
+        if size is not None:
+            return shared_out(relevance, total, size)
+        return quotient(relevance, total, 0.0 if stabilizer is None or callable(stabilizer) else stabilizer)
 
     if stabilizer is None and contributions.exact and served == [LRP_0]:
         return [_Shared(LRP_0, z, c)]
+    sizes = [stabilizer(total) if callable(stabilizer) else None for total in totals]
     if contributions.positive_only or not any(group.sign for group in served):
-        return [_Shared(g, total, quotients(g.share, total)) for g, total in zip(served, totals, strict=True)]
+        return [
+            _Shared(g, total, quotients(g.share, total, size))
+            for g, total, size in zip(served, totals, sizes, strict=True)
+        ]
     above = contributions.sum(ALL) >= 0
     serves = {1: above, -1: ~above, 0: above | ~above}
     if [group.sign for group in served] == [1, -1] and served[0].share == served[1].share:
-        upper, lower = totals  # every output is in one group: one quotient is enough
-        found = [quotients(served[0].share, torch.where(above, upper, lower))] * 2
+        total = torch.where(above, totals[0], totals[1])  # every output is in one group: one quotient is enough
+        size = None if sizes[0] is None or sizes[1] is None else torch.where(above, sizes[0], sizes[1])
+        found = [quotients(served[0].share, total, size)] * 2
     else:
-        found = [quotients(group.share, total) for group, total in zip(served, totals, strict=True)]
+        found = [quotients(g.share, total, size) for g, total, size in zip(served, totals, sizes, strict=True)]
     return [
         _Shared(group, total, torch.where(serves[group.sign], q, 0.0), serves[group.sign])
         for group, total, q in zip(served, totals, found, strict=True)

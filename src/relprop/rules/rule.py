@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from relprop.propagation.call.flow import Flow
 from relprop.propagation.call.returned import broadcasts
 from relprop.propagation.math.linear_map import LinearMap
 from relprop.rules import relevance
-from relprop.rules.relevance import Contributions, Group, Products, Stabilizer
+from relprop.rules.relevance import Contributions, Group, Products, Relative, Stabilizer
 from relprop.rules.values import Value
 
 Bias = Literal["absorb", "ignore"]
@@ -92,7 +93,7 @@ class GroupRule(LinearRule):
     Attributes:
         groups: the groups.
         bias: ``"absorb"``: the bias is one of the contributions, and keeps its share; ``"ignore"``: it is none.
-        stabilizer: in units of the sums; None for the exact quotient.
+        stabilizer: without unit, in shares of the sums' own size (:class:`Relative`); None for the exact quotient.
 
     >>> import torch; from relprop import LRP
     >>> class Doubled(GroupRule):
@@ -105,7 +106,7 @@ class GroupRule(LinearRule):
     """
 
     bias: Bias = "absorb"
-    stabilizer: Stabilizer = 1e-6
+    stabilizer: float | Tensor | None = 1e-6
 
     def __post_init__(self) -> None:
         if self.bias not in ("absorb", "ignore"):
@@ -137,15 +138,16 @@ class GroupRule(LinearRule):
         """
         return Products(layer, a, z, self.bias == "absorb")
 
-    def stabilize(self, layer: LinearMap, z: Tensor) -> Stabilizer:
-        """Return what is added to the size of the sums: by default ``stabilizer``.
+    def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor | Relative | None:
+        """Return what is added to the size of the sums: by default ``Relative(stabilizer)``.
 
-        A number >= 0, or a tensor that broadcasts to the output ``z``; the sign of the sums is taken care of.
+        A number >= 0, or a tensor that broadcasts to the output ``z``, in units of the sums; or :class:`Relative`,
+        which has no unit. The sign of the sums is taken care of.
 
         Args:
             layer, z: as in ``coefficient``.
         """
-        return self.stabilizer
+        return None if self.stabilizer is None else Relative(self.stabilizer)
 
     @final
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
@@ -171,23 +173,31 @@ class GroupRule(LinearRule):
     def _stabilizer(self, layer: LinearMap, z: Tensor) -> Stabilizer:
         """Return what is added to the sums, checked."""
         found: Any = self.stabilize(layer, z)
+        if isinstance(found, Relative):
+            number = found.number
+            relative = Relative(self._fitting(number, layer, z) if isinstance(number, Tensor) else number)
+            return 0.0 if relative.number == 0.0 else partial(relative.of, layer)
         if isinstance(found, Tensor):
-            # Of a convolution, one number per channel would broadcast over the width.
-            least = layer.per_channel(z.new_zeros(1), z).dim()
-            if found.dim() and (found.dim() < least or not broadcasts(found, z)):
-                raise RuleError(
-                    f"{self!r}.stabilize returned a tensor of shape {tuple(found.shape)}, expected what broadcasts to "
-                    f"the output {tuple(z.shape)}; one number for every output channel: layer.per_channel(numbers, z)."
-                )
-            found = found.to(z)
+            found = self._fitting(found, layer, z)
         elif found is None and self.stabilizer is not None:
             raise RuleError(
                 f"{self!r}.stabilize returned None. Write `return` before the result, or stabilizer = None for the "
                 "exact quotient."
             )
         elif found is not None and not (isinstance(found, (int, float)) and found >= 0):
-            raise RuleError(f"{self!r}.stabilize returned {found!r}, expected a number >= 0 or a tensor.")
+            raise RuleError(f"{self!r}.stabilize returned {found!r}, expected a number >= 0, a tensor or Relative.")
         return found  # type: ignore[no-any-return]
+
+    def _fitting(self, found: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
+        """Return a stabilizer that is a tensor, checked."""
+        # Of a convolution, one number per channel would broadcast over the width.
+        least = layer.per_channel(z.new_zeros(1), z).dim()
+        if found.dim() and (found.dim() < least or not broadcasts(found, z)):
+            raise RuleError(
+                f"{self!r}.stabilize returned a tensor of shape {tuple(found.shape)}, expected what broadcasts to "
+                f"the output {tuple(z.shape)}; one number for every output channel: layer.per_channel(numbers, z)."
+            )
+        return found.to(z)
 
 
 class ActivationRule(Rule, ABC):

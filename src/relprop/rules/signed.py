@@ -25,7 +25,7 @@ class AlphaBeta(GroupRule):
     Args:
         alpha, beta: without unit, both >= 0, ``alpha - beta = 1``; 2 and 1 by default.
         bias: ``"absorb"`` or ``"ignore"``.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``alpha - beta`` is not 1, one of them or ``stabilizer`` is no number >= 0, or ``bias`` is
@@ -69,7 +69,7 @@ class ZPlus(GroupRule):
 
     Args:
         bias: ``"absorb"`` or ``"ignore"``.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0, or ``bias`` is another.
@@ -102,7 +102,7 @@ class RescaledExcitation(GroupRule):
 
     Args:
         gamma: without unit, from 0 to 1; 0 by default.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``gamma`` is not between 0 and 1, or ``stabilizer`` is no number >= 0.
@@ -141,7 +141,7 @@ class Contrast(GroupRule):
     Conserves: nothing; what the unit gives, the dual takes, and the report counts it as taken by the rule.
 
     Args:
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0.

@@ -33,7 +33,7 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
 
     Args:
         model: any ``nn.Module``; the theory is that of non-negative activations.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`relprop.rules.Relative`; 1e-6 by default.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0.
@@ -77,7 +77,7 @@ class ContrastiveExcitationBackprop(ExcitationBackprop, name="contrastive_excita
 
     Args:
         model: any ``nn.Module``; the theory is that of non-negative activations.
-        stabilizer: in units of ``z``; 1e-6 by default.
+        stabilizer: without unit, see :class:`relprop.rules.Relative`; 1e-6 by default.
 
     Raises:
         NumericalError, RuleError: as :class:`ExcitationBackprop`.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relprop.propagation.math.numerics import rms
+
 
 class Geometry(ABC):
     """How a weight acts on an input: everything about a linear call except its tensors."""
@@ -40,6 +42,10 @@ class Geometry(ABC):
     def channels(self, a: Tensor) -> int | None:
         """Return the dimension of the channels of the input ``a``, where it has such a thing."""
         return None
+
+    def output_channels(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the output ``z`` that only the weight has; none where that is not known."""
+        return (-1,)
 
     def has_batch(self, z: Tensor) -> bool:
         """Say whether dimension 0 of the input or output ``z`` counts samples."""
@@ -186,6 +192,9 @@ class Convolution(Geometry):
     def channels(self, a: Tensor) -> int | None:
         return 1 if self.has_batch(a) else 0
 
+    def output_channels(self, z: Tensor) -> tuple[int, ...]:
+        return (1,) if self.has_batch(z) else (0,)
+
     def folds(self, z: Tensor) -> bool:
         return self.has_batch(z)
 
@@ -260,9 +269,13 @@ class Convolution(Geometry):
 
 @dataclass(frozen=True)
 class Contraction(Geometry):
-    """Any other product of an input with a parameter: ``matmul``, ``einsum``, ``addmm`` and their kin."""
+    """Any other product of an input with a parameter: ``matmul``, ``einsum``, ``addmm`` and their kin.
+
+    ``dims`` are the dimensions of the output that only the weight has.
+    """
 
     product: Callable[[Tensor, Tensor], Tensor]
+    dims: tuple[int, ...] = ()
     layer_type = nn.Linear
     has_units = False
 
@@ -279,6 +292,9 @@ class Contraction(Geometry):
 
     def ones(self, like: Tensor) -> Tensor:
         return torch.ones_like(like)
+
+    def output_channels(self, z: Tensor) -> tuple[int, ...]:
+        return self.dims
 
 
 @dataclass(frozen=True)
@@ -343,6 +359,15 @@ class LinearMap:
     def channels(self, a: Tensor) -> int | None:
         """Return the dimension of the channels of the input ``a``, where it has such a thing."""
         return self.geometry.channels(a)
+
+    def rms(self, sums: Tensor) -> Tensor:
+        """Return the root mean square of sums over the output channels, position by position.
+
+        Positions, rows and samples do not see each other: what is one sample more, or padding, changes nothing. Where
+        it is not known which dimensions are channels, that of every entry by itself, its size.
+        """
+        dims = self.geometry.output_channels(sums)
+        return rms(sums, dims) if dims else sums.abs()
 
     def sample_dims(self, z: Tensor) -> tuple[int, ...]:
         """Return the dimensions of the output that belong to one sample."""

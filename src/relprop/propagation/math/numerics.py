@@ -73,6 +73,41 @@ def quotient(numerator: Tensor, denominator: Tensor, stabilizer: float | Tensor 
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
 
 
+def shared_out(relevance: Tensor, total: Tensor, stabilizer: Tensor) -> Tensor:
+    """Return ``relevance / stabilize(total, stabilizer)``, and nothing where there is nothing to share it among.
+
+    A total of zero is no small one, by which a stabilizer would divide: nothing may be amplified.
+
+    >>> shared_out(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0]), torch.tensor(1e-6)).tolist()
+    [1.4999992847442627, 0.0]
+    """
+    dtype = relevance.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        limits = torch.finfo(dtype)
+        return shared_out(relevance.float(), total.float(), stabilizer.float()).clamp(limits.min, limits.max).to(dtype)
+    empty = (total <= TAU).logical_and_(total >= -TAU)
+    whole = torch.copysign(stabilizer, total)
+    if torch.is_grad_enabled():
+        whole = torch.where(empty, 1.0, total + whole)
+        return torch.where(empty, 0.0, relevance / whole)
+    # The same, without a new tensor at every step: memory is what these steps cost.
+    whole = whole.add_(total) if whole.shape == total.shape else total + whole
+    shared = torch.div(relevance, whole, out=whole) if whole.shape == relevance.shape else relevance / whole
+    return shared.masked_fill_(empty, 0.0)
+
+
+def rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the root mean square over some dimensions, which stay; at least in float32.
+
+    >>> rms(torch.tensor([[3.0, -4.0], [0.0, 0.0]]), (1,)).tolist()
+    [[3.535533905029297], [0.0]]
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    square = wide.square().mean(dims, keepdim=True)
+    zero = square == 0  # where the root has no derivative
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+
+
 def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
     """Return a parameter of the channels (dimension 1), so that it broadcasts."""
     return parameter.reshape(1, -1, *(1,) * (x.dim() - 2))
