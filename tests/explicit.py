@@ -27,7 +27,8 @@ def zero(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 def epsilon(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _share(operation(a, weight, bias), operation(a, weight, bias))
+    z = operation(a, weight, bias)
+    return _share(z, z, STABILIZER * size(z))
 
 
 def gamma(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,13 +39,14 @@ def gamma(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) 
     bias_down = None if bias is None else bias + 0.25 * bias.clamp(max=0)
     favoured = _by_sign(operation, a, up, down, bias_up)
     mirrored = _by_sign(operation, a, down, up, bias_down)
-    return _share(z, torch.where(z >= 0, favoured, mirrored))
+    sizes = torch.where(z >= 0, size(favoured), size(mirrored))
+    return _share(z, torch.where(z >= 0, favoured, mirrored), STABILIZER * sizes)
 
 
 def zplus(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     positive = None if bias is None else bias.clamp(min=0)
     raising = _by_sign(operation, a, weight.clamp(min=0), weight.clamp(max=0), positive)
-    return _share(operation(a, weight, bias), raising)
+    return _share(operation(a, weight, bias), raising, STABILIZER * size(raising))
 
 
 def _by_sign(operation: Operation, a: Tensor, above: Tensor, below: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,9 +55,16 @@ def _by_sign(operation: Operation, a: Tensor, above: Tensor, below: Tensor, bias
     return output + operation(a.clamp(max=0), below, None) if bool((a < 0).any()) else output
 
 
-def _share(z: Tensor, denominator: Tensor) -> Tensor:
-    stabilized = denominator + torch.where(denominator >= 0, STABILIZER, -STABILIZER)
-    return z.detach() + (denominator - denominator.detach()) * (z / stabilized).detach()
+def size(whole: Tensor) -> Tensor:
+    """The root mean square over the channels: dimension 1 of a convolution's output, the last of a dense layer's."""
+    return whole.detach().square().mean(1 if whole.dim() > 3 else -1, keepdim=True).sqrt()
+
+
+def _share(z: Tensor, denominator: Tensor, stabilizer: Tensor) -> Tensor:
+    """What shares the relevance of z as the terms of the denominator; nothing where there is nothing to share."""
+    stabilized = denominator + torch.where(denominator >= 0, stabilizer, -stabilizer)
+    ratio = torch.where(denominator == 0, 0.0, z / torch.where(denominator == 0, 1.0, stabilized))
+    return z.detach() + (denominator - denominator.detach()) * ratio.detach()
 
 
 class Layer(nn.Module):

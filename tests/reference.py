@@ -108,13 +108,12 @@ def epsilon(
     a: Tensor,
     relevance: Tensor,
     epsilon: float = STABILIZER,
-    relative: bool = False,
+    relative: bool | str = False,
     bias: str = "absorb",
-    over: str = "channels",
 ) -> Tensor:
     parts = layer.products(a)
     z, whole = parts.sum(2) + layer.offset("absorb"), parts.sum(2) + layer.offset(bias)
-    if relative and over == "layer":
+    if relative == "layer":
         return share(parts, whole, relevance, epsilon * z.square().mean(1, keepdim=True).sqrt())
     return share(parts, whole, relevance, epsilon, layer if relative else None)
 

@@ -86,7 +86,8 @@ def pool(
         if isinstance(module, MAX_POOLS) and rule == "winner":
             given = F.one_hot(values.argmax(2), len(window)).to(r.dtype) * r
         elif isinstance(module, MAX_POOLS):
-            given = values / len(window) * quotient(r, values.mean(2, keepdim=True), stabilizer)
+            most = values.amax(2, keepdim=True).abs()  # the stabilizer counts in shares of it
+            given = values / len(window) * quotient(r, values.mean(2, keepdim=True), stabilizer * most)
         else:
             given = torch.stack(addition(values.unbind(2), r[:, :, 0]), 2)
         place = F.one_hot(torch.tensor(window), flat_a.shape[2]).to(r.dtype)

@@ -36,18 +36,23 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
     epsilon: Any = options.get("stabilizer", STABILIZER)
     parts, b = layer.products(a), layer.offset(how)
     out = relevance.sum()
+    relative = options.get("relative", False) is True if rule == "epsilon" else rule not in ("lrp0", "rho")
 
     def split(whole: Tensor, part_of_bias: Tensor | float, amount: Tensor, eps: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Bias, stabilizer and dropped share of `amount` that is divided by `whole`."""
-        q = quotient(amount, whole, eps)
+        """Bias, stabilizer and dropped share of `amount` that is divided by `whole`, stabilised by `eps`."""
         empty = whole == 0
+        if relative:
+            amount, eps = amount.expand_as(whole), eps * layer.size(whole)
+            q = quotient(torch.where(empty, 0.0, amount), whole, eps)
+        else:
+            q = quotient(amount, whole, eps)
         lost = amount - q * whole
         return (q * part_of_bias).sum(), lost[~empty].sum(), lost[empty].sum()
 
     if rule in ("lrp0", "epsilon"):
         z = parts.sum(2) + layer.offset("absorb")
         eps: Any = 0.0 if rule == "lrp0" else options.get("epsilon", STABILIZER)
-        if options.get("relative"):
+        if options.get("relative") == "layer":
             eps = eps * z.square().mean(1, keepdim=True).sqrt()
         found = split(parts.sum(2) + b, b, relevance, eps)
     elif rule == "gamma":
@@ -55,8 +60,9 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
         z = parts.sum(2) + b
         up = parts.sum(2) + g * positive(parts).sum(2) + b + g * positive(b)
         down = parts.sum(2) + g * negative(parts).sum(2) + b + g * negative(b)
-        favoured = torch.where(z >= 0, b + g * positive(b), b + g * negative(b))
-        found = split(torch.where(z >= 0, up, down), favoured, relevance, epsilon)
+        above = split(up, b + g * positive(b), torch.where(z >= 0, relevance, 0.0), epsilon)
+        below = split(down, b + g * negative(b), torch.where(z < 0, relevance, 0.0), epsilon)
+        found = tuple(x + y for x, y in zip(above, below, strict=True))  # type: ignore[assignment]
     elif rule in ("alpha_beta", "zplus"):
         alpha, beta = (1.0, 0.0) if rule == "zplus" else (options.get("alpha", 2.0), options.get("beta", 1.0))
         above = split(positive(parts).sum(2) + positive(b), positive(b), alpha * relevance, epsilon)
@@ -75,7 +81,7 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
         found = split(parts.sum(2) - low @ positive(w).T - high @ negative(w).T, 0.0, relevance, epsilon)
     elif rule in ("wsquare", "flat"):
         shares = layer.weight.square() if rule == "wsquare" else layer.reach
-        found = split(shares.sum(1).expand_as(relevance), 0.0, relevance, epsilon)
+        found = split(shares.sum(1).expand_as(relevance), 0.0, relevance, options.get("stabilizer", 0.0))
     elif rule == "rho":
         z = a @ (layer.reach * options["rho"](layer.weight)).T
         offset = 0.0 if layer.bias is None else options["rho"](layer.bias)

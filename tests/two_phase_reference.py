@@ -110,9 +110,10 @@ def coefficient(rule: str, layer: reference.Dense, a: Tensor, flow: Flow, option
         return flow.c @ layer.weight  # z / z = 1
     relevance = flow.relevance(z)
     stabilizer = options.get("epsilon", STABILIZER) if rule == "epsilon" else options.get("stabilizer", STABILIZER)
+    relative = options.get("relative", False) if rule == "epsilon" else True  # in shares of the size of the sums
     if rule in ("lrp0", "rho"):
-        stabilizer = 0.0
-    if options.get("relative"):
+        stabilizer, relative = 0.0, False
+    if relative == "layer":
         stabilizer = stabilizer * root(z.square().mean(1, keepdim=True))
     # Zero counts as positive: the derivatives there are those from above.
     below = (a < 0).to(a.dtype)
@@ -121,7 +122,10 @@ def coefficient(rule: str, layer: reference.Dense, a: Tensor, flow: Flow, option
         whole = (a * (1 - below)) @ term.up.T + (a * below) @ term.down.T + term.offset
         if rule == "rho":
             whole = options["incr"](whole)
-        s = term.share * quotient(relevance, whole, stabilizer)
+        shared, size = relevance, stabilizer
+        if relative is True:
+            shared, size = torch.where(whole == 0, 0.0, relevance), stabilizer * layer.size(whole)
+        s = term.share * quotient(shared, whole, size)
         total = total + (1 - below) * (s @ term.up) + below * (s @ term.down)
     return total
 
@@ -244,7 +248,7 @@ def pool(module: nn.Module, a: Tensor, flow: Flow, rule: str) -> Flow:
     if isinstance(module, MAX_POOLS):
         assert isinstance(module, nn.MaxPool2d)
         mean = lambda x: F.avg_pool2d(x, module.kernel_size, module.stride, module.padding, False, False)  # noqa: E731
-        ratio = quotient(module(a), mean(a), STABILIZER)
+        ratio = quotient(module(a), mean(a), STABILIZER * module(a).abs())
         return Flow(c=transposed(lambda x: mean(x) * ratio, a, flow.c))
     if isinstance(module, nn.LPPool2d):
         # The share of an input is a^p over the sum of the window, which is the output to the power p.

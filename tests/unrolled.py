@@ -31,7 +31,7 @@ Reference = Callable[..., Tensor]
 def strong_epsilon(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Epsilon 0.1: R_j = sum_k a_j w_kj / (z_k + 0.1 sign(z_k)) R_k."""
     z = operation(a, weight, bias)
-    return _through(z, z, 1.0, 0.1)
+    return _through(z, z, 1.0, torch.as_tensor(0.1))
 
 
 def alpha2_beta1(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,8 +44,9 @@ def alpha2_beta1(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor |
     return _through(z, raising, 2.0) + _through(z, lowering, -1.0) - z.detach()
 
 
-def _through(z: Tensor, whole: Tensor, factor: float, epsilon: float = explicit.STABILIZER) -> Tensor:
+def _through(z: Tensor, whole: Tensor, factor: float, epsilon: Tensor | None = None) -> Tensor:
     """The value of z, whose derivative shares `factor` of its relevance as the terms of `whole`."""
+    epsilon = explicit.STABILIZER * explicit.size(whole) if epsilon is None else epsilon
     stabilized = whole + epsilon * torch.where(whole < 0, -torch.ones_like(z), torch.ones_like(z))
     return z.detach() + (whole - whole.detach()) * (factor * z / stabilized).detach()
 

@@ -28,7 +28,12 @@ def _divided(relevance: Tensor, by: Tensor) -> Tensor:
     return torch.where(zero, 0.0, relevance / torch.where(zero, 1.0, by))
 
 
-def _stab(z: Tensor, epsilon: float) -> Tensor:
+def _size(z: Tensor) -> Tensor:
+    """The root mean square over the units of a map."""
+    return z.square().mean().sqrt()
+
+
+def _stab(z: Tensor, epsilon: float | Tensor) -> Tensor:
     return torch.where(z >= 0, z + epsilon, z - epsilon)
 
 
@@ -44,15 +49,23 @@ def epsilon(a: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor) -
     return (terms * (relevance / _stab(terms.sum(1) + _bias(weight, bias), 0.1))[:, None]).sum(0)
 
 
+def relative_epsilon(a: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor) -> Tensor:
+    """The same, with 0.1 in shares of the size of z."""
+    terms = a * weight
+    z = terms.sum(1) + _bias(weight, bias)
+    return (terms * (relevance / _stab(z, 0.1 * _size(z)))[:, None]).sum(0)
+
+
 def gamma(a: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor) -> Tensor:
     """Terms of the sign of z_k count 1.25 times."""
     terms, b = a * weight, _bias(weight, bias)
     z = terms.sum(1) + b
     up, up_b = terms + 0.25 * terms.clamp(min=0), b + 0.25 * b.clamp(min=0)
     down, down_b = terms + 0.25 * terms.clamp(max=0), b + 0.25 * b.clamp(max=0)
-    favoured = torch.where((z >= 0)[:, None], up, down)
-    whole = favoured.sum(1) + torch.where(z >= 0, up_b, down_b)
-    return (favoured * (relevance / _stab(whole, STABILIZER))[:, None]).sum(0)
+    raised, lowered = up.sum(1) + up_b, down.sum(1) + down_b
+    above, below = torch.where(z >= 0, relevance, 0.0), torch.where(z < 0, relevance, 0.0)
+    found = (up * (above / _stab(raised, STABILIZER * _size(raised)))[:, None]).sum(0)
+    return found + (down * (below / _stab(lowered, STABILIZER * _size(lowered)))[:, None]).sum(0)
 
 
 @dataclass
@@ -74,14 +87,13 @@ def _maps(memory: Memory, parameters: Parameters) -> tuple[Tensor, Tensor]:
 def _below(
     memory: Memory, parameters: Parameters, rows: slice, from_x: Tensor, from_h: Tensor, share: Share
 ) -> tuple[Tensor, Tensor]:
-    """Through the two linear maps, of which only these rows receive relevance."""
+    """Through the two linear maps, of which only these rows receive relevance; their size is that of all rows."""
     w_ih, w_hh, b_ih, b_hh, _ = parameters
     assert w_ih is not None
     assert w_hh is not None
-    return (
-        share(memory.x, w_ih[rows], None if b_ih is None else b_ih[rows], from_x),
-        share(memory.state[0], w_hh[rows], None if b_hh is None else b_hh[rows], from_h),
-    )
+    of_x, of_h = torch.zeros_like(w_ih[:, 0]), torch.zeros_like(w_hh[:, 0])
+    of_x[rows], of_h[rows] = from_x, from_h
+    return share(memory.x, w_ih, b_ih, of_x), share(memory.state[0], w_hh, b_hh, of_h)
 
 
 class RNN:

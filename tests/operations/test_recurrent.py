@@ -525,8 +525,9 @@ def of_classifier(
 
         def seed(out: Tensor, ends: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             a = ends[0][-1] if model.by == "state" else out.mean(0)
-            output = model.head.weight[target] @ a + model.head.bias[target]
-            at_a = head(a, model.head.weight[target][None], model.head.bias[target][None], output[None])
+            output = torch.zeros_like(model.head.bias)
+            output[target] = model.head.weight[target] @ a + model.head.bias[target]
+            at_a = head(a, model.head.weight, model.head.bias, output)
             at_out = torch.zeros_like(out)
             if model.by == "state":  # which is the last output
                 at_out[-1] = at_a
@@ -548,7 +549,7 @@ def test_rules_go_to_a_recurrent_layer_by_its_type_its_name_and_as_a_linear_laye
     model, x = Classifier(kind, by), random(3, 5, 3)
     with torch.no_grad():
         mixed = of_classifier(model, x, 1, by_hand.epsilon, by_hand.gamma)[0]
-        alike = of_classifier(model, x, 1, by_hand.epsilon, by_hand.epsilon)[0]
+        alike = of_classifier(model, x, 1, by_hand.relative_epsilon, by_hand.relative_epsilon)[0]
     gamma = Rules().set(nn.Linear, Gamma(0.25))
     for rules in (
         gamma.set(TYPES[kind], Epsilon(0.1)),

@@ -157,7 +157,7 @@ def test_convolution_is_its_unrolled_dense_layer(case: LayerCase, rule: RuleCase
     seed = seed_like(layer(x))
     # A stabilizer tells positions from channels, which a dense layer cannot; that of a whole layer is one for both.
     options = {key: 0.0 if key == "stabilizer" else value for key, value in rule.options.items()}
-    options |= {"over": "layer"} if options.get("relative") else {}
+    options |= {"relative": "layer"} if options.get("relative") else {}
     options |= {"stabilizer": 0.0} if rule.rule not in ("lrp0", "epsilon", "rho") else {}
     exact = package_rule(RuleCase(rule.rule, options))
     first = LRP(layer, exact).attribute(x, target=weighted(seed))

@@ -132,7 +132,7 @@ def test_rules_print_one_entry_a_line() -> None:
         .last("lrp0")
     )
     assert str(rules).splitlines() == [
-        "Linear | Conv2d => Epsilon(epsilon=0.25, relative=False, bias='absorb', over='channels')",
+        "Linear | Conv2d => Epsilon(epsilon=0.25, relative=False, bias='absorb')",
         "'features.*'    => Gamma(gamma=0.25, bias='absorb', stabilizer=1e-06)",
         "dense           => Zero()",
         "softmax         => Detach()",
@@ -331,7 +331,7 @@ def test_an_operation_can_be_taken_back_by_a_later_entry() -> None:
 
 STRINGS = {
     "lrp0": "Zero()",
-    "epsilon": "Epsilon(epsilon=1e-06, relative=False, bias='absorb', over='channels')",
+    "epsilon": "Epsilon(epsilon=1e-06, relative=False, bias='absorb')",
     "gamma": "Gamma(gamma=0.25, bias='absorb', stabilizer=1e-06)",
     "zplus": "ZPlus(bias='absorb', stabilizer=1e-06)",
     "alpha2_beta1": "AlphaBeta(alpha=2.0, beta=1.0, bias='absorb', stabilizer=1e-06)",

@@ -57,15 +57,14 @@ class Epsilon(GroupRule):
 
     Args:
         epsilon: in units of ``z``; 1e-6 by default.
-        relative: multiply ``epsilon`` by the root mean square of ``z`` over the output channels at each position;
-            ``epsilon`` has no unit then, and relevance scales with the activations.
-        over: ``"channels"``; with ``"layer"`` the root mean square is that over all of a sample (the ``0.1 std`` of
-            the tutorial). Choose that where dimension 0 holds samples: what else a sample holds, as padding, or what
-            follows a position, then changes the map.
+        relative: multiply ``epsilon`` by the root mean square of the sums over the output channels at each position
+            (:class:`Relative`): ``epsilon`` has no unit then, and relevance scales with the activations. With
+            ``"layer"`` by that of ``z`` over all of a sample, the ``0.1 std`` of the tutorial, where dimension 0 holds
+            samples; padding, or what follows a position, then changes the map.
         bias: ``"absorb"`` or ``"ignore"``.
 
     Raises:
-        RuleError: where ``epsilon`` is no number >= 0, or ``bias`` or ``over`` is another.
+        RuleError: where ``epsilon`` is no number >= 0, or ``relative`` or ``bias`` is another.
     Source: Bach et al. 2015, eq. 58 (doi:10.1371/journal.pone.0130140); Montavon et al. 2019, section 10.2.1
         (doi:10.1007/978-3-030-28954-6_10).
 
@@ -77,14 +76,13 @@ class Epsilon(GroupRule):
     """
 
     epsilon: float = 1e-6
-    relative: bool = False
+    relative: bool | Literal["layer"] = False
     bias: Bias = "absorb"
-    over: Literal["channels", "layer"] = "channels"
 
     def __post_init__(self) -> None:
         check_nonnegative(self, epsilon=self.epsilon)
-        if self.over not in ("channels", "layer"):
-            raise RuleError(f'Epsilon: over is "channels" or "layer", got {self.over!r}.')
+        if self.relative not in (False, True, "layer"):
+            raise RuleError(f'Epsilon: relative is True, False or "layer", got {self.relative!r}.')
         super().__post_init__()
 
     groups = (LRP_0,)
@@ -96,7 +94,7 @@ class Epsilon(GroupRule):
     def stabilize(self, layer: LinearMap, z: Tensor) -> float | Tensor | Relative:
         if not self.relative:
             return self.epsilon
-        return Relative(self.epsilon) if self.over == "channels" else self.epsilon * rms(z, layer.sample_dims(z))
+        return self.epsilon * rms(z, layer.sample_dims(z)) if self.relative == "layer" else Relative(self.epsilon)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ class WinnerTakesAll(PoolingRule):
 class AveragePool(PoolingRule):
     """Max pooling explained as average pooling of the same windows.
 
-    Definition: ``R_j = sum_k (a_j / n) / stab(mean of window k) R_k``.
+    Definition: ``R_j = sum_k (a_j / n) / stab(m_k) R_k`` with the mean ``m_k`` of the window.
     Conserves: up to the stabilizer.
 
     Args:
-        stabilizer: in units of the activation; 1e-6 by default.
+        stabilizer: without unit, in shares of the maximum: ``stab(m) = m + e sign(m) |max|``; 1e-6 by default.
 
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0; while explaining, on dilated pooling, whose windows no
@@ -64,7 +64,7 @@ class AveragePool(PoolingRule):
         if average is None:
             raise RuleError("AveragePool: dilated max pooling has no average pooling of the same windows.")
         mean = average(a)
-        return mean * flow.constant(quotient(flow.safe(out), mean, self.stabilizer))
+        return mean * flow.constant(quotient(flow.safe(out), mean, self.stabilizer * out.abs()))
 
 
 @dataclass(frozen=True)

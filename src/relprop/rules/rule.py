@@ -175,8 +175,9 @@ class GroupRule(LinearRule):
         found: Any = self.stabilize(layer, z)
         if isinstance(found, Relative):
             number = found.number
-            relative = Relative(self._fitting(number, layer, z) if isinstance(number, Tensor) else number)
-            return 0.0 if relative.number == 0.0 else partial(relative.of, layer)
+            if isinstance(number, Tensor):
+                return partial(Relative(self._fitting(number, layer, z)).of, layer)
+            return partial(found.of, layer) if number else 0.0
         if isinstance(found, Tensor):
             found = self._fitting(found, layer, z)
         elif found is None and self.stabilizer is not None:
