@@ -160,7 +160,7 @@ class Relative:
     number: float | Tensor
 
     def of(self, layer: LinearMap, sums: Tensor) -> Tensor:
-        """Return ``e rms(s)``."""
+        """Return ``e rms(sums)``, for the sums of a ``layer``; it broadcasts to them."""
         return self.number * layer.rms(sums)
 
 
