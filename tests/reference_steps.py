@@ -29,18 +29,26 @@ def activation(function: Callable[[Tensor], Tensor], z: Tensor, relevance: Tenso
     return torch.where(at_zero == 0, relevance, relevance * quotient(out - at_zero, out))
 
 
-def batch_norm(norm: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
-    """Batch norm that follows no linear layer: LRP-0 of the diagonal map it is.
+REACHES_ZEROS = ("flat", "wsquare", "zbox")
+"""Rules whose relevance is no multiple of the activation. Where it arrives, steps without weights share equally."""
+
+
+def batch_norm(norm: nn.Module, a: Tensor, relevance: Tensor, whole: bool = False) -> Tensor:
+    """Batch norm that follows no linear layer: LRP-0 of the diagonal map it is, or ``whole`` to every entry.
 
     Where an entry and its shift are both zero there is nothing to share with: relevance passes.
     """
     scale, shift = (t.reshape(-1, *[1] * (a.dim() - 2)) for t in affine(norm))
+    if whole:
+        return torch.where(scale == 0, torch.zeros_like(relevance), relevance)
     alone = (a == 0) & (shift == 0)
     return torch.where(alone, relevance, relevance * quotient(a * scale, a * scale + shift))
 
 
-def addition(terms: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
-    """A sum shares by its terms; where it is exactly zero, equally."""
+def addition(terms: Sequence[Tensor], relevance: Tensor, equal: bool = False) -> list[Tensor]:
+    """A sum shares by its terms, LRP-0; where it is exactly zero, or everywhere, equally."""
+    if equal:
+        return [relevance / len(terms)] * len(terms)
     total = torch.stack(list(terms)).sum(0)
     return [torch.where(total == 0, relevance / len(terms), relevance * quotient(t, total)) for t in terms]
 
@@ -73,11 +81,12 @@ def pool(
     relevance: Tensor,
     rule: str = "winner",
     stabilizer: float = STABILIZER,
+    equal: bool = False,
 ) -> Tensor:
     """Relevance of a pooling layer's input.
 
     `rule` is for max pooling: "winner" gives all to the first maximum of a window; "average" is the
-    tutorial's (a_j / n) / stabilize(mean of the window). Average pooling is LRP-0, that is a_j / sum(a).
+    tutorial's (a_j / n) / stabilize(mean of the window). Average pooling is LRP-0, that is a_j / sum(a), or equal.
     """
     flat_a, flat_r = a.flatten(2), relevance.flatten(2)
     columns = []
@@ -89,7 +98,7 @@ def pool(
             most = values.amax(2, keepdim=True).abs()  # the stabilizer counts in shares of it
             given = values / len(window) * quotient(r, values.mean(2, keepdim=True), stabilizer * most)
         else:
-            given = torch.stack(addition(values.unbind(2), r[:, :, 0]), 2)
+            given = torch.stack(addition(values.unbind(2), r[:, :, 0], equal), 2)
         place = F.one_hot(torch.tensor(window), flat_a.shape[2]).to(r.dtype)
         columns.append(given @ place)
     return torch.stack(columns).sum(0).reshape(a.shape)
@@ -110,6 +119,7 @@ def explain(
     `seed` is the derivative of the target by the output, so the relevance of the output is output times seed.
     `rules` is one (name, options) for all linear layers or one for each in order. A batch norm right after a
     linear layer is one map with it; the relevance between the two is given as that of the pair's output.
+    Below a rule that reaches zeros, what has no weights shares equally.
     """
     inputs = [x]
     for module in modules:
@@ -117,6 +127,7 @@ def explain(
     positions = [i for i, module in enumerate(modules) if isinstance(module, LINEAR)]
     chosen = [rules] * len(positions) if isinstance(rules, tuple) else list(rules)
     by_position = dict(zip(positions, chosen, strict=True))
+    equal_below = max((i for i in positions if by_position[i][0] in REACHES_ZEROS), default=0)
     relevance = inputs[-1] * seed
     found = [relevance]
     norm: nn.Module | None = None
@@ -131,9 +142,9 @@ def explain(
             if i - 1 in by_position and not (isinstance(modules[i - 1], nn.Linear) and a.dim() > 2):
                 norm = module
             else:
-                relevance = batch_norm(module, a, relevance)
+                relevance = batch_norm(module, a, relevance, i < equal_below)
         elif isinstance(module, (*MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS)):
-            relevance = pool(module, a, relevance, pooling)
+            relevance = pool(module, a, relevance, pooling, equal=i < equal_below)
         elif isinstance(module, (nn.Flatten, nn.Unflatten)):
             relevance = relevance.reshape(a.shape)
         else:

@@ -32,6 +32,20 @@ def through(function: Function, a: Tensor, relevance: Tensor) -> Tensor:
     return a.detach() * coefficient
 
 
+def step(rule: RuleCase) -> Callable[[Function, Tensor, Tensor], Tensor]:
+    """What relevance does at a map without weights: below a rule that reaches zeros each entry keeps its own."""
+    if rule.rule not in reference_steps.REACHES_ZEROS:
+        return through
+    return lambda function, a, relevance: relevance.reshape(a.shape)
+
+
+def added(rule: RuleCase, term: Tensor, other: Tensor, relevance: Tensor) -> Tensor:
+    """The relevance of one of two terms of a sum: below such a rule they share equally."""
+    if rule.rule in reference_steps.REACHES_ZEROS:
+        return relevance / 2
+    return through(lambda t: t + other, term, relevance)
+
+
 def running(norm: nn.Module) -> Function:
     """Batch norm by running statistics, written out; over dimension 1."""
     scale, shift = reference.affine(norm)
@@ -75,8 +89,8 @@ class Network(nn.Module):
         middle = between(h)
         y = torch.relu(norm(middle)).reshape(len(x), -1).detach()
         relevance = reference.linear(self.head, y, self.head(y).detach() * seed, rule.rule, **rule.options)
-        relevance = through(norm, middle, relevance.reshape(middle.shape))
-        relevance = through(between, h, relevance)
+        relevance = step(rule)(norm, middle, relevance.reshape(middle.shape))
+        relevance = step(rule)(between, h, relevance)
         return reference.linear(self.layer, x, relevance, rule.rule, **rule.options).detach()
 
 
@@ -274,8 +288,8 @@ def consumers_by_hand(model: Consumers, x: Tensor, seed: Tensor, rule: RuleCase)
     total = (normed + plain).flatten(1)
     relevance = reference.linear(model.head, total, model.head(total).detach() * seed, rule.rule, **rule.options)
     relevance = relevance.reshape(h.shape).detach()
-    folded = through(model.after_norm, y, through(lambda t: t + plain, normed, relevance))
-    other = through(model.after_plain, h, through(lambda t: t + normed, plain, relevance))
+    folded = step(rule)(model.after_norm, y, added(rule, normed, plain, relevance))
+    other = step(rule)(model.after_plain, h, added(rule, plain, normed, relevance))
     below = reference.linear(model.conv, x, folded, rule.rule, model.norm, **rule.options)
     return folded + other, (below + reference.linear(model.conv, x, other, rule.rule, **rule.options)).detach()
 
@@ -336,7 +350,7 @@ def test_an_unfolded_norm_beside_a_relu(rule: RuleCase) -> None:
     top = total.flatten(1)
     relevance = reference.linear(model.head, top, model.head(top).detach() * seed, rule.rule, **rule.options)
     relevance = relevance.detach().reshape(h.shape)
-    direct = through(lambda t: t + norm(h), torch.relu(h), relevance)
-    normed = through(norm, h, through(lambda t: torch.relu(h) + t, norm(h), relevance))
+    direct = added(rule, torch.relu(h), norm(h), relevance)
+    normed = step(rule)(norm, h, added(rule, norm(h), torch.relu(h), relevance))
     expected = reference.linear(model.layer, a, direct + normed, rule.rule, **rule.options).detach()
     assert distance(LRP(model, package_rule(rule)).attribute(x, weighted(seed)), expected) <= TOLERANCE

@@ -151,12 +151,12 @@ class Branches(nn.Module):
         for left, right in zip(self.left, self.right, strict=True):
             inputs.append(torch.relu(left(inputs[-1])) + torch.relu(right(inputs[-1])))
         top = inputs.pop()
-        # The final sum shares by its terms.
+        # The final sum shares by its terms, those below the rule equally.
         relevance = top
-        for left, right in zip(reversed(self.left), reversed(self.right), strict=True):
+        for step, (left, right) in enumerate(zip(reversed(self.left), reversed(self.right), strict=True)):
             a = inputs.pop()
             sides = [left, right]
-            shares = reference_steps.addition([torch.relu(side(a)) for side in sides], relevance)
+            shares = reference_steps.addition([torch.relu(side(a)) for side in sides], relevance, equal=step > 0)
             relevance = sum(
                 reference.linear(side, a, r, rule.rule, **rule.options) for side, r in zip(sides, shares, strict=True)
             )
@@ -216,7 +216,7 @@ def test_a_reduction_of_zeros_shares_equally(reduce: Callable[[Tensor], Tensor])
     assert (hidden.sum((2, 3)) == 0).any()
     out = model(x)
     reduced = reference.linear(model.dense, reduce(hidden), out, "flat", stabilizer=0.0)
-    shared = torch.stack(reference_steps.addition(hidden.flatten(2).unbind(2), reduced), 2)
+    shared = torch.stack(reference_steps.addition(hidden.flatten(2).unbind(2), reduced, equal=True), 2)
     expected = reference.linear(model.conv, x, shared.reshape(hidden.shape), "flat", stabilizer=0.0)
     found = LRP(model, Flat(stabilizer=0.0)).attribute(x, target=lambda y: y.sum(1))
     assert distance(found, expected) < TOLERANCE

@@ -21,7 +21,7 @@ from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.math.linear_map import Affine, Convolution, Dense, Geometry, same_padding
-from relprop.propagation.math.numerics import TAU, per_channel, safe
+from relprop.propagation.math.numerics import per_channel, safe
 
 
 def apply_linear(
@@ -287,11 +287,20 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     call = here.call
     if weight is not None:
         scale = scale * per_channel(weight, x)
-    surrogate = x * call.constant(scale)
-    if call.handles_zeros(x):
-        alive = (scale.detach() != 0).to(out.dtype)
-        surrogate = torch.where(out.detach() == 0, x * call.constant(alive * TAU / safe(x)), surrogate)
-    return call.switch(out, surrogate.to(out.dtype))
+    plain = call.switch(out, (x * call.constant(scale)).to(out.dtype))
+    if not call.handles_zeros(x):
+        return plain
+    masked = scale.detach() == 0  # whole, and nothing to the shift
+    found = call.even(plain, x * call.constant(torch.where(masked, 0.0, safe(out) / safe(x))))
+    shift, node = (out - x * scale).detach(), found.grad_fn
+
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        if call.zeros_above(node):
+            return {"mask": torch.where(masked, safe(value) * c, 0.0)}
+        return {"bias": c * shift}
+
+    here.declared = declared
+    return found
 
 
 def _foldable(here: Here, linear_call: LinearCall, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:

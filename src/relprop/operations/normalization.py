@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relprop.operations.products import passed_on
+from relprop.operations.products import passed_on, whole
 from relprop.operations.rows import SPACES, Rows, weighted
-from relprop.operations.sums import combined, evenly
+from relprop.operations.sums import combined
 from relprop.propagation.call.here import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
@@ -26,8 +26,7 @@ def standardized(here: Here, x: Tensor, dims: Sequence[int], eps: float, centere
     here.kind = Kind.NORM
     here.choose()
     if centered:
-        mean = evenly(here, x.mean(tuple(dims), keepdim=True), torch.mean, (x, tuple(dims), True), {})
-        x = combined(here, x - mean, [(x, 1.0), (mean, -1.0)])
+        x = whole(here, x, x - x.mean(tuple(dims), keepdim=True))
     inverse = torch.rsqrt(x.square().mean(tuple(dims), keepdim=True) + eps)
     scale = here.explained(here.rule.denominator, "x", x=inverse)
     return x * scale if here.active(scale) else passed_on(here, x, x * scale)
@@ -50,9 +49,11 @@ def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bi
     elif zeros:  # the native value may be rounded otherwise, to zero or away from it
         x = passed_on(here, x, native.detach(), masked)
     if masked is not None:
-        shift = 0.0 if bias is None else bias.detach()
+        shift, node = torch.zeros_like(x) if bias is None else bias.detach(), x.grad_fn
 
         def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+            if bias is not None and here.call.zeros_above(node):
+                return {"mask": torch.where(masked, safe(value) * c, 0.0)}
             return {"bias": c * shift, "mask": torch.where(masked & (value == 0), safe(value) * c, 0.0)}
 
         here.declared = declared

@@ -124,6 +124,13 @@ def passed_on(here: Here, x: Tensor, out: Tensor, masked: Tensor | None = None) 
     return call.switch(out, x * passed)
 
 
+def whole(here: Here, x: Tensor, out: Tensor) -> Tensor:
+    """Return ``out``, linear in ``x``; below a rule that reaches zeros, each entry receives its relevance whole."""
+    if not here.call.handles_zeros(x) or out.is_complex():
+        return out
+    return here.call.even(out, x * here.call.constant(safe(out) / safe(x)))
+
+
 def joined(
     here: Here, out: Tensor, compute: Callable[..., Tensor], factors: Sequence[Any], masked: bool = True
 ) -> Tensor:

@@ -1,7 +1,8 @@
-"""Handlers of sums: linear, so autograd is right, but for sums of exactly zero.
+"""Handlers of sums: linear, so autograd is right, but where relevance is no multiple of the activation.
 
-Some rules (zB, w^2, flat) send relevance to units of zero. Where a sum is exactly zero the coefficient
-``R / tau`` would reach every term whole; there the terms share it equally instead.
+Some rules (zB, w^2, flat) give relevance to units whatever they are worth, units of zero among them. Where it may have
+come from one of these, no sum divides by its value, which may be anything: the terms that depend on the input share
+equally, and constants receive nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from relprop.propagation.call import relus as rectifiers
 from relprop.propagation.call.here import Here
 from relprop.propagation.facts.inheritance import Values, averaged_terms, by_entry, moved, of, of_all, summed
 from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
-from relprop.propagation.math.numerics import TAU, safe
+from relprop.propagation.math.numerics import safe
 from relprop.trees import map_tensors, tensors_in
 
 
@@ -56,6 +57,8 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         terms[held] = here.call.constant(x), factor
         here.absorbs(x.detach() * factor)
     (first, _), (second, _) = terms
+    if alpha == -1 and here.active(first) and here.active(second) and _shifts(first, second):
+        terms = [terms[0], (second.detach(), alpha)]  # it centres: each entry keeps its own
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
     out = combined(here, plain, terms)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
@@ -85,32 +88,35 @@ def _shifts(x: Tensor, other: Any) -> bool:
 
 
 def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
-    """Return ``out``, the sum of terms times factors, explained so that at zero the active ones share equally."""
+    """Return ``out``, the sum of terms times factors; where relevance reaches zeros, active ones share equally."""
     call = here.call
-    active = [(x, factor) for x, factor in terms if here.active(x)]
-    if not out.is_complex() and all(call.handles_zeros(x) for x, _ in active):
-        surrogate = sum(_term(here, x, out, factor, len(active)) for x, factor in active)
-        assert isinstance(surrogate, Tensor)
-        out = call.switch(out, surrogate)
-    return out
+    active = [x for x, factor in terms if here.active(x) and factor != 0]
+    if out.is_complex() or not active or not all(map(call.handles_zeros, active)):
+        return out
+    surrogate = sum(x * call.constant(safe(out) / (len(active) * safe(x))) for x in active)
+    assert isinstance(surrogate, Tensor)
+    found = call.even(out, surrogate)
+    constants = [torch.as_tensor(x).detach() * factor for x, factor in terms if x is not None and not here.active(x)]
+    by_terms, node = here.declared, found.grad_fn
 
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        if call.zeros_above(node):
+            return {}
+        if by_terms is not None:
+            return by_terms(c, value)
+        return {"bias": sum((c * constant for constant in constants), torch.zeros_like(value))}
 
-def _term(here: Here, x: Tensor, out: Tensor, factor: float, terms: int) -> Tensor:
-    """Return ``factor x``, explained so that at ``out = 0`` it receives the relevance over ``terms``."""
-    equal = TAU / terms / safe(x)
-    return x * here.call.constant(torch.where(out == 0, equal, torch.full_like(out, factor)))
+    here.declared = declared
+    return found
 
 
 def total(here: Here, *args: Any, **kwargs: Any) -> Tensor:
-    """Sums and means (``sum``, ``cumsum``, ``index_add``, average pooling): at zero, terms receive equal parts."""
+    """Sums and means (``sum``, ``cumsum``, ``index_add``, average pooling)."""
     return averaged(here, here.func(*args, **kwargs), here.func, *args, **kwargs)
 
 
 def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """Return ``out``, a sum of terms that count alike, explained so that the terms of a zero share equally.
-
-    Where ``mean(x) = n sum(x_i)`` for some number ``n``, a term receives ``mean(tau) / mean(1) = tau / terms``.
-    """
+    """Return ``out``, a sum of terms that count alike; where relevance reaches zeros, they share it equally."""
     here.by_autograd()
     return evenly(here, out, mean, args, kwargs)
 
@@ -118,20 +124,17 @@ def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, *
 def evenly(
     here: Here, out: Tensor, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
-    """Return ``out = mean(...)``, explained so that the terms of a zero share equally."""
+    """Return ``out = mean(...)``, explained so that the terms share equally, where relevance reaches zeros.
+
+    Where ``mean(x) = n sum(x_i)`` for some number ``n``, the share of a term is ``mean(its 1) / mean(1)``.
+    """
     call = here.call
     if out.is_complex() or not all(call.handles_zeros(x) for x in tensors_in((args, kwargs)) if here.active(x)):
         return out
-    even = _evenly(here, mean, args, kwargs)
-    return call.switch(out, torch.where((out.detach() == 0) & even.isfinite(), even, out))
 
-
-def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return the sums of ``tau`` over the number of terms; not finite where no term depends on the input."""
-
-    def tiny(x: Tensor) -> Tensor:
+    def each(x: Tensor) -> Tensor:
         if here.active(x):
-            return x * here.call.constant(TAU / safe(x))
+            return x * call.constant(1 / safe(x))
         return torch.zeros_like(x) if x.is_floating_point() else x
 
     def one(x: Tensor) -> Tensor:
@@ -139,10 +142,22 @@ def _evenly(here: Here, mean: Callable[..., Tensor], args: tuple[Any, ...], kwar
             return torch.where(x.isnan(), x, 1.0).detach()
         return torch.zeros_like(x) if x.is_floating_point() else x
 
-    (small, more), (ones, others) = map_tensors(tiny, (args, kwargs)), map_tensors(one, (args, kwargs))
+    (terms, more), (ones, others) = map_tensors(each, (args, kwargs)), map_tensors(one, (args, kwargs))
     number = mean(*ones, **others)
-    empty = number == 0
-    return torch.where(empty, torch.inf, mean(*small, **more) / torch.where(empty, 1.0, number))
+    empty = number == 0  # no term depends on the input
+    share = torch.where(empty, 0.0, safe(out) / torch.where(empty, 1.0, number))
+    found = call.even(out, mean(*terms, **more) * call.constant(share))
+    with torch.no_grad():
+        empty_args, empty_kwargs = map_tensors(lambda x: torch.zeros_like(x) if here.active(x) else x, (args, kwargs))
+        offset, node = mean(*empty_args, **empty_kwargs), found.grad_fn
+
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        if call.zeros_above(node):
+            return {"rule": torch.where(empty, safe(value) * c, 0.0)}
+        return {"bias": c * offset}
+
+    here.declared = declared
+    return found
 
 
 def extremum(here: Here, input: Tensor, other: Tensor) -> Tensor:

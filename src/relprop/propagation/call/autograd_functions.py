@@ -134,6 +134,20 @@ class Switch(Function):
         return (None, None, c) if ctx.call.explaining else (None, c, None)
 
 
+class Below(Function):
+    """The value of ``native``; explained as ``even`` where relevance may come from a rule that reaches zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, native: Tensor, even: Tensor) -> Tensor:
+        ctx.call = call
+        return native.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        return (None, None, c) if ctx.call.explaining and ctx.call.zeros_above(ctx) else (None, c, None)
+
+
 class Tap(Function):
     """The identity; while explaining, it tells what coefficient passed."""
 

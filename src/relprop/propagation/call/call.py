@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import ModelError, UncoveredOperationError
-from relprop.propagation.call.autograd_functions import Scale, Switch, apply
+from relprop.propagation.call.autograd_functions import Below, Scale, Switch, apply
 from relprop.propagation.call.coverage import Coverage
 from relprop.propagation.call.options import Options
 from relprop.propagation.call.returned import Where
@@ -45,6 +45,7 @@ class Call:
         starts: the tensors that the model was given, from which activity starts.
         linear_calls: the linear calls of the forward pass.
         before_last: the nodes from which some path to the target passes a linear map.
+        below_zeros: the nodes that relevance of a rule that reaches zeros may come to; None where that is not known.
         zeros_reach_input, reading_input: whether relevance may have come to inputs of zero, and is read there now.
         blocked: a filter stands somewhere that lets no relevance pass.
         around: the filters at what the running operation is part of: they act on that as one.
@@ -75,6 +76,7 @@ class Call:
         self.starts: list[Tensor] = []
         self.linear_calls: list[LinearCall] = []
         self.before_last: set[Any] = set()
+        self.below_zeros: set[Any] | None = None
         self.zeros_reach_input = False
         self.reading_input = False
         self.blocked = False
@@ -91,6 +93,10 @@ class Call:
         if self.way.zeros is Zeros.NOWHERE:
             return False
         return self.way.zeros is Zeros.EVERYWHERE or self.known.graph.reach(x) is not Reach.BEYOND_LINEAR
+
+    def zeros_above(self, node: Any) -> bool:
+        """Say whether relevance may come to a node from a rule that reaches zeros, now that the graph is complete."""
+        return self.below_zeros is None or node in self.below_zeros
 
     @property
     def place(self) -> tuple[str, nn.Module | None]:
@@ -120,6 +126,10 @@ class Call:
     def switch(self, native: Tensor, surrogate: Tensor) -> Tensor:
         """Return the value of ``native``, explained as ``surrogate``."""
         return apply(Switch, self, native if self.options.create_graph else native.detach(), surrogate)
+
+    def even(self, native: Tensor, even: Tensor) -> Tensor:
+        """Return ``native``, explained as ``even`` where relevance may come from a rule that reaches zeros."""
+        return apply(Below, self, native, even)
 
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""
@@ -235,7 +245,7 @@ class Call:
     def close(self) -> None:
         """End the explanation: from here on every primitive differentiates truly."""
         self.explaining = False
-        self.before_last = set()
+        self.before_last, self.below_zeros = set(), None
         self.forget_forward()
         self.known.forget()
         self.linear_calls.clear()  # which hold this call, as its way may: nothing waits for the garbage collector

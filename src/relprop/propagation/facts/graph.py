@@ -112,6 +112,23 @@ class Graph:
         self._state, self._roots, self._held = {}, set(), []
 
 
+def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set[Any]:
+    """Return the nodes from which some path to an output passes one of the chosen nodes that stand for linear maps."""
+    found: set[Any] = set()
+    stack: list[tuple[Any, bool]] = [(tensor.grad_fn, False) for tensor in outputs if tensor.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node, below = stack.pop()
+        if below:
+            found.add(node)
+        below = below or bool(getattr(node, "passes_linear", False) and chosen(node))
+        for parent, _ in node.next_functions:
+            if parent is not None and (parent, below) not in seen and (parent, True) not in seen:
+                seen.add((parent, below))
+                stack.append((parent, below))
+    return found
+
+
 def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:
     """Return the nodes that reach an output, and those of them from which some path there passes a linear map.
 

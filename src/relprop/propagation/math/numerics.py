@@ -88,12 +88,10 @@ def shared_out(relevance: Tensor, total: Tensor, stabilizer: Tensor) -> Tensor:
     empty = (total <= TAU).logical_and_(total >= -TAU)
     whole = torch.copysign(stabilizer, total)
     if torch.is_grad_enabled():
-        whole = torch.where(empty, 1.0, total + whole)
-        return torch.where(empty, 0.0, relevance / whole)
+        return relevance / torch.where(empty, torch.inf, total + whole)  # NaN stays NaN, to be found
     # The same, without a new tensor at every step: memory is what these steps cost.
-    whole = whole.add_(total) if whole.shape == total.shape else total + whole
-    shared = torch.div(relevance, whole, out=whole) if whole.shape == relevance.shape else relevance / whole
-    return shared.masked_fill_(empty, 0.0)
+    whole = (whole.add_(total) if whole.shape == total.shape else total + whole).masked_fill_(empty, torch.inf)
+    return torch.div(relevance, whole, out=whole) if whole.shape == relevance.shape else relevance / whole
 
 
 def rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,8 @@ from relprop.inputs import Given, eager
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
 from relprop.propagation.call.trace import Record, total
-from relprop.propagation.facts.graph import nodes_before_last
+from relprop.propagation.call.way import Zeros
+from relprop.propagation.facts.graph import nodes_before_last, nodes_below
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
@@ -145,6 +146,8 @@ class Forward:
         call, output = self.call, self.selected[target]
         if call.way.explains and call.way.last is not None:
             _, call.before_last = nodes_before_last([output])
+        if call.way.zeros is not Zeros.NOWHERE:
+            call.below_zeros = nodes_below([output], _reaches_zeros)
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         found = torch.autograd.grad(
@@ -162,6 +165,11 @@ class Forward:
             for name, observed in self.passages.items()
         }
         return roots, passages
+
+
+def _reaches_zeros(node: Any) -> bool:
+    """Say whether the rule at the node of a linear map gives relevance to inputs of zero."""
+    return bool(node.linear_call.rule_at(node).reaches_zeros)
 
 
 def forward(
