@@ -40,7 +40,7 @@ from torch import Tensor
 
 from relprop.errors import RuleError
 from relprop.propagation.math.linear_map import LinearMap
-from relprop.propagation.math.numerics import TAU, quotient, safe, shared_out
+from relprop.propagation.math.numerics import TAU, damped, quotient, safe, shared_out
 
 
 def positive(x: Tensor) -> Tensor:
@@ -377,6 +377,8 @@ def _shared(
 
     if stabilizer is None and contributions.exact and served == [LRP_0]:
         return [_Shared(LRP_0, z, c)]
+    if callable(stabilizer) and contributions.exact and served == [LRP_0]:
+        return [_Shared(LRP_0, z, damped(c, z, stabilizer(z)))]
     sizes = [stabilizer(total) if callable(stabilizer) else None for total in totals]
     if contributions.positive_only or not any(group.sign for group in served):
         return [

@@ -94,6 +94,19 @@ def shared_out(relevance: Tensor, total: Tensor, stabilizer: Tensor) -> Tensor:
     return torch.div(relevance, whole, out=whole) if whole.shape == relevance.shape else relevance / whole
 
 
+def damped(c: Tensor, z: Tensor, stabilizer: Tensor) -> Tensor:
+    """Return ``c z / stabilize(z, stabilizer)``: what :func:`shared_out` gives of ``z c``, by fewer steps.
+
+    >>> damped(torch.tensor([3.0, 3.0]), torch.tensor([-2.0, 0.0]), torch.tensor(2.0)).tolist()
+    [1.5, 0.0]
+    """
+    if c.dtype in (torch.float16, torch.bfloat16):
+        return damped(c.float(), z.float(), stabilizer.float()).to(c.dtype)
+    size = z.abs()
+    whole = size + (stabilizer + TAU)  # 0 / 0 = 0
+    return c * (size / whole) if torch.is_grad_enabled() else size.div_(whole).mul_(c)
+
+
 def rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the root mean square over some dimensions, which stay; at least in float32.
 
