@@ -237,7 +237,7 @@ def norm(module: nn.Module, a: Tensor, flow: Flow) -> Flow:
 def pool(module: nn.Module, a: Tensor, flow: Flow, rule: str) -> Flow:
     """Pooling: the winner takes all, or each input its share of the mean; an average is linear."""
     if flow.c is None:
-        return Flow(r=reference_steps.pool(module, a, flow.relevance(a), rule))
+        return Flow(r=reference_steps.pool(module, a, flow.relevance(a), rule, equal=True))
     if isinstance(module, MAX_POOLS) and rule == "winner":
         dimensions = len(MAX_POOLS[: MAX_POOLS.index(type(module)) + 1])
         plain = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dimensions - 1]
@@ -294,8 +294,7 @@ def explain(
             if i - 1 in by_position and not (isinstance(modules[i - 1], nn.Linear) and a.dim() > 2):
                 folded = module
             elif flow.c is None:
-                scale, shift = (_channels(part, a) for part in affine(module))
-                flow = Flow(r=flow.relevance(a) * quotient(a * scale, a * scale + shift))
+                flow = Flow(r=flow.relevance(a))  # below a rule that reaches zeros each entry keeps its own
             else:
                 flow = Flow(c=flow.c * _channels(affine(module)[0], a))
         elif isinstance(module, (*MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.LPPool2d)):
