@@ -31,7 +31,7 @@ Reference = Callable[..., Tensor]
 def strong_epsilon(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Epsilon 0.1: R_j = sum_k a_j w_kj / (z_k + 0.1 sign(z_k)) R_k."""
     z = operation(a, weight, bias)
-    return _through(z, z, 1.0, torch.as_tensor(0.1))
+    return _through(z, z, 1.0, torch.as_tensor(0.1, dtype=z.dtype))
 
 
 def alpha2_beta1(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

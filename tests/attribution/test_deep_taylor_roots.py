@@ -64,7 +64,7 @@ def test_gamma_one_is_gradient_times_input_without_biases() -> None:
     model, x = without_bias(network()), images().abs()
     found = DeepTaylor(model, first="excitation", gamma=1.0).attribute(x, 0)
     close(found, GradientXInput(model).attribute(x, 0), 1e-4)  # the stabilizer's share
-    exact = LRP(model, Rules().set((nn.Linear, nn.Conv2d), Epsilon(1e-6, bias="ignore"))).attribute(x, 0)
+    exact = LRP(model, Rules().set((nn.Linear, nn.Conv2d), Epsilon(1e-6, relative=True, bias="ignore"))).attribute(x, 0)
     close(found, exact)
 
 

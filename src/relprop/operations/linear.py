@@ -291,11 +291,11 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
     if not call.handles_zeros(x):
         return plain
     masked = scale.detach() == 0  # whole, and nothing to the shift
-    found = call.even(plain, x * call.constant(torch.where(masked, 0.0, safe(out) / safe(x))))
-    shift, node = (out - x * scale).detach(), found.grad_fn
+    mark, shift = object(), (out - x * scale).detach()
+    found = call.even(plain, x * call.constant(torch.where(masked, 0.0, safe(out) / safe(x))), mark)
 
     def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
-        if call.zeros_above(node):
+        if call.zeros_above(mark):
             return {"mask": torch.where(masked, safe(value) * c, 0.0)}
         return {"bias": c * shift}
 

@@ -41,18 +41,18 @@ def with_channels(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, 
 def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return the native value, explained as ``weight x + bias``."""
     zeros = here.call.handles_zeros(x)
-    masked = weight == 0 if zeros and weight is not None else None
+    masked, mark = weight == 0 if zeros and weight is not None else None, object()
     if weight is not None:
         x = passed_on(here, x, x * weight, masked)
     if bias is not None:
-        x = combined(here, x + bias, [(x, 1.0), (bias, 1.0)])
+        x = combined(here, x + bias, [(x, 1.0), (bias, 1.0)], mark)
     elif zeros:  # the native value may be rounded otherwise, to zero or away from it
         x = passed_on(here, x, native.detach(), masked)
     if masked is not None:
-        shift, node = torch.zeros_like(x) if bias is None else bias.detach(), x.grad_fn
+        shift = torch.zeros_like(x) if bias is None else bias.detach()
 
         def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
-            if bias is not None and here.call.zeros_above(node):
+            if bias is not None and here.call.zeros_above(mark):
                 return {"mask": torch.where(masked, safe(value) * c, 0.0)}
             return {"bias": c * shift, "mask": torch.where(masked & (value == 0), safe(value) * c, 0.0)}
 

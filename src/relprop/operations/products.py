@@ -128,7 +128,7 @@ def whole(here: Here, x: Tensor, out: Tensor) -> Tensor:
     """Return ``out``, linear in ``x``; below a rule that reaches zeros, each entry receives its relevance whole."""
     if not here.call.handles_zeros(x) or out.is_complex():
         return out
-    return here.call.even(out, x * here.call.constant(safe(out) / safe(x)))
+    return here.call.even(out, x * here.call.constant(safe(out) / safe(x)), object())
 
 
 def joined(

@@ -87,20 +87,21 @@ def _shifts(x: Tensor, other: Any) -> bool:
     return not isinstance(other, Tensor) or other.numel() < x.numel()
 
 
-def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
-    """Return ``out``, the sum of terms times factors; where relevance reaches zeros, active ones share equally."""
+def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]], mark: object = None) -> Tensor:
+    """Return ``out``, the sum of terms times factors; below a rule that reaches zeros, active ones share equally."""
     call = here.call
     active = [x for x, factor in terms if here.active(x) and factor != 0]
     if out.is_complex() or not active or not all(map(call.handles_zeros, active)):
         return out
     surrogate = sum(x * call.constant(safe(out) / (len(active) * safe(x))) for x in active)
     assert isinstance(surrogate, Tensor)
-    found = call.even(out, surrogate)
+    mark = object() if mark is None else mark
+    found = call.even(out, surrogate, mark)
     constants = [torch.as_tensor(x).detach() * factor for x, factor in terms if x is not None and not here.active(x)]
-    by_terms, node = here.declared, found.grad_fn
+    by_terms = here.declared
 
     def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
-        if call.zeros_above(node):
+        if call.zeros_above(mark):
             return {}
         if by_terms is not None:
             return by_terms(c, value)
@@ -146,13 +147,14 @@ def evenly(
     number = mean(*ones, **others)
     empty = number == 0  # no term depends on the input
     share = torch.where(empty, 0.0, safe(out) / torch.where(empty, 1.0, number))
-    found = call.even(out, mean(*terms, **more) * call.constant(share))
+    mark = object()
+    found = call.even(out, mean(*terms, **more) * call.constant(share), mark)
     with torch.no_grad():
         empty_args, empty_kwargs = map_tensors(lambda x: torch.zeros_like(x) if here.active(x) else x, (args, kwargs))
-        offset, node = mean(*empty_args, **empty_kwargs), found.grad_fn
+        offset = mean(*empty_args, **empty_kwargs)
 
     def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
-        if call.zeros_above(node):
+        if call.zeros_above(mark):
             return {"rule": torch.where(empty, safe(value) * c, 0.0)}
         return {"bias": c * offset}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from relprop import LRP, ModelError, Rules
 from relprop.propagation.call.call import Call
-from relprop.propagation.call.linear_call import Site
+from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.run.forward import Forward
 from relprop.propagation.run.function_mode import RelevanceMode
 from relprop.propagation.run.module_hooks import ModuleHooks
@@ -39,7 +39,7 @@ def without_collector() -> Iterator[None]:
 def states(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     """Weak references to the state of every call: the call, its hooks, its mode, its forward pass, its layers."""
     made: list[weakref.ref[Any]] = []
-    for kind in (Call, ModuleHooks, RelevanceMode, Forward, Site):
+    for kind in (Call, ModuleHooks, RelevanceMode, Forward, LinearCall):
 
         def init(self: Any, *args: Any, __init: Any = kind.__init__, **kwargs: Any) -> None:
             __init(self, *args, **kwargs)

@@ -32,12 +32,13 @@ def by_definition(rule: str, model: Signed, x: Tensor) -> Tensor:
     """What ZPlus and AlphaBeta give to the inputs of the last map, whatever their signs."""
     a = model.between(torch.relu(x)).detach()
     weight = model.last.weight.detach()
-    terms, z = a * weight[0], model(x).detach()[:, :1]
+    terms, z = a[:, None] * weight, model(x).detach()[:, :1]
     up, down = terms.clamp(min=0), terms.clamp(max=0)
 
     def parts(share: Tensor) -> Tensor:
-        whole = share.sum(1, keepdim=True)
-        return share / torch.where(whole == 0, 1.0, whole + 1e-6 * whole.sign())
+        whole = share.sum(2)
+        size = 1e-6 * whole.square().mean(1, keepdim=True).sqrt()
+        return share[:, 0] / torch.where(whole == 0, 1.0, whole + size * whole.sign())[:, :1]
 
     return parts(up) * z if rule == "zplus" else (2 * parts(up) - parts(down)) * z
 

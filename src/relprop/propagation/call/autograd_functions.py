@@ -138,14 +138,15 @@ class Below(Function):
     """The value of ``native``; explained as ``even`` where relevance may come from a rule that reaches zeros."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, native: Tensor, even: Tensor) -> Tensor:
-        ctx.call = call
+    def forward(ctx: Any, call: Call, native: Tensor, even: Tensor, mark: object) -> Tensor:
+        ctx.call, ctx.mark = call, mark
         return native.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        return (None, None, c) if ctx.call.explaining and ctx.call.zeros_above(ctx) else (None, c, None)
+        evenly = ctx.call.explaining and ctx.call.zeros_above(ctx.mark)
+        return (None, None, c, None) if evenly else (None, c, None, None)
 
 
 class Tap(Function):

@@ -45,7 +45,7 @@ class Call:
         starts: the tensors that the model was given, from which activity starts.
         linear_calls: the linear calls of the forward pass.
         before_last: the nodes from which some path to the target passes a linear map.
-        below_zeros: the nodes that relevance of a rule that reaches zeros may come to; None where that is not known.
+        below_zeros: the marks of what relevance of a rule that reaches zeros may come to; None where that is not known.
         zeros_reach_input, reading_input: whether relevance may have come to inputs of zero, and is read there now.
         blocked: a filter stands somewhere that lets no relevance pass.
         around: the filters at what the running operation is part of: they act on that as one.
@@ -94,9 +94,9 @@ class Call:
             return False
         return self.way.zeros is Zeros.EVERYWHERE or self.known.graph.reach(x) is not Reach.BEYOND_LINEAR
 
-    def zeros_above(self, node: Any) -> bool:
-        """Say whether relevance may come to a node from a rule that reaches zeros, now that the graph is complete."""
-        return self.below_zeros is None or node in self.below_zeros
+    def zeros_above(self, mark: object) -> bool:
+        """Say whether relevance may come there from a rule that reaches zeros, now that the graph is complete."""
+        return self.below_zeros is None or mark in self.below_zeros
 
     @property
     def place(self) -> tuple[str, nn.Module | None]:
@@ -127,9 +127,12 @@ class Call:
         """Return the value of ``native``, explained as ``surrogate``."""
         return apply(Switch, self, native if self.options.create_graph else native.detach(), surrogate)
 
-    def even(self, native: Tensor, even: Tensor) -> Tensor:
-        """Return ``native``, explained as ``even`` where relevance may come from a rule that reaches zeros."""
-        return apply(Below, self, native, even)
+    def even(self, native: Tensor, even: Tensor, mark: object) -> Tensor:
+        """Return ``native``, explained as ``even`` where relevance may come from a rule that reaches zeros.
+
+        :meth:`zeros_above` says of the ``mark`` whether it does; nobody need hold the node for that.
+        """
+        return apply(Below, self, native, even, mark)
 
     def safe(self, a: Tensor) -> Tensor:
         """Return ``a``, made safe to divide by where relevance reaches units of zero."""

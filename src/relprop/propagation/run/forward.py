@@ -147,7 +147,8 @@ class Forward:
         if call.way.explains and call.way.last is not None:
             _, call.before_last = nodes_before_last([output])
         if call.way.zeros is not Zeros.NOWHERE:
-            call.below_zeros = nodes_below([output], _reaches_zeros)
+            below = nodes_below([output], _reaches_zeros)
+            call.below_zeros = {node.mark for node in below if hasattr(node, "mark")}
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         found = torch.autograd.grad(
