@@ -97,6 +97,7 @@ STEPS: dict[str, Callable[[Any], Callable[[Any, Tensor, int], None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("how", STEPS)
 def test_a_model_explained_every_few_steps(how: str, cached: bool) -> None:

@@ -30,6 +30,8 @@ PAIRS = {
     "timm/resnetv2_50": 32,  # of 49: the others normalise a sum or a pooled map
 }
 
+pytestmark = pytest.mark.slow
+
 MOBILENET = "torchvision/mobilenet_v2"
 
 
@@ -40,6 +42,7 @@ class Case:
     x: Tensor
     target: Tensor
     fused: nn.Module
+    fingerprint: dict[str, object]
 
     def explain(self, rules: Any, model: nn.Module | None = None) -> Tensor:
         relevance = LRP(self.model if model is None else model, rules).attribute(self.x, self.target)
@@ -52,14 +55,14 @@ def network(request: pytest.FixtureRequest) -> Case:
     name: str = request.param
     model = zoo.build(name)
     x = zoo.images(name, scale=10.0 if name == MOBILENET else 1.0)
-    return Case(name, model, x, zoo.targets(model, x), fusion.fuse(model, x, expected=PAIRS[name]))
+    fused = fusion.fuse(model, x, expected=PAIRS[name])
+    return Case(name, model, x, zoo.targets(model, x), fused, zoo.fingerprint(model))
 
 
 @pytest.fixture
 def case(network: Case) -> Iterator[Case]:
-    before = zoo.fingerprint(network.model)
     yield network
-    assert zoo.fingerprint(network.model) == before, "the explanation changed the model"
+    assert zoo.fingerprint(network.model) == network.fingerprint, "the explanation changed the model"
 
 
 def rule_of_epsilon_gamma(module: nn.Module) -> explicit.Rule:

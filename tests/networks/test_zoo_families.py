@@ -52,6 +52,7 @@ CHECKED = {
 NAMES = [f"{library}/{name}" for library, names in CHECKED.items() for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_right_or_named(name: str) -> None:
     zoo.library(name.split("/")[0])
@@ -116,6 +117,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(BROKEN))
 def test_a_mistake_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo.library("timm")
@@ -128,6 +130,7 @@ def test_a_mistake_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected in " ".join(result.faults())
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_line_of_the_table() -> None:
     zoo.library("timm")
     from benchmarks._zoo_checks import check

@@ -308,7 +308,9 @@ def test_networks_that_compute_the_same_get_the_same_ig_and_different_rescale() 
     x = torch.tensor([[3.0, 1.0]], dtype=DTYPE)
     for model, expected in ((f, [[1.5, -0.5]]), (g, [[2.0, -1.0]])):
         close(DeepLift(model).attribute(x, target=0), torch.tensor(expected, dtype=DTYPE))
-        by_path = IntegratedGradients(model).attribute(x, target=0, n_steps=2000, method="riemann_middle")
+        by_path = IntegratedGradients(model).attribute(
+            x, target=0, n_steps=2000, method="riemann_middle", internal_batch_size=500
+        )
         close(by_path, torch.tensor([[1.5, -0.5]], dtype=DTYPE), 1e-3)
     one = Pair(lambda i: i[:, :1] - torch.relu(i[:, :1] - i[:, 1:]))
     two = Pair(lambda i: i[:, :1] - torch.relu(torch.relu(i[:, :1] - i[:, 1:] / 2) - i[:, 1:] / 2))
@@ -318,7 +320,8 @@ def test_networks_that_compute_the_same_get_the_same_ig_and_different_rescale() 
     close(DeepLift(one).attribute(x, base, 0), torch.tensor([[1.5, -0.5]], dtype=DTYPE))
     close(DeepLift(two).attribute(x, base, 0), torch.tensor([[33 / 21, -4 / 7]], dtype=DTYPE))
     paths = [
-        IntegratedGradients(model).attribute(x, base, 0, n_steps=2000, method="riemann_middle") for model in (one, two)
+        IntegratedGradients(model).attribute(x, base, 0, n_steps=2000, method="riemann_middle", internal_batch_size=500)
+        for model in (one, two)
     ]
     close(paths[0], paths[1])
 

@@ -161,6 +161,7 @@ def test_nothing_of_a_call_survives_it(name: str, states: list[weakref.ref[Any]]
     del kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_many_calls_hold_what_two_did(name: str) -> None:
     """Tensors, and whatever else Python's collector would have to know of; two hundred of the commonest."""
@@ -181,6 +182,7 @@ def test_many_calls_hold_what_two_did(name: str) -> None:
     assert after_objects - objects < many / 2, "fewer than one object for every second call"
 
 
+@pytest.mark.slow
 def test_the_process_does_not_grow() -> None:
     """More than a megabyte of activations in each of 200 calls."""
     resource = pytest.importorskip("resource")
