@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo test check docs bench zoo clean
+.PHONY: help demo test quick check docs bench zoo clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,10 @@ check: .venv/.installed-test ## Lint, check the format, the types and the import
 test: export OMP_NUM_THREADS := 1
 test: check ## Check, then run the tests and doctests with coverage
 	$(BIN)/pytest -n $(JOBS) --dist worksteal --cov --cov-report=term --cov-fail-under=95
+
+quick: export OMP_NUM_THREADS := 1
+quick: .venv/.installed-test ## Run some of all tests, in under 90 seconds on two cores
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 docs: .venv/.installed-docs ## Build the documentation into build/docs, warnings as errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html -d build/doctrees docs build/docs

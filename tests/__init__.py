@@ -1,6 +1,6 @@
 """The tests, in the tree of `src/relprop`: what tests `rules/registry.py` stands in `tests/rules`, and so on.
 
-What they compare with stands here, and none of it uses relprop:
+What they compare with stands here. Nothing of it comes from relprop but the rules that are put to the test:
 
 - `reference.py`: every linear layer as an explicit matrix, every rule as its formula on relevances. Start there.
 - `reference_steps.py`: activations, batch norm, sums and pooling beside it, and whole sequences of layers.
@@ -10,5 +10,6 @@ What they compare with stands here, and none of it uses relprop:
 - `fusion.py`: copies of networks with batch norm fused into the layer before.
 
 `cases.py` lists the layers and rules that are compared; `compare.py`, `checks.py` and `shares.py` compare; `models.py`
-has small networks; `ids.py` names the cases. Whole networks and the zoo are in `networks`, the examples in `examples`.
+has small networks; `ids.py` names the cases, and `quick.py` says which of them `make quick` runs. Whole networks, and
+the zoo, are in `networks`, the examples in `examples`.
 """

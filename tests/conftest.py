@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+from collections.abc import Generator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ids import name_of, unnamed
+from tests.ids import name_of, rules_in, unnamed
+from tests.quick import left_out
 
 collect_ignore = ["typing_cases.py"]  # read by mypy; what it defines is not to be known to other tests
 
@@ -47,15 +50,33 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return name_of(val, argname)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse cases without a name, and skip tests marked `cuda` where there is no device."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector off some twenty thousand cases, which took it half a second each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k leave out cases
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """See that every case has a name, and mark what is not to run everywhere."""
     cases = [(item.nodeid, item.callspec) for item in items if hasattr(item, "callspec")]
     if nameless := [name for name, case in cases if unnamed(case.id, case.params)]:
         listed = "\n  ".join(nameless)
         raise pytest.UsageError(f"give these cases names, by pytest.param(..., id=...) or ids=...:\n  {listed}")
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in left_out(items):
+        item.add_marker(pytest.mark.slow)
+    traced = config.pluginmanager.hasplugin("_cov")
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(skip)
+        if isinstance(item, pytest.Function):
+            item.extra_keyword_matches.update(rules_in(item.function.__code__))  # for -k
+        # Tracing takes nearly as long as running, and the quick tests reach what coverage asks for.
+        if traced and item.get_closest_marker("slow") and not item.get_closest_marker("traced"):
+            item.add_marker(pytest.mark.no_cover)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -9,18 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import partial
-from types import FunctionType
+from functools import cache, partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relprop import Rules
+from relprop import Rules, rules
 from relprop.rules import Rule
 
 LONGEST = 100  # more than this nobody reads
+RULE_NAMES = {
+    name for name in rules.__all__ if isinstance(kind := getattr(rules, name), type) and issubclass(kind, Rule)
+}
 
 
 def name_of(value: Any, parameter: str) -> str | None:
@@ -71,6 +74,13 @@ def _rule(rule: Any) -> str:
         if isinstance(value, Tensor) or field.default is MISSING or value != field.default:
             shown.append(f"{field.name}={_inside(value)}")
     return f"{type(rule).__name__}({', '.join(shown)})"
+
+
+@cache
+def rules_in(code: CodeType) -> frozenset[str]:
+    """The rules that a test's code names, for tests that compare several at once or one alone."""
+    inner = [rules_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return frozenset(code.co_names).intersection(RULE_NAMES).union(*inner)
 
 
 def unnamed(case: str, parameters: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from relprop import Rules
 from relprop.rules import AlphaBeta, Epsilon, Flat, Gamma, ZBox, Zero
-from tests.ids import name_of, unnamed
+from tests.ids import name_of, rules_in, unnamed
 
 
 class Nameless:
@@ -65,3 +65,11 @@ def test_a_case_that_hides_its_rule_is_found() -> None:
     ):
         assert not unnamed(case, {"rule": rule}), case
         assert unnamed(case, {"rule": Flat()}), case
+
+
+def test_the_rules_that_a_test_names_are_found() -> None:
+    def inside() -> list[Any]:
+        return [Gamma(each) for each in (0.1, 0.2)]
+
+    assert rules_in(inside.__code__) == {"Gamma"}
+    assert rules_in(test_a_case_without_a_name_is_found.__code__) == frozenset()

@@ -138,6 +138,7 @@ def test_without_biases_it_is_gradient_times_input(steps: int, spelling: int) ->
     close(trapezoid, expected * (1 - 0.5 / (steps - 1)))
 
 
+@pytest.mark.slow
 def test_completeness_with_biases() -> None:
     model, x = spelt()[1], pictures(4)
     for ends in (None, BACKGROUND):

@@ -194,6 +194,7 @@ def test_a_linear_model_is_exact() -> None:
     close(GradientShap(model).attribute(x, 0.5, 3, target=1), (x - 0.5) * model.weight[1].detach())
 
 
+@pytest.mark.slow
 def test_in_the_mean_they_are_integrated_gradients_over_all_baselines() -> None:
     model, x = settle(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))), vectors()
     pool = vectors(3, seed=9)

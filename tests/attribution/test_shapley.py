@@ -32,6 +32,7 @@ def all_orders(score: Any, x: Tensor, end: Tensor, labels: Tensor) -> Tensor:
     return total / len(orders)
 
 
+@pytest.mark.slow
 def test_shapley_values_in_the_mean() -> None:
     model, x, end = spelt()[0], pictures(), BACKGROUND[:2]
     expected = all_orders(lambda leaf: model(leaf)[:, 1], x, end, QUADRANTS)
@@ -52,6 +53,7 @@ def test_the_fit_of_all_sets() -> None:
     close(found, expected, 0.1)
 
 
+@pytest.mark.slow
 @both
 def test_every_entry_a_feature(method: Any) -> None:
     model, x = settle(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))), vectors(3)

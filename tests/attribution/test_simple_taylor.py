@@ -139,6 +139,7 @@ def test_the_nearest_root_of_an_ellipse() -> None:
     close(found.relevance, slope * (x - found.root), 1e-6)
 
 
+@pytest.mark.slow
 def test_the_nearest_root_of_a_relu_network_in_the_plane() -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
@@ -161,6 +162,7 @@ def test_the_nearest_root_of_a_relu_network_in_the_plane() -> None:
     assert float((found.distance / brute).max()) < 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [6, 12])
 def test_the_nearest_root_is_not_on_the_side_of_the_gradient(seed: int) -> None:
     """Against a search in all directions, where the root along the gradient leads to one that is further away."""
@@ -182,6 +184,7 @@ def test_the_nearest_root_is_not_on_the_side_of_the_gradient(seed: int) -> None:
     close(again.root, found.root[1:], 1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_is_expanded_alone_as_in_a_batch() -> None:
     """Roots that lie where several kinks meet: whose side the limit takes must not hang on the last digits."""
     torch.manual_seed(1)
@@ -232,7 +235,7 @@ def test_the_nearest_root_where_the_gradient_turns() -> None:
     close(found.distance, nearest[None], 1e-8)
 
 
-@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("root", [pytest.param("nearest", marks=pytest.mark.slow), "gradient", "segment"])
 def test_several_inputs_and_images(root: Any) -> None:
     """A tuple of inputs is one vector; sample by sample it is the same."""
     model = Of(lambda a, b: (a.square().sum((1, 2)) + 2 * b.sum(1) - 6)[:, None])
@@ -285,6 +288,7 @@ def test_an_input_that_is_a_root_itself() -> None:
         assert not bool(found.relevance.any()) and not bool(found.distance.any())
 
 
+@pytest.mark.slow
 def test_the_expansion_prints_and_delta_is_what_is_missing() -> None:
     model = Of(lambda x: x.square().sum(1, keepdim=True) - 1)
     x = torch.tensor([[2.0, 0.0], [0.0, 3.0]], dtype=DTYPE)
@@ -304,6 +308,7 @@ def test_the_expansion_prints_and_delta_is_what_is_missing() -> None:
 # What is refused ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_root_on_the_path_is_an_error() -> None:
     model = Of(lambda x: x.square().sum(1, keepdim=True) + torch.tensor([[0.5], [-0.5]]).double()[: len(x)])
     x = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=DTYPE)

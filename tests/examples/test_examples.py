@@ -37,6 +37,7 @@ def test_digits_network_learns(examples: dict[str, ModuleType], capsys: pytest.C
     assert 0 <= float(data.train_x.min()) < float(data.train_x.max()) <= 1
 
 
+@pytest.mark.slow
 def test_demo_explains_with_every_method(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_demo_main_runs_every_part(
     assert parts == [(name, tmp_path) for name in ("demo", "all_methods", "tutorial_walk", "right_reasons")]
 
 
+@pytest.mark.slow
 def test_patterns_hold_more_of_the_signal_than_filters(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +90,7 @@ def test_patterns_hold_more_of_the_signal_than_filters(
     assert (tmp_path / "signal_quality.txt").read_text(encoding="utf-8") == f"{quality}\n"
 
 
+@pytest.mark.slow
 def test_tutorial_walk_through_the_dense_network(examples: dict[str, ModuleType], tmp_path: Path) -> None:
     maps = examples["tutorial_walk"].walk_dense(tmp_path, epochs=1)
     assert picture(tmp_path / "tutorial_dense.png")
@@ -167,6 +170,7 @@ def test_the_walk_equals_the_tutorial_written_out(examples: dict[str, ModuleType
         assert error < 1e-4, name
 
 
+@pytest.mark.slow
 def test_tutorial_walk_through_a_small_vgg(examples: dict[str, ModuleType], tmp_path: Path) -> None:
     maps = examples["tutorial_walk"].walk_photograph(tmp_path, side=32, width=4, hidden=16)
     assert picture(tmp_path / "tutorial_vgg16.png")
@@ -197,6 +201,7 @@ def test_photograph_fits_the_network(examples: dict[str, ModuleType]) -> None:
     assert 0 <= float(x.min()) < 0.1 < 0.9 < float(x.max()) <= 1
 
 
+@pytest.mark.slow
 def test_right_reasons_moves_relevance_into_the_mask(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +229,7 @@ def test_each_label_has_a_mark_of_its_own_in_the_frame(examples: dict[str, Modul
     assert float(x.sum(0).max()) == 1
 
 
+@pytest.mark.slow
 def test_sequence_names_the_pixels_that_matter(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +250,7 @@ def test_erasing_follows_the_order(examples: dict[str, ModuleType]) -> None:
     assert examples["sequence"].fall(model, x, torch.tensor([0]), order, 2) == 5.0
 
 
+@pytest.mark.slow
 def test_graph_names_the_nodes_and_edges_that_matter(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +275,7 @@ def test_graphs_of_images(examples: dict[str, ModuleType]) -> None:
     assert left.nodes.abs().sum(1).tolist() == [3.0, 2.75, 0.0, 3.0]
 
 
+@pytest.mark.slow
 def test_validate_measures_every_method(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +298,7 @@ def test_mosaics_hold_their_class_where_the_mask_says(examples: dict[str, Module
         assert int(data.test_y[found[0]]) == int(target[n])
 
 
+@pytest.mark.slow
 def test_all_methods_are_shown(
     examples: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

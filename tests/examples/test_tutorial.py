@@ -62,6 +62,7 @@ def test_depth_shrinks_gamma_and_only_biases_are_to_blame(examples: Examples) ->
         assert all(int(name.split()[0]) % 3 == 0 for name, each in shares.modules.items() if abs(each["bias"]) > 1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_x_input_grows_restless_with_depth_on_digits(examples: Examples, tmp_path: Path) -> None:
     depth = examples["tutorial_depth"]
     moved = depth.trained(tmp_path, (2, 8), epochs=6, samples=40)
@@ -72,6 +73,7 @@ def test_gradient_x_input_grows_restless_with_depth_on_digits(examples: Examples
     assert picture(tmp_path / "tutorial_depth.png")
 
 
+@pytest.mark.slow
 def test_gradient_x_input_jumps_where_gamma_glides(examples: Examples, tmp_path: Path) -> None:
     continuity = examples["tutorial_continuity"]
     model, three = continuity.trained()
@@ -112,6 +114,7 @@ def test_two_maxima_have_one_gradient_and_two_relevances(examples: Examples, tmp
     assert picture(tmp_path / "maximum.png")
 
 
+@pytest.mark.slow
 def test_structure_as_section_six_advises(examples: Examples, tmp_path: Path) -> None:
     """Sum-pooling makes gamma continuous; without positive biases nothing is taken from z+."""
     implementation, digits = examples["tutorial_implementation"], examples["digits"]
@@ -133,6 +136,7 @@ def test_rewritten_digits_network(examples: Examples) -> None:
     assert apart["epsilon 0.1"]["split"] > 1e-2
 
 
+@pytest.mark.slow
 def test_only_selectivity_sees_the_blind_spot(examples: Examples, tmp_path: Path) -> None:
     facts = examples["tutorial_blind_spot"].run(tmp_path, epochs=3, samples=16, width=8)
     uniform = facts["uniform"]

@@ -157,6 +157,7 @@ def gradient_x_input(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", COVERED)
+@pytest.mark.traced
 def test_a_covered_function(name: str) -> None:
     """The forward is untouched, both phases explain alike, the report is complete; where autograd is right, by it."""
     found = operation(name)

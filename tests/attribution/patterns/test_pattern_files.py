@@ -218,6 +218,7 @@ def test_progress_is_shown_only_where_it_is_asked_for(
     assert capsys.readouterr().err.endswith("fit patterns: batch 3/3\n")
 
 
+@pytest.mark.slow
 def test_the_memory_of_fitting_does_not_grow_with_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the garbage collector nothing of a batch is left when the next begins, and autograd saves nothing."""
     batches: list[weakref.ref[Tensor]] = []

@@ -308,6 +308,7 @@ def test_attention_and_recurrent_layers_are_opened() -> None:
     assert not torch.allclose(method.attribute(x, 0), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Units whose output never varied:relprop.PatternWarning")
 @pytest.mark.parametrize(
     ("name", "calls", "rectified"),

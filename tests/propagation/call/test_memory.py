@@ -167,6 +167,7 @@ def test_activations_die_with_an_exception(where: str, call: str) -> None:
     assert model.alive() == 0
 
 
+@pytest.mark.slow
 def test_repeated_calls_leave_no_tensors() -> None:
     """Fifty rounds hold as many tensors and storages as two did, with the collector off."""
     model, x = Traced(), random(2, 2, 6, 6)
