@@ -42,7 +42,7 @@ def tutorial_rules(gamma: str, epsilon: str, low: float | Tensor, high: float | 
     return (
         Rules()
         .set((nn.Linear, nn.Conv2d), Zero())
-        .set(epsilon, Epsilon(0.1, relative=True))
+        .set(epsilon, Epsilon(0.1, relative="layer"))
         .set(gamma, Gamma(0.1))
         .set(nn.MaxPool2d, AveragePool(), optional=True)  # the dense network has none
         .first(ZBox(low, high))

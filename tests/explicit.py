@@ -28,7 +28,7 @@ def zero(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -
 
 def epsilon(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     z = operation(a, weight, bias)
-    return _share(z, z, STABILIZER * size(z))
+    return _share(z, z, STABILIZER * size(z, weight))
 
 
 def gamma(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,14 +39,14 @@ def gamma(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) 
     bias_down = None if bias is None else bias + 0.25 * bias.clamp(max=0)
     favoured = _by_sign(operation, a, up, down, bias_up)
     mirrored = _by_sign(operation, a, down, up, bias_down)
-    sizes = torch.where(z >= 0, size(favoured), size(mirrored))
+    sizes = torch.where(z >= 0, size(favoured, weight), size(mirrored, weight))
     return _share(z, torch.where(z >= 0, favoured, mirrored), STABILIZER * sizes)
 
 
 def zplus(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     positive = None if bias is None else bias.clamp(min=0)
     raising = _by_sign(operation, a, weight.clamp(min=0), weight.clamp(max=0), positive)
-    return _share(operation(a, weight, bias), raising, STABILIZER * size(raising))
+    return _share(operation(a, weight, bias), raising, STABILIZER * size(raising, weight))
 
 
 def _by_sign(operation: Operation, a: Tensor, above: Tensor, below: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,9 +55,9 @@ def _by_sign(operation: Operation, a: Tensor, above: Tensor, below: Tensor, bias
     return output + operation(a.clamp(max=0), below, None) if bool((a < 0).any()) else output
 
 
-def size(whole: Tensor) -> Tensor:
+def size(whole: Tensor, weight: Tensor) -> Tensor:
     """The root mean square over the channels: dimension 1 of a convolution's output, the last of a dense layer's."""
-    return whole.detach().square().mean(1 if whole.dim() > 3 else -1, keepdim=True).sqrt()
+    return whole.detach().square().mean(1 if weight.dim() > 2 else -1, keepdim=True).sqrt()
 
 
 def _share(z: Tensor, denominator: Tensor, stabilizer: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.reference import linear
-from tests.reference_steps import activation, addition, batch_norm, pool
+from tests.reference_steps import REACHES_ZEROS, activation, addition, batch_norm, pool
 
 Assignment = dict[str, tuple[str, dict[str, Any]]]
 
@@ -100,6 +100,12 @@ def build() -> Branching:
     return model
 
 
+def _added(first: Tensor, second: Tensor, third: Tensor, relevance: Tensor, equal: bool) -> tuple[Tensor, ...]:
+    """Two additions, one after the other."""
+    both, last = addition([first + second, third], relevance, equal)
+    return (*addition([first, second], both, equal), last)
+
+
 def explain(model: Branching, x: Tensor, seed: Tensor, rules: Assignment) -> dict[str, Tensor]:
     """Relevance at the output of every module, and at "input"; a folded layer has that of its pair."""
     m = model
@@ -133,20 +139,25 @@ def explain(model: Branching, x: Tensor, seed: Tensor, rules: Assignment) -> dic
         rule, options = rules[name]
         return linear(getattr(m, name), at, relevance, rule, norm, **options)
 
+    def below(*names: str) -> bool:
+        """One of these stands above, with a rule that reaches zeros: what has no weights shares equally."""
+        return any(rules[name][0] in REACHES_ZEROS for name in names)
+
     r: dict[str, Tensor] = {"head": out * seed}
     r["bend"] = back("head", bent, r["head"])
-    r["hidden"] = activation(m.bend, hidden, r["bend"])
+    r["hidden"] = activation(m.bend, hidden, r["bend"], below("head"))
     r["halve"] = back("hidden", flat, r["hidden"]).reshape(halved.shape)
-    r["soft"] = pool(m.halve, soft, r["halve"])
-    r["up"] = activation(m.soft, up, r["soft"])
+    r["soft"] = pool(m.halve, soft, r["halve"], equal=below("hidden", "head"))
+    r["up"] = activation(m.soft, up, r["soft"], below("hidden", "head"))
     r["gate"] = back("up", gated, r["up"])
-    r["wide"] = activation(m.gate, wide, r["gate"])
+    r["wide"] = activation(m.gate, wide, r["gate"], below("up", "hidden", "head"))
     r["cat_norm"] = back("wide", cat_n, r["wide"])
-    to_side, r["smooth"], to_p = batch_norm(m.cat_norm, cat, r["cat_norm"]).split([2, 4, 4], 1)
+    above = ("wide", "up", "hidden", "head")
+    to_side, r["smooth"], to_p = batch_norm(m.cat_norm, cat, r["cat_norm"], below(*above)).split([2, 4, 4], 1)
     r["side"] = to_side  # ReLU passes relevance on
-    r["shrink"] = to_p + pool(m.smooth, p, r["smooth"]) + back("side", p, r["side"])
-    r["join"] = pool(m.shrink, joined, r["shrink"])
-    r["left_act"], r["right_norm"], skipped = addition([left_a, right_n, a], r["join"])
+    r["shrink"] = to_p + pool(m.smooth, p, r["smooth"], equal=below(*above)) + back("side", p, r["side"])
+    r["join"] = pool(m.shrink, joined, r["shrink"], equal=below("side", *above))
+    r["left_act"], r["right_norm"], skipped = _added(left_a, right_n, a, r["join"], below("side", *above))
     r["left"] = r["left_act"]
     r["right"] = r["right_norm"]
     at_a = skipped + back("left", a, r["left"]) + back("right", a, r["right"], m.right_norm)

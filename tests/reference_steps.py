@@ -23,8 +23,10 @@ ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool
 Window = list[int]
 
 
-def activation(function: Callable[[Tensor], Tensor], z: Tensor, relevance: Tensor) -> Tensor:
-    """An elementwise function keeps its relevance, but for what f(0), its bias, absorbs."""
+def activation(function: Callable[[Tensor], Tensor], z: Tensor, relevance: Tensor, equal: bool = False) -> Tensor:
+    """An elementwise function keeps its relevance, but for what f(0), its bias, absorbs; as a constant, nothing."""
+    if equal:
+        return relevance
     out, at_zero = function(z), function(torch.zeros_like(z))
     return torch.where(at_zero == 0, relevance, relevance * quotient(out - at_zero, out))
 
@@ -148,6 +150,6 @@ def explain(
         elif isinstance(module, (nn.Flatten, nn.Unflatten)):
             relevance = relevance.reshape(a.shape)
         else:
-            relevance = activation(module, a, relevance)
+            relevance = activation(module, a, relevance, i < equal_below)
         found.append(relevance)
     return found[::-1]

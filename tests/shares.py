@@ -118,7 +118,8 @@ def _rows(modules: Sequence[nn.Module], x: Tensor, seed: Tensor, rule: Named) ->
         elif isinstance(module, BATCH_NORMS):
             if not isinstance(modules[i - 1], LINEAR) or i == 0:
                 shift = affine(module)[1].reshape(-1, *[1] * (arrived.dim() - 2))
-                bias = float((arrived * quotient(shift.expand_as(arrived), inputs[i + 1])).sum())
+                below = rule[0] in reference_steps.REACHES_ZEROS and any(isinstance(m, LINEAR) for m in modules[i:])
+                bias = float((arrived * quotient(shift.expand_as(arrived), inputs[i + 1])).sum()) * (not below)
                 found[str(i)] = Row(float(arrived.sum()), float(left.sum()), bias)
         else:
             bias = float(arrived.sum() - left.sum())  # f(0), or nothing

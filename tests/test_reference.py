@@ -144,8 +144,8 @@ def test_max_pooling_gives_to_the_first_maximum_in_scan_order() -> None:
     # mean 10/4: shares 3/10, 3/10, 1/10, 3/10
     found = reference_steps.pool(nn.MaxPool2d(2), a, tensor([[[[10.0]]]]), "average", stabilizer=0.0)
     torch.testing.assert_close(found, a)
-    # a stabilizer of 2.5 halves them
-    found = reference_steps.pool(nn.MaxPool2d(2), a, tensor([[[[10.0]]]]), "average", stabilizer=2.5)
+    # a stabilizer of 2.5 halves them, in shares of the maximum
+    found = reference_steps.pool(nn.MaxPool2d(2), a, tensor([[[[10.0]]]]), "average", stabilizer=2.5 / 3)
     torch.testing.assert_close(found, a / 2)
 
 

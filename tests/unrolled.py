@@ -41,14 +41,15 @@ def alpha2_beta1(operation: Operation, a: Tensor, weight: Tensor, bias: Tensor |
     bias_up, bias_down = (None, None) if bias is None else (bias.clamp(min=0), bias.clamp(max=0))
     raising = operation(a.clamp(min=0), up, bias_up) + operation(a.clamp(max=0), down, None)
     lowering = operation(a.clamp(min=0), down, bias_down) + operation(a.clamp(max=0), up, None)
-    return _through(z, raising, 2.0) + _through(z, lowering, -1.0) - z.detach()
+    sizes = (explicit.STABILIZER * explicit.size(whole, weight) for whole in (raising, lowering))
+    return _through(z, raising, 2.0, next(sizes)) + _through(z, lowering, -1.0, next(sizes)) - z.detach()
 
 
-def _through(z: Tensor, whole: Tensor, factor: float, epsilon: Tensor | None = None) -> Tensor:
+def _through(z: Tensor, whole: Tensor, factor: float, epsilon: Tensor) -> Tensor:
     """The value of z, whose derivative shares `factor` of its relevance as the terms of `whole`."""
-    epsilon = explicit.STABILIZER * explicit.size(whole) if epsilon is None else epsilon
     stabilized = whole + epsilon * torch.where(whole < 0, -torch.ones_like(z), torch.ones_like(z))
-    return z.detach() + (whole - whole.detach()) * (factor * z / stabilized).detach()
+    ratio = torch.where(whole == 0, 0.0, factor * z / torch.where(whole == 0, 1.0, stabilized))
+    return z.detach() + (whole - whole.detach()) * ratio.detach()
 
 
 RULES: dict[str, tuple[LinearRule, Callable[..., Tensor]]] = {

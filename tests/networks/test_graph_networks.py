@@ -115,7 +115,8 @@ def test_graph_convolution(owned: bool, product: str, layout: str, rule: str) ->
 
     def reference(share: Share, x: Tensor) -> Tensor:
         def gathered(h: Tensor) -> Tensor:
-            return share(lambda a, weight, _: weight @ a, h, matrix) if owned else matrix @ h
+            # The rows of the matrix are the channels: written with them last.
+            return share(lambda a, weight, _: a @ weight.mT, h.mT, matrix).mT if owned else matrix @ h
 
         return gathered(dense(share, model.second, gathered(dense(share, model.first, x)).relu()))
 

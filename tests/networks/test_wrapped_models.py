@@ -19,7 +19,7 @@ from relprop.rules import Epsilon, Gamma, Zero
 from tests.models import close, settle
 
 RULES = Rules.preset("epsilon_gamma").set("2", Gamma(0.5)).set("4", Epsilon(0.1))
-NAMED = Rules().set("*.2", Gamma(0.5)).set("*.4", Epsilon(0.1)).set("*.0", Epsilon(1e-6))
+NAMED = Rules().set("*.2", Gamma(0.5)).set("*.4", Epsilon(0.1)).set("*.0", Epsilon(relative=True))
 
 
 def network() -> nn.Sequential:
@@ -80,7 +80,7 @@ def test_compiled_parts_of_a_model() -> None:
     function = compiled(F.relu)
     inner = nn.Sequential(compiled(model[:1]), Around(lambda _, h: function(h), nn.Identity()), *model[2:])
     with pytest.warns(CompiledModelWarning, match="Module '0' is compiled"):
-        close(LRP(inner, RULES.set("0.*", Epsilon())).attribute(points(), 1), plain())
+        close(LRP(inner, RULES.set("0.*", Epsilon(relative=True))).attribute(points(), 1), plain())
 
 
 # --------------------------------------------------------------------------------------------- data parallel
@@ -200,7 +200,7 @@ def test_a_module_in_dicts_and_lists() -> None:
                 x = layer(x) + shift
             return x
 
-    rules = Rules().set("named.first", Epsilon(1e-6)).set("named.second", Gamma(0.5)).set("listed.0", Epsilon(0.1))
+    rules = Rules().set("named.first", Epsilon(relative=True)).set("named.second", Gamma(0.5)).set("listed.0", Epsilon(0.1))
     close(LRP(Held(), rules).attribute(points(), 1), plain())
 
 

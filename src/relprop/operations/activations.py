@@ -77,7 +77,25 @@ def applied(
     if call.options.looking:
         check_finite_quotient(q, z, out, here.where)
     found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
-    return found if offset is None else apply(Spare, call, found, offset & (out.detach() == 0))
+    if offset is None:
+        return found
+    return _without_offset(here, input, apply(Spare, call, found, offset & (out.detach() == 0)), out - q * z)
+
+
+def _without_offset(here: Here, input: Tensor, out: Tensor, offset: Tensor) -> Tensor:
+    """Return ``out``; below a rule that reaches zeros, the constant in it receives nothing, and its argument all."""
+    call = here.call
+    if not call.handles_zeros(input) or not here.rule.exact_by_autograd:
+        return out
+    mark, offset, by_itself = object(), offset.detach(), here.declared
+
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        if call.zeros_above(mark):
+            return {}
+        return {"bias": c * offset} if by_itself is None else by_itself(c, value)
+
+    here.declared = declared
+    return call.even(out, input * call.constant(safe(out) / safe(input)), mark)
 
 
 def exponential_function(here: Here, input: Tensor) -> Tensor:
@@ -119,7 +137,8 @@ def about(root: float, quotient: Callable[..., Tensor], here: Here, input: Tenso
     if call.options.looking:
         check_finite_quotient(q, input, out, here.where)
     here.absorbs(-root * q)
-    return call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
+    found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
+    return _without_offset(here, input, found, -root * q)
 
 
 def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
