@@ -200,7 +200,9 @@ def test_a_module_in_dicts_and_lists() -> None:
                 x = layer(x) + shift
             return x
 
-    rules = Rules().set("named.first", Epsilon(relative=True)).set("named.second", Gamma(0.5)).set("listed.0", Epsilon(0.1))
+    rules = (
+        Rules().set("named.first", Epsilon(relative=True)).set("named.second", Gamma(0.5)).set("listed.0", Epsilon(0.1))
+    )
     close(LRP(Held(), rules).attribute(points(), 1), plain())
 
 
