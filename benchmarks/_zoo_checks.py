@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks._zoo_models import Entry, Target, build, image, settle, target_of, without_biases
 from benchmarks._zoo_reference import GatesConstant, gradient_times_input
-from benchmarks._zoo_surrogate import Surrogate
-from relprop import LRP
+from benchmarks._zoo_surrogate import EqualSurrogate, Surrogate
+from relprop import LRP, Rules
 from relprop.errors import UncoveredOperationWarning
 from relprop.rules import Epsilon, Gamma, ZPlus
 
@@ -48,6 +48,7 @@ class Result:
         gradient_size: the same for Gradient x Input with gates held constant.
         reference: "Gradient x Input" or "surrogate".
         difference: of the map of LRP-0 and the reference, as a share of the largest relevance.
+        attnlrp_difference: the same for AttnLRP, with LRP-0 at linear layers.
         curved: the operations in it that are not piecewise linear.
         strange: the operations that the reference does not know.
         rounded: the model computes in single precision here or there.
@@ -69,6 +70,7 @@ class Result:
     gradient_size: float = 0.0
     reference: str = ""
     difference: float = 0.0
+    attnlrp_difference: float = 0.0
     curved: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     rounded: bool = False
@@ -87,6 +89,7 @@ class Result:
         close = GRADIENT_TOLERANCE if self.reference == GRADIENT else limit
         found = {
             f"differs from {self.reference} by {self.difference:.1e}": self.difference <= close,
+            f"differs from AttnLRP by {self.attnlrp_difference:.1e}": self.attnlrp_difference <= limit,
             f"{self.unexplained:.1e} of the output is unexplained": self.unexplained <= limit,
             f"{self.unexplained_without_biases:.1e} of the output is unexplained without biases": (
                 self.unexplained_without_biases <= limit
@@ -149,6 +152,9 @@ def _check(entry: Entry, result: Result) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _, expected = gradient_times_input(model, x, score, EqualSurrogate())
+        found = LRP(model, Rules.preset("attnlrp", epsilon=0.0)).attribute(x, target)
+        result.attnlrp_difference = difference(found, expected)
         _check_fused(model, x, target, result)
         without_biases(model)
         with torch.no_grad():

@@ -1,8 +1,8 @@
-"""LRP-0 of a whole network by the plain gradient of a surrogate: an independent way to the same map.
+"""LRP-0 and AttnLRP of a whole network by the plain gradient of a surrogate: an independent way to the same map.
 
 Every operation that has a rule of its own is replaced, as the model calls it, by one of the same value whose ordinary
 derivative is the coefficient that the rule gives. Gradient x Input of what then runs is LRP-0. The rules are those of
-`docs/theory.md`; nothing here comes from relprop.
+`docs/theory.md`, and for AttnLRP those of Achtibat et al. 2024 (arXiv:2402.05602); nothing here comes from relprop.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmarks._zoo_operations import ELEMENTWISE, LINEAR, PIECEWISE
+from benchmarks._zoo_operations import ELEMENTWISE, LINEAR, PIECEWISE, spelling
 from benchmarks._zoo_reference import Function, GatesConstant, Known, active, tensors
+
+Marks = frozenset[tuple[Any, int]]
+"""Tensors, by the nodes that made them."""
 
 
 class Surrogate(GatesConstant):
@@ -250,10 +254,14 @@ class Surrogate(GatesConstant):
         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         self.curved.add("attention")
-        if is_causal or enable_gqa or dropout_p:
+        if dropout_p:
             return self.stranger("attention")(func, q, k, v, attn_mask, dropout_p, is_causal)  # type: ignore[no-any-return]
+        if enable_gqa:
+            k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
         q, k = self.halved(q, k)
         scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, -math.inf)
         elif attn_mask is not None:
@@ -280,3 +288,62 @@ class Surrogate(GatesConstant):
         )  # fmt: skip
         out = self.do_scaled_dot_product_attention(func, q, k, v)
         return F.linear(out.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
+
+
+class EqualSurrogate(Surrogate):
+    """The same under AttnLRP: a call that multiplies N tensors of the input gives each 1/N, whatever they are made of.
+
+    In ``z q(z)``, which is an activation and no product, ``q(z)`` is a constant. So every tensor is known by a mark,
+    and by those of the tensors of which it is a function, entry by entry, or a constant multiple.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._marks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs)
+        terms = [x for x in tensors(args) if active(x)]
+        if isinstance(out, Tensor) and terms and all(x.shape == out.shape for x in terms):
+            name, _ = spelling(func)
+            functions = frozenset.intersection(*(self.functions(x) for x in terms))
+            multiples = self.multiples(terms[0]) if len(terms) == 1 else frozenset()
+            if name in ("mul", "div", "neg"):
+                self._mark(out, functions, multiples)
+            elif name in ("add", "sub", "rsub", "rdiv", "sigmoid", "pow", "relu", *ELEMENTWISE):
+                self._mark(out, functions, frozenset())
+        return out
+
+    def _mark(self, out: Tensor, functions: Marks, multiples: Marks) -> None:
+        self._marks[out] = out._version, functions, multiples
+
+    def functions(self, x: Tensor) -> Marks:
+        """Return the marks of the tensors of which one is a function, itself included."""
+        version, functions, _ = self._marks.get(x, (-1, frozenset(), frozenset()))
+        return (functions if version == x._version else frozenset()) | {(x.grad_fn, x.output_nr)}
+
+    def multiples(self, x: Tensor) -> Marks:
+        """Return the marks of the tensors of which one is a constant multiple, itself included."""
+        version, _, multiples = self._marks.get(x, (-1, frozenset(), frozenset()))
+        return (multiples if version == x._version else frozenset()) | {(x.grad_fn, x.output_nr)}
+
+    def gates(self, *factors: Any) -> list[bool]:
+        return [False] * len(factors)
+
+    def do_mul(self, func: Function, a: Any, b: Any) -> Tensor:
+        if active(a) and active(b):
+            for z, q in ((a, b), (b, a)):
+                if self.multiples(z) & (self.functions(q) - self.multiples(q)):
+                    return self.note(func(z, q.detach()), Known())
+        return super().do_mul(func, a, b)
+
+    def shared(self, *factors: Any) -> list[Any]:
+        self.curved.add("product")
+        share = 1 / sum(map(active, factors))
+        return [x.detach() + (x - x.detach()) * share if active(x) else x for x in factors]
+
+    def do_glu(self, func: Function, x: Tensor, dim: int = -1) -> Tensor:
+        signal, gate = x.chunk(2, dim)
+        return self.do_mul(torch.mul, signal, self.do_sigmoid(torch.sigmoid, gate))

@@ -7,6 +7,7 @@ value stays that of the original, and the relevance takes the way through what i
 from __future__ import annotations
 
 import math
+import string
 import types
 from collections.abc import Callable, Sequence
 from functools import cache, reduce, wraps
@@ -154,16 +155,6 @@ def _pair(input: Any, other: Any) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def multi_dot(tensors: Any) -> Tensor:
-    """The product of matrices, from left to right."""
-    return reduce(torch.matmul, tensors)  # type: ignore[no-any-return]
-
-
-def chain_matmul(*matrices: Any) -> Tensor:
-    """The product of matrices, from left to right."""
-    return multi_dot(matrices[0] if isinstance(matrices[0], (list, tuple)) else matrices)
-
-
 def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor | None, pad: int = 0) -> Tensor:
     """A convolution over ``[time, batch, channel]``."""
     return torch.conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
@@ -179,6 +170,41 @@ def convolution(
         function = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[d - 1]
         return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
     return (torch.conv1d, torch.conv2d, torch.conv3d)[d - 1](input, weight, bias, stride, padding, dilation, groups)
+
+
+def multi_dot(here: Here, *tensors: Any) -> Tensor:
+    """``multi_dot``, and ``chain_matmul``, which is given the matrices one by one: see :func:`_chain`."""
+
+    def body(*given: Any) -> Tensor:
+        return _chain(here, given[0] if isinstance(given[0], (list, tuple)) else given)
+
+    return rewritten(body)(here, *tensors)  # type: ignore[no-any-return]
+
+
+def _chain(here: Here, matrices: Sequence[Tensor]) -> Tensor:
+    """Return the product of a chain of matrices: one product of all that depend on the input, as it is one call.
+
+    A constant among them is a linear map of its neighbour.
+    """
+    factors = [matrices[0]]
+    for matrix in matrices[1:]:
+        if here.active(factors[-1]) and here.active(matrix):
+            factors.append(matrix)
+        else:
+            factors[-1] = factors[-1] @ matrix
+    if here.call.way.explains and 2 < len(factors) < len(string.ascii_letters):
+        return torch.einsum(_equation(factors), *factors)
+    return reduce(torch.matmul, factors)
+
+
+def _equation(factors: Sequence[Tensor]) -> str:
+    """Return the equation of a chain of matrices, of which the first and the last may be vectors."""
+    names = [string.ascii_letters[index : index + 2] for index in range(len(factors))]
+    if factors[0].dim() == 1:
+        names[0] = names[0][1]
+    if factors[-1].dim() == 1:
+        names[-1] = names[-1][0]
+    return ",".join(names)
 
 
 # Distances, norms and angles ----------------------------------------------------------------------
@@ -383,8 +409,8 @@ ROWS: Rows = [
     *_written(diff, difference=Difference.LINEAR, holds=Holds.NOTHING),
     *_written(vander, spaces=(torch,), difference=Difference.AS_RULES, holds=Holds.NOTHING),
     *_written(linalg_vander, "vander", spaces=(torch.linalg,), difference=Difference.AS_RULES, holds=Holds.NOTHING),
-    *_written(multi_dot, holds=Holds.LINEAR, difference=Difference.AS_RULES),
-    *_written(chain_matmul, holds=Holds.LINEAR, difference=Difference.AS_RULES),
+    *composite("multi_dot", handler=multi_dot, holds=Holds.LINEAR, difference=Difference.AS_RULES),
+    *composite("chain_matmul", handler=multi_dot, holds=Holds.LINEAR, difference=Difference.AS_RULES),
     *_written(conv_tbc, difference=Difference.LINEAR, holds=Holds.LINEAR),
     *_written(convolution, difference=Difference.LAYER, holds=Holds.LINEAR),
     *rows(

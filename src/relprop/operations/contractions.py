@@ -50,7 +50,7 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims
     """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
     left, right = here.active(input), here.active(other)
     if left and right:
-        factors = product(here, (input, other))
+        factors = product(here, (input, other), entrywise=_dots(here, input, other))
         return joined(here, compute(*factors), compute, factors)
     constant, a = (other, input) if left else (input, other)
     if not is_weight(here, constant):
@@ -62,6 +62,12 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims
     forward = compute if left else lambda x, weight: compute(weight, x)
     geometry = Contraction(forward, dims(left, a, constant))
     return apply_linear(here, geometry, a, constant, None, lambda: compute(input, other))
+
+
+def _dots(here: Here, input: Tensor, other: Tensor) -> bool:
+    """Say whether a product of two tensors is the sum of the products of their entries."""
+    vectors = input.dim() == other.dim() == 1
+    return here.operation == "vecdot" or (vectors and here.operation in ("matmul", "inner", "vdot"))
 
 
 def _mixed(here: Here, compute: Callable[..., Tensor], *factors: Tensor) -> Tensor:
@@ -158,7 +164,8 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
     active = [here.active(tensor) for tensor in tensors]
     if sum(active) > 1:
-        factors = product(here, tuple(tensors))
+        alike = len(set(equation.replace(" ", "").partition("->")[0].split(","))) == 1
+        factors = product(here, tuple(tensors), entrywise=alike)
         return joined(here, torch.einsum(equation, *factors), partial(torch.einsum, equation), factors)
     a = tensors[active.index(True)]
     constants = [tensor for tensor in tensors if tensor is not a]

@@ -17,21 +17,29 @@ from relprop.propagation.facts.operation import Difference, Excitation, Handler,
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.math.numerics import TAU, safe
 
+CONSTANT = Origin(factors=0)
+"""What is known of a factor that does not depend on the input: it counts as none."""
 
-def product(here: Here, factors: tuple[Any, ...]) -> tuple[Any, ...]:
+
+def product(here: Here, factors: tuple[Any, ...], entrywise: bool = False) -> tuple[Any, ...]:
     """Return the factors of a product, each carrying the share of the relevance that the rule gives it.
 
-    Factors that do not depend on the input are constants. Where a gate multiplies something
-    that is none, the rule for gates is chosen.
+    Factors that do not depend on the input are constants. Where a gate multiplies something that is none, the rule for
+    gates is chosen. Of what is multiplied ``entrywise``, ``q(z)`` is a constant too where ``z`` is another factor.
     """
     call = here.call
     if not call.way.explains:
         return factors
-    counts, gates = _counted(here, factors)
+    origins = [call.known.origins.with_itself(here.original(x)) if here.active(x) else CONSTANT for x in factors]
+    slopes = _slopes(origins) if entrywise else [False] * len(origins)
+    counts = tuple(0 if slope else origin.factors for origin, slope in zip(origins, slopes, strict=True))
+    gates = tuple(origin.gate and not slope for origin, slope in zip(origins, slopes, strict=True))
     here.kind = Kind.GATE if any(gates) and sum(map(bool, counts)) > sum(gates) else Kind.PRODUCT
     here.choose()
     shares = here.shares(counts, gates)
     here.factors = sum(count for count, share in zip(counts, shares, strict=True) if share)
+    if any(slopes) and sum(map(bool, counts)) == 1:  # an activation, which is one factor of what it is part of
+        here.factors = 1
     return tuple(shared(here, factor, share) for factor, share in zip(factors, shares, strict=True))
 
 
@@ -42,16 +50,28 @@ def shared(here: Here, factor: Any, share: float) -> Any:
     return here.call.constant(factor) if share == 0.0 else here.call.scale(factor, share)
 
 
-def _counted(here: Here, factors: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return of how many active factors each factor is made, none if it is a constant, and whether it is a gate.
-
-    In ``z q(z)``, an activation spelled as a product, ``q(z)`` is one.
-    """
-    known = here.call.known.origins
-    origins = [known.with_itself(here.original(x)) if here.active(x) else Origin(factors=0) for x in factors]
+def _slopes(origins: Sequence[Origin]) -> list[bool]:
+    """Say of each factor whether it is the ``q(z)`` of ``z q(z)``, an activation that is spelled as a product."""
     powers = {root for origin in origins for root, degree in origin.powers if degree}
-    gates = (origin.gate or any(degree == 0 and root in powers for root, degree in origin.powers) for origin in origins)
-    return tuple(origin.factors for origin in origins), tuple(gates)
+    return [any(degree == 0 and root in powers for root, degree in origin.powers) for origin in origins]
+
+
+def _activation(here: Here, input: Tensor, other: Tensor) -> Tensor | None:
+    """Return ``input other`` where that is ``z q(z)``, by the rule for activations; else None."""
+    call = here.call
+    if not (call.way.explains and here.active(input) and here.active(other)):
+        return None
+    slopes = _slopes([call.known.origins.with_itself(here.original(x)) for x in (input, other)])
+    if True not in slopes:
+        return None
+    z, q = (input, other) if slopes[1] else (other, input)
+    here.kind, here.factors = Kind.ACTIVATION, 1
+    here.choose()
+    if here.rule.exact_by_autograd:
+        factors = z, call.constant(q)
+        return joined(here, here.func(*factors), torch.mul, factors, masked=False)
+    out, value = here.func(input, other), q if call.options.create_graph else q.detach()
+    return call.switch(out, here.asked(here.rule.surrogate, "out", z=z, out=out, quotient=value))
 
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
@@ -62,6 +82,9 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
         return scaled(here, x, factor, here.func(input, other))
+    found = _activation(here, input, other)
+    if found is not None:
+        return found
     factors = product(here, (input, other))
     return joined(here, here.func(*factors), torch.mul, factors, masked=False)
 

@@ -78,7 +78,7 @@ def _held(here: Here, first: Any, second: Any) -> int | None:
     origins = call.known.origins.of(first), call.known.origins.of(second)
     if origins[0].gate == origins[1].gate or not (origins[0].held or origins[1].held):
         return None
-    rule = call.way.choose(Kind.GATE, "mul", *call.place).rule
+    rule = call.way.choose(Kind.GATE, "mul", *call.place, parts_of=call.trace.parts_of).rule
     return int(origins[1].held) if rule.shares((1, 1), (True, False))[0] == 0.0 else None
 
 

@@ -20,9 +20,11 @@ from relprop.arguments import Registered
 from relprop.errors import RuleError
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Zero
-from relprop.rules.nonlinear import CPLRP
+from relprop.rules.nonlinear import CPLRP, Equal, SignalTakesAll
 from relprop.rules.registry import PresetName, Rules, as_rule
 from relprop.rules.rule import LinearRule, Rule
+from relprop.rules.selection import Entry
+from relprop.rules.selectors import PartsOf
 from relprop.rules.signed import AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
 
@@ -46,6 +48,16 @@ def every_linear_layer(name: str, module: nn.Module) -> bool:
 every_linear_layer.__name__ = "every linear layer"
 
 
+def every_product(name: str, module: nn.Module) -> bool:
+    """Say yes: only products ask for a rule for products."""
+    return True
+
+
+every_product.__name__ = "every product"
+
+CELLS = PartsOf(("lstm", "lstm_cell", "gru", "gru_cell"))
+
+
 def _composite(convolution: Rule, epsilon: float = 1e-6, *, relative: bool = True) -> Rules:
     """Return epsilon on dense layers and a rule on convolutions; a source that names an epsilon means its unit."""
     dense = Epsilon(epsilon, relative)
@@ -62,6 +74,11 @@ def _deep_taylor_bounded(low: float | Tensor, high: float | Tensor) -> Rules:
 
 def _epsilon_gamma_box(low: float | Tensor, high: float | Tensor, epsilon: float = 1e-6, gamma: float = 0.25) -> Rules:
     return _composite(Gamma(gamma), epsilon).first(ZBox(low, high))
+
+
+def _attnlrp(epsilon: float = 1e-6) -> Rules:
+    rules = everywhere(Epsilon(epsilon, relative=True)).set(every_product, Equal())
+    return Rules((*rules, Entry(CELLS, SignalTakesAll(), optional=True)))  # of which the paper does not speak
 
 
 def _cp_lrp(epsilon: float = 1e-6) -> Rules:
@@ -108,7 +125,7 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "preset_b_flat_until_idx": lambda until, epsilon=0.1: _until(_preset_b(epsilon), until),
     "deep_taylor": _deep_taylor,
     "deep_taylor_bounded": _deep_taylor_bounded,
-    "attnlrp": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, relative=True)),
+    "attnlrp": _attnlrp,
     "cp_lrp": _cp_lrp,
 }
 for _name, _make in PRESETS.items():

@@ -21,6 +21,7 @@ from relprop.rules.nonlinear import (
     CPLRP,
     AttnLRP,
     AveragePool,
+    Equal,
     Norm,
     SignalTakesAll,
     TaylorSoftmax,
@@ -47,7 +48,7 @@ Selectable: TypeAlias = "str | type[nn.Module] | tuple[type[nn.Module], ...] | C
 RuleName = Literal[
     "lrp0", "zero", "epsilon", "gamma", "alpha_beta", "alpha2_beta1", "alpha1_beta0", "zplus", "contrast",
     "rescaled_excitation", "zbox", "wsquare", "flat", "rho", "pass", "block", "mask", "detach", "average_pool",
-    "winner_takes_all", "uniform", "signal_takes_all", "norm", "taylor_softmax", "attnlrp", "cp_lrp",
+    "winner_takes_all", "uniform", "equal", "signal_takes_all", "norm", "taylor_softmax", "attnlrp", "cp_lrp",
 ]  # fmt: skip
 """The names of relprop's own rules, one by one, for editors and type checkers; yours are :class:`Registered`."""
 
@@ -76,6 +77,7 @@ _NAMED: dict[str, Callable[..., Rule]] = {
     "average_pool": AveragePool,
     "winner_takes_all": WinnerTakesAll,
     "uniform": Uniform,
+    "equal": Equal,
     "signal_takes_all": SignalTakesAll,
     "norm": Norm,
     "taylor_softmax": TaylorSoftmax,

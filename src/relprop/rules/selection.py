@@ -15,7 +15,7 @@ from relprop.propagation.facts.operation import Table
 from relprop.rules.linear import Zero
 from relprop.rules.nonlinear import AttnLRP, Norm, SignalTakesAll, TaylorSoftmax, Uniform, WinnerTakesAll
 from relprop.rules.rule import FilterRule, Rule
-from relprop.rules.selectors import ByName, ByPredicate, ByType, First, Last, Place, Selector, Until
+from relprop.rules.selectors import ByName, ByPredicate, ByType, First, Last, PartsOf, Place, Selector, Until
 from relprop.rules.universal import Pass
 
 DEFAULTS: dict[str, Rule] = {
@@ -81,12 +81,13 @@ class Selection(Way):
         layer_type: type[nn.Module] | None = None,
         first: bool = False,
         earlier: Sequence[str] = (),
+        parts_of: tuple[str, ...] = (),
     ) -> Choice:
         """Return the rule of one call; see :class:`relprop.propagation.call.way.Choice`."""
         before = tuple(earlier) if self._ordered and kind == "linear" else ()
-        key = (kind, operation, name, id(module), layer_type, first, before)
+        key = (kind, operation, name, id(module), layer_type, first, before, parts_of)
         if key not in self._known:
-            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first, before))
+            self._known[key] = self._search(Place(kind, operation, name, module, layer_type, first, before, parts_of))
         return self._known[key]
 
     def _search(self, place: Place) -> Choice:
@@ -132,7 +133,7 @@ class Selection(Way):
         for index, entry in enumerate(self._entries):
             if isinstance(entry.selector, Until) and index not in self._ends and not ended:
                 raise RuleError(f"{entry.rule!r} was set {entry.selector}, where no linear layer runs.")
-            if index in self._served or isinstance(entry.selector, (ByPredicate, First, Last)):
+            if index in self._served or isinstance(entry.selector, (ByPredicate, PartsOf, First, Last)):
                 continue
             place = self._refused.get(index)
             if place is not None and not (entry.optional and place.kind in _WITHOUT_RULES):

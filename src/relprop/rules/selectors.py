@@ -20,6 +20,7 @@ class Place:
         layer_type: for a linear call, the module type it would be.
         first: no path from the input to this linear call passes another.
         earlier: for a linear call, the modules of the linear calls before it, in order.
+        parts_of: the operations that it is part of, such as a recurrent layer, the innermost last.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Place:
     layer_type: type[nn.Module] | None = None
     first: bool = False
     earlier: tuple[str, ...] = ()
+    parts_of: tuple[str, ...] = ()
 
 
 class Selector(ABC):
@@ -115,6 +117,19 @@ class ByOperation(Selector):
 
     def __str__(self) -> str:
         return self.operation
+
+
+@dataclass(frozen=True)
+class PartsOf(Selector):
+    """Calls of which certain operations are made, whatever module or function calls these."""
+
+    operations: tuple[str, ...]
+
+    def matches(self, place: Place) -> bool:
+        return any(operation in self.operations for operation in place.parts_of)
+
+    def __str__(self) -> str:
+        return f"parts of {' | '.join(self.operations)}"
 
 
 @dataclass(frozen=True)

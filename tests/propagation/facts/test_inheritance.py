@@ -260,6 +260,6 @@ def test_fused_attention_has_as_many_factors_as_eager_attention() -> None:
         q, k, v = (part[:, :, None] for part in (a, b, z))
         return (torch.softmax(q @ k.mT, -1) @ v)[..., 0] * a
 
-    for preset in ("attnlrp", "cp_lrp"):
-        found, expected = explained(fused, preset), explained(eager, "lrp0" if preset == "attnlrp" else PROBABILITIES)
+    for rules, of_the_parts in (("lrp0", "lrp0"), ("cp_lrp", PROBABILITIES)):
+        found, expected = explained(fused, rules), explained(eager, of_the_parts)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

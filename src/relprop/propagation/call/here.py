@@ -69,7 +69,13 @@ class Here:
         """Choose the rule by the place where the call runs."""
         if self.call.way.explains:
             self.choice = self.call.way.choose(
-                self.kind, self.operation, *self.call.place, layer_type, first, self.call.trace.linear
+                self.kind,
+                self.operation,
+                *self.call.place,
+                layer_type,
+                first,
+                self.call.trace.linear,
+                self.call.trace.parts_of,
             )
             if any(self.choice.filter is outer for outer in self.call.around):
                 self.choice = replace(self.choice, filter=None)

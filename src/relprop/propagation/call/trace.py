@@ -19,6 +19,7 @@ class Trace:
         called: the names of the modules that ran.
         linear: the names of the modules of the linear calls that ran, in order.
         loop: the loop whose steps are running, if any: their records are shown together.
+        parts_of: the operations that are running, of which what runs is a part, the innermost last.
     """
 
     def __init__(self, model: nn.Module, recording: bool) -> None:
@@ -29,6 +30,7 @@ class Trace:
         self.called: set[str] = set()
         self.linear: list[str] = []
         self.loop: object = None
+        self.parts_of: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, nn.Module | None]:

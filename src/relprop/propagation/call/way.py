@@ -79,6 +79,7 @@ class Way:
         layer_type: type[nn.Module] | None = None,
         first: bool = False,
         earlier: Sequence[str] = (),
+        parts_of: tuple[str, ...] = (),
     ) -> Choice:
         """Return the rule of one call of an operation, by the place where it runs."""
         return NO_RULE

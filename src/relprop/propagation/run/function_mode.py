@@ -196,14 +196,15 @@ class RelevanceMode(TorchFunctionMode):
         """Run an operation that is made of others; a filter that stands there acts on all of it, and not inside."""
         call = self.call
         here.choose()
-        around = call.around
+        around, parts_of = call.around, call.trace.parts_of
         if here.choice.filter is not None:
             call.around = (*around, here.choice.filter)
+        call.trace.parts_of = (*parts_of, operation.name)
         try:
             with self:
                 out = operation.handler(here, *args, **kwargs)
         finally:
-            call.around = around
+            call.around, call.trace.parts_of = around, parts_of
         return finished_as_one(here, out, args, kwargs)
 
     def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
