@@ -83,3 +83,36 @@ def test_the_presets_are_what_the_page_says() -> None:
         dense, convolution = (repr(eval(rule, dict(NAMES))) for rule in rules)
         flat = 2 if until else 1 if name.endswith("flat") else 0
         assert rows == ([repr(all_rules.Flat())] * flat + [convolution, dense, dense, dense, dense][flat:])
+
+
+def row_of(name: str) -> str:
+    """What the page says to write for one of iNNvestigate's names."""
+    (code,) = (row[1].strip("`") for row in dict(tables())["iNNvestigate"] if row[0].split(",")[0] == f"`{name}`")
+    return code
+
+
+@pytest.mark.parametrize("name", ["deconvnet", "guided_backprop", "deep_taylor"])
+def test_what_innvestigate_calls_so(name: str) -> None:
+    """By hand, from f downwards, as its analyzers go: a convolution, a ReLU, a dense layer without ReLU."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).double()
+    conv, dense = model[0], model[3]
+    x = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    with torch.no_grad():
+        z = conv(x)
+        a = torch.relu(z)
+        dense.bias += 2.0
+        f = model(x)[:, 1]
+        assert bool((f > 0).all())
+        if name == "deep_taylor":  # z+ at both, without biases
+            contributions = (a.flatten(1) * dense.weight[1]).clamp(min=0)
+            r = (contributions / contributions.sum(1, keepdim=True) * f[:, None]).view_as(z)
+            weight = conv.weight.clamp(min=0)  # x >= 0
+            expected = x * nn.functional.conv_transpose2d(r / nn.functional.conv2d(x, weight), weight)
+        else:
+            r = (dense.weight[1] * f[:, None]).view_as(z).clamp(min=0)
+            expected = nn.functional.conv_transpose2d(r * (z > 0) if name == "guided_backprop" else r, conv.weight)
+    found = eval(row_of(name), {**NAMES, "model": model, "x": x})
+    found = found.attribute(x, target=1) if isinstance(found, Method) else found
+    scale = float(expected.abs().max())
+    assert scale > 0 and float((found.detach() - expected).abs().max()) < 1e-4 * scale  # a stabilizer
