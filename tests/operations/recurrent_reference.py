@@ -34,7 +34,7 @@ def _size(z: Tensor) -> Tensor:
 
 
 def _stab(z: Tensor, epsilon: float | Tensor) -> Tensor:
-    return torch.where(z >= 0, z + epsilon, z - epsilon)
+    return torch.where(z == 0, torch.inf, torch.where(z >= 0, z + epsilon, z - epsilon))  # nothing to share at 0
 
 
 def lrp0(a: Tensor, weight: Tensor, bias: Tensor | None, relevance: Tensor) -> Tensor:

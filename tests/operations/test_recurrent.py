@@ -377,8 +377,10 @@ def test_a_cell_in_a_loop(kind: str, step: str, rule: str) -> None:
     with snapshot(model):
         found = lrp.attribute((x, *starts), weigh)
         lrp.report((x, *starts), weigh).check(1e-9)
+    # The reference has one map for all gates, over whose rows a stabilizer counts; here each gate has its own.
+    within = 1e-5 if (step, rule) == ("gate by gate", "gamma") else 1e-10
     for one, other in zip(found, expected, strict=True):
-        assert_close(one, other, rule)
+        assert_close(one, other, rule, within)
 
 
 def test_a_cell_of_matrix_products() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from relprop import LRP, Rules
-from relprop.rules import Flat, Rule, WSquare, ZBox
+from relprop import LRP, RuleError, Rules
+from relprop.rules import Flat, Pass, Relative, Rule, WSquare, ZBox
 from tests.models import settle
 from tests.networks import zoo
 
@@ -122,3 +124,106 @@ def test_what_stands_above_the_layer_shares_by_its_values() -> None:
     h = torch.relu(first(x)).detach()
     torch.testing.assert_close(by_value["left"][:, 1], left(h)[:, 1].detach())
     torch.testing.assert_close(by_value["right"][:, 1], right(h)[:, 1].detach())
+
+
+class Resizing(nn.Module):
+    """Resizes what it is given, in the middle of the network."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.first, self.second, self.head, self.mode = conv(2, 4), conv(4, 4), nn.Linear(4, 3), mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        corners = {} if self.mode.startswith("nearest") else {"align_corners": False}
+        h = nn.functional.interpolate(self.first(x), (9, 11), mode=self.mode, **corners)
+        return self.head(torch.relu(self.second(h)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "nearest-exact"])
+@pytest.mark.parametrize("rule", ["wsquare", "flat"])
+def test_what_is_resized_shares_by_distance(mode: str, rule: str) -> None:
+    model, x = settle(Resizing(mode)), given() - 0.5
+    share = LRP(model, RULES[rule]).attribute(x, 1).abs().flatten(1).sum(1) / model(x)[:, 1].detach().abs()
+    torch.testing.assert_close(share, torch.ones_like(share), rtol=1e-5, atol=0)
+
+
+def test_a_rule_for_other_operations_that_reaches_zeros_is_heeded() -> None:
+    """Pass behind a layer norm hands relevance to units of zero, which a sum below it shares equally."""
+    norm = nn.LayerNorm(3, dtype=torch.float64)
+    norm.bias.data.fill_(1.0)
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.norm(x + y).sum(1)  # type: ignore[no-any-return]
+
+    x = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    y = torch.tensor([[3.0, -2.0, 1.0]], dtype=torch.float64)
+    rules = Rules().set(nn.LayerNorm, Pass())
+    found = LRP(Sum(), rules).attribute((x, y))
+    assert all(float(part.abs().max()) < 10 for part in found)
+    LRP(Sum(), rules).report((x, y)).check(1e-6)
+
+
+def test_a_report_of_a_centring_above_the_rule_adds_up() -> None:
+    first, second = (nn.Linear(4, 4).double() for _ in range(2))
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.second(h - h.mean(1, keepdim=True))  # type: ignore[no-any-return]
+
+    LRP(Centred(), Rules().set("first", Flat())).report(torch.rand(3, 4, dtype=torch.float64), 1).check(1e-9)
+
+
+def test_a_subtracted_branch_is_no_centring() -> None:
+    class Less(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2, bias=False).double()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(x - y).sum(1)  # type: ignore[no-any-return]
+
+    model, (x, y) = Less(), (torch.rand(1, 2, 3, dtype=torch.float64) for _ in range(2))
+    first, second = LRP(model, Flat()).attribute((x, y[:, :1]), 1)
+    torch.testing.assert_close(first.sum(), second.sum())
+
+
+@pytest.mark.parametrize("preset", ["epsilon", "zplus", "epsilon_gamma"])
+def test_sums_whose_squares_overflow_conserve(preset: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
+    for parameter in model.parameters():
+        parameter.data.abs_()  # z+ has something to share at every output
+    x = torch.rand(3, 4) * 1e20
+    share = LRP(model, preset).attribute(x, 1).sum(1) / model(x)[:, 1].detach()
+    torch.testing.assert_close(share, torch.ones_like(share), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("number", [-1.0, float("nan"), float("inf"), "a", True])
+def test_a_share_that_can_be_none(number: Any) -> None:
+    with pytest.raises(RuleError, match="Relative: number must be a finite number >= 0"):
+        Relative(number)
+
+
+def test_a_norm_below_flat_dies_with_its_call() -> None:
+    model = nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 2)).double()
+    x = torch.rand(2, 8, dtype=torch.float64)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(item, Tensor) for item in gc.get_objects())
+        for _ in range(5):
+            LRP(model, Flat()).attribute(x, 1)
+        after = sum(isinstance(item, Tensor) for item in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after <= before + 1

@@ -49,10 +49,10 @@ def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bi
     elif zeros:  # the native value may be rounded otherwise, to zero or away from it
         x = passed_on(here, x, native.detach(), masked)
     if masked is not None:
-        shift = torch.zeros_like(x) if bias is None else bias.detach()
+        call, shift = here.call, 0.0 if bias is None else bias.detach()
 
-        def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
-            if bias is not None and here.call.zeros_above(mark):
+        def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:  # without ``here``, which would hold itself
+            if bias is not None and call.zeros_above(mark):
                 return {"mask": torch.where(masked, safe(value) * c, 0.0)}
             return {"bias": c * shift, "mask": torch.where(masked & (value == 0), safe(value) * c, 0.0)}
 

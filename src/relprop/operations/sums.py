@@ -57,10 +57,9 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         terms[held] = here.call.constant(x), factor
         here.absorbs(x.detach() * factor)
     (first, _), (second, _) = terms
-    if alpha == -1 and here.active(first) and here.active(second) and _shifts(first, second):
-        terms = [terms[0], (second.detach(), alpha)]  # it centres: each entry keeps its own
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    out = combined(here, plain, terms)
+    centres = alpha == -1 and here.active(first) and here.active(second) and _is_statistic(second, first)
+    out = combined(here, plain, terms, among=[first] if centres else None)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
         here.call.known.formulas.shift(out, here.original(first), here.original(second))
@@ -87,16 +86,44 @@ def _shifts(x: Tensor, other: Any) -> bool:
     return not isinstance(other, Tensor) or other.numel() < x.numel()
 
 
-def combined(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]], mark: object = None) -> Tensor:
-    """Return ``out``, the sum of terms times factors; below a rule that reaches zeros, active ones share equally."""
+def _is_statistic(statistic: Tensor, x: Tensor) -> bool:
+    """Say whether a tensor is one number for many entries of another, and computed from these without a linear map."""
+    alike = statistic.numel() < x.numel() or 0 in statistic.stride()
+    stack: list[Any] = [statistic.grad_fn] if alike else []
+    seen: set[Any] = set()
+    while stack and len(seen) < 16:
+        node = stack.pop()
+        if node is x.grad_fn and node is not None:
+            return True
+        if node is not None and node not in seen and not getattr(node, "passes_linear", False):
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def combined(
+    here: Here,
+    out: Tensor,
+    terms: Sequence[tuple[Any, float]],
+    mark: object = None,
+    among: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Return ``out``, the sum of terms times factors; below a rule that reaches zeros, active ones share equally.
+
+    Args:
+        mark: by which it is known whether it stands there.
+        among: the terms that share there, where these are not all active ones: what is centred keeps its own.
+    """
     call = here.call
-    active = [x for x, factor in terms if here.active(x) and factor != 0]
+    active = [x for x, factor in terms if here.active(x) and factor != 0] if among is None else list(among)
     if out.is_complex() or not active or not all(map(call.handles_zeros, active)):
         return out
     surrogate = sum(x * call.constant(safe(out) / (len(active) * safe(x))) for x in active)
     assert isinstance(surrogate, Tensor)
     mark = object() if mark is None else mark
     found = call.even(out, surrogate, mark)
+    if not call.options.measuring:
+        return found
     constants = [torch.as_tensor(x).detach() * factor for x, factor in terms if x is not None and not here.active(x)]
     by_terms = here.declared
 
@@ -149,6 +176,8 @@ def evenly(
     share = torch.where(empty, 0.0, safe(out) / torch.where(empty, 1.0, number))
     mark = object()
     found = call.even(out, mean(*terms, **more) * call.constant(share), mark)
+    if not call.options.measuring:
+        return found
     with torch.no_grad():
         empty_args, empty_kwargs = map_tensors(lambda x: torch.zeros_like(x) if here.active(x) else x, (args, kwargs))
         offset = mean(*empty_args, **empty_kwargs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, declared, joins, rows, view, without_rule
+from relprop.operations.sums import total
 from relprop.propagation.call import relus as rectifiers
 from relprop.propagation.call.here import Here, native
 from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
@@ -127,10 +128,18 @@ def _drops(*names: str, deterministic: bool) -> Rows:
     )  # fmt: skip
 
 
+def resized(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Means of neighbours by their distance; bicubic weights have both signs, so that these are no mean."""
+    mode = kwargs.get("mode", args[2] if len(args) > 2 else None)
+    if mode == "bicubic":
+        return native(here, input, *args, **kwargs)
+    return total(here, input, *args, **kwargs)
+
+
 def _resized(*names: str, keeps: Keeps, difference: Difference, excitation: Excitation) -> Rows:
     """Means of neighbours, or repeated entries."""
     return affine(
-        *names, handler=native, keeps=keeps, difference=difference, excitation=excitation, image=Image.NOTHING
+        *names, handler=resized, keeps=keeps, difference=difference, excitation=excitation, image=Image.NOTHING
     )
 
 

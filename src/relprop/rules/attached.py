@@ -24,7 +24,8 @@ class Attached:
 
     Every leaf that asks for a gradient and is no parameter is an explained input ``x``; the gradient ``c`` of an output
     by it gives the relevance ``R = x c``. The graphs go on to explain after the block, until :meth:`finish`; after that
-    they differentiate truly, also by the parameters.
+    they differentiate truly, also by the parameters. The target is not known while the graph is built, so that with
+    rules that reach zeros (zB, w^2, flat) all sums share equally, and not only those below such a layer.
 
     Args:
         selection: which rule goes where in the model, as :meth:`Rules.attach` gives it.

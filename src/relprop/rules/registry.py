@@ -180,6 +180,7 @@ class Rules:
         Raises:
             RuleError: for an unknown name, and for options that are missing or that the preset does not take.
 
+        >>> from relprop import Rules
         >>> print(Rules.preset("epsilon"))
         every linear layer => Epsilon(epsilon=1e-06, relative=False, bias='absorb')
         """

@@ -33,7 +33,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -153,11 +153,20 @@ class Relative:
     Args:
         number: ``e``, without unit: a number, or a tensor that broadcasts to the output.
 
+    Raises:
+        RuleError: where ``number`` is no finite number >= 0, nor a tensor.
+
     >>> Relative(1e-6)
     Relative(number=1e-06)
     """
 
     number: float | Tensor
+
+    def __post_init__(self) -> None:
+        given: Any = self.number
+        known = isinstance(given, Tensor) or (isinstance(given, (int, float)) and not isinstance(given, bool))
+        if not known or (not isinstance(given, Tensor) and not 0 <= given < math.inf):
+            raise RuleError(f"Relative: number must be a finite number >= 0 or a tensor of such, got {given!r}.")
 
     def of(self, layer: LinearMap, sums: Tensor) -> Tensor:
         """Return ``e rms(sums)``, for the sums of a ``layer``; it broadcasts to them."""

@@ -139,13 +139,13 @@ class Below(Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, native: Tensor, even: Tensor, mark: object) -> Tensor:
-        ctx.call, ctx.mark = call, mark
+        ctx.call, ctx.below_mark = call, mark
         return native.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (c,) = gradients
-        evenly = ctx.call.explaining and ctx.call.zeros_above(ctx.mark)
+        evenly = ctx.call.explaining and ctx.call.zeros_above(ctx.below_mark)
         return (None, None, c, None) if evenly else (None, c, None, None)
 
 

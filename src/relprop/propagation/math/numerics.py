@@ -114,7 +114,8 @@ def rms(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     [[3.535533905029297], [0.0]]
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    square = wide.square().mean(dims, keepdim=True)
+    most = torch.finfo(wide.dtype).max  # so that sums whose squares overflow have a size all the same
+    square = wide.square().mean(dims, keepdim=True).clamp(max=most)
     zero = square == 0  # where the root has no derivative
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 

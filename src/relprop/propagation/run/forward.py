@@ -146,9 +146,9 @@ class Forward:
         call, output = self.call, self.selected[target]
         if call.way.explains and call.way.last is not None:
             _, call.before_last = nodes_before_last([output])
-        if call.way.zeros is not Zeros.NOWHERE:
+        if call.way.zeros is not Zeros.NOWHERE and not call.way.zeros_by_others:
             below = nodes_below([output], _reaches_zeros)
-            call.below_zeros = {node.mark for node in below if hasattr(node, "mark")}
+            call.below_zeros = {node.below_mark for node in below if hasattr(node, "below_mark")}
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         found = torch.autograd.grad(
