@@ -1,4 +1,8 @@
-"""The audit: where the relevance of a prediction went."""
+"""The audit: where the relevance of a prediction went, added up and printed.
+
+What a rule absorbs says :mod:`relprop.rules.relevance`; what an operation does, its handler
+(:class:`relprop.operations.Here`); :mod:`relprop.propagation.run.taps` measures the rest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers of pooling."""
+"""Handlers of pooling: a PoolingRule explains the maximum, and an average is a sum (:mod:`relprop.operations.sums`)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch.autograd.graph import GradientEdge
 
 from relprop.propagation.facts.operation import Ids, Operation
 from relprop.trees import tensors_in
-
-if TYPE_CHECKING:
-    pass
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]

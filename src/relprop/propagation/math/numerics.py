@@ -1,4 +1,4 @@
-"""The three guarded quotients on which every rule stands."""
+"""Guarded quotients, on which every rule stands, and the sizes that stabilizers count in."""
 
 from __future__ import annotations
 

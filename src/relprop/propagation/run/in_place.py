@@ -1,4 +1,7 @@
-"""Calls that write into an argument: what they write, and the same call that writes nothing."""
+"""Calls that write into an argument: what they write, and the same call that writes nothing.
+
+:mod:`relprop.propagation.run.function_mode` runs the one in the place of the other.
+"""
 
 from __future__ import annotations
 
