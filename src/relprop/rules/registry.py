@@ -182,7 +182,7 @@ class Rules:
 
         >>> from relprop import Rules
         >>> print(Rules.preset("epsilon"))
-        every linear layer => Epsilon(epsilon=1e-06, relative=False, bias='absorb')
+        every linear layer => Epsilon(epsilon=1e-06, relative=True, bias='absorb')
         """
         if name not in cls.presets:
             raise RuleError(f"No preset is named {name!r}.{near(name, cls.presets)} Known: {', '.join(cls.presets)}.")

@@ -374,6 +374,9 @@ class FilterRule(Rule, ABC):
     by_output_alone: ClassVar[bool] = True
     """It looks at the output only, so that it also stands behind a batch norm that is folded into the operation."""
 
+    hands_on_whole: ClassVar[bool] = False
+    """Relevance goes on as it is, whatever the output is worth: it may reach units of zero."""
+
     blocks: ClassVar[bool] = False
     """No relevance passes it, so that the operation before it needs no rule."""
 

@@ -14,7 +14,7 @@ from relprop.propagation.call.way import Choice, Way, Zeros
 from relprop.propagation.facts.operation import Table
 from relprop.rules.linear import Zero
 from relprop.rules.nonlinear import AttnLRP, Norm, SignalTakesAll, TaylorSoftmax, Uniform, WinnerTakesAll
-from relprop.rules.rule import FilterRule, LinearRule, Rule
+from relprop.rules.rule import FilterRule, Rule
 from relprop.rules.selectors import ByName, ByPredicate, ByType, First, Last, PartsOf, Place, Selector, Until
 from relprop.rules.universal import Pass
 
@@ -67,9 +67,6 @@ class Selection(Way):
         zeros = [entry.selector for entry in self._entries if _reaches_zeros(entry)]
         only_first = all(isinstance(selector, First) for selector in zeros)
         self.zeros = Zeros.NOWHERE if not zeros else Zeros.FIRST if only_first else Zeros.EVERYWHERE
-        self.zeros_by_others = any(
-            _reaches_zeros(entry) and not isinstance(entry.rule, LinearRule) for entry in self._entries
-        )
         lasts = [index for index, entry in enumerate(self._entries) if isinstance(entry.selector, Last)]
         self.last = Choice(self._entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
         self._modules = dict(as_model(model).named_modules())

@@ -34,6 +34,7 @@ class Pass(ActivationRule, FilterRule):
     """
 
     by_output_alone = False
+    hands_on_whole = True
     exact_by_autograd = True
 
     def surrogate(self, flow: Flow, z: Tensor, out: Tensor, quotient: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class Call:
         below_zeros: the marks of what relevance of a rule that reaches zeros may come to; None where that is not known.
         zeros_reach_input, reading_input: whether relevance may have come to inputs of zero, and is read there now.
         blocked: a filter stands somewhere that lets no relevance pass.
+        passed_whole: a filter stands somewhere that hands relevance on whole, to units of zero too.
         around: the filters at what the running operation is part of: they act on that as one.
         hooks: the hooks on the modules, while the model runs.
         unseen: the filters at autograd nodes that no seen call made, by node.
@@ -80,6 +81,7 @@ class Call:
         self.zeros_reach_input = False
         self.reading_input = False
         self.blocked = False
+        self.passed_whole = False
         self.around: tuple[Any, ...] = ()
         self.hooks: ModuleHooks | None = None
         self.unseen: dict[Any, tuple[Any, Where, Record | None, set[int]]] = {}

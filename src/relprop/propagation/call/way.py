@@ -52,14 +52,12 @@ class Way:
     Attributes:
         explains: relevance passes by rules, and what no rule covers is named.
         zeros: where the rules give relevance to inputs of zero.
-        zeros_by_others: rules that are not for linear maps give relevance to zeros too.
         last: the rule for the last linear layers, if there is one.
         table: the rows that the method runs, where these are not those of the rules; what they miss is run as it is.
     """
 
     explains: bool = False
     zeros: Zeros = Zeros.NOWHERE
-    zeros_by_others: bool = False
     last: Choice | None = None
     table: Table | None = None
 

@@ -55,6 +55,7 @@ def _behind(here: Here, rule: Any, inputs: list[Tensor], out: Tensor) -> Tensor:
     if not here.active(out):
         return out  # an index, or what depends on nothing that is explained
     call.blocked = call.blocked or rule.blocks
+    call.passed_whole = call.passed_whole or rule.hands_on_whole
     call.known.graph.hold(out)
     filtered = here.explained(rule.output, "out", out=out, inputs=inputs)
     if rule.by_output_alone and filtered is not out:

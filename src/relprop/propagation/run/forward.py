@@ -146,7 +146,7 @@ class Forward:
         call, output = self.call, self.selected[target]
         if call.way.explains and call.way.last is not None:
             _, call.before_last = nodes_before_last([output])
-        if call.way.zeros is not Zeros.NOWHERE and not call.way.zeros_by_others:
+        if call.way.zeros is not Zeros.NOWHERE and not call.passed_whole:
             below = nodes_below([output], _reaches_zeros)
             call.below_zeros = {node.below_mark for node in below if hasattr(node, "below_mark")}
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
