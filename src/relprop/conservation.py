@@ -1,7 +1,8 @@
 """The audit: where the relevance of a prediction went, added up and printed.
 
-What a rule absorbs says :mod:`relprop.rules.relevance`; what an operation does, its handler
-(:class:`relprop.operations.Here`); :mod:`relprop.propagation.run.taps` measures the rest.
+What is absorbed is measured elsewhere: for a linear rule by :func:`relprop.rules.relevance.absorbed`, for another
+operation by its handler (``absorbs`` and ``declared`` of :class:`relprop.operations.Here`), and what arrives at a call
+and leaves it by :mod:`relprop.propagation.run.taps`.
 """
 
 from __future__ import annotations

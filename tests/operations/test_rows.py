@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import relprop
 from relprop import LRP, DeepLift, ExcitationBackprop, GuidedBackprop, OperationError, Rules
 from relprop.attribution.deep_lift import table as difference_table
-from relprop.attribution.excitation import sums as excited
+from relprop.attribution.excitation import positive_sums
 from relprop.operations import (
     Difference,
     Excitation,
@@ -58,7 +58,7 @@ def test_every_way_of_deep_lift_has_a_handler_and_a_row() -> None:
 
 def test_every_way_of_excitation_has_a_handler_and_a_row() -> None:
     apart = {Excitation.AS_RULES, Excitation.SCATTERS, Excitation.INTERPOLATES}
-    assert set(excited.HANDLERS) | apart == set(Excitation)
+    assert set(positive_sums.HANDLERS) | apart == set(Excitation)
     assert {row.excitation for _, row in ROWS} == set(Excitation)
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from relprop.arguments import whole_number
 from relprop.attribution.base import convergence_delta
+from relprop.attribution.baselines import as_distribution, batched, check_movable
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.noise import Levels, deviations, noisy
 from relprop.attribution.options import Options, maps_and_delta
 from relprop.attribution.passes import Variant, compared, weighted_sum
-from relprop.attribution.references import as_distribution, batched, check_movable
 from relprop.randomness import draws
 from relprop.targets import Target
 

@@ -11,7 +11,7 @@ from relprop.arguments import takes
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.options import ForwardOptions, maps
-from relprop.attribution.rectifiers.methods import GuidedBackprop
+from relprop.attribution.rectifiers.guided_backprop import GuidedBackprop
 from relprop.errors import InputError, near
 from relprop.inputs import as_inputs, as_layers
 from relprop.propagation.call.call import Call

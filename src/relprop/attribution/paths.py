@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from relprop.arguments import positive_number, whole_number
 from relprop.attribution.base import convergence_delta
+from relprop.attribution.baselines import as_baselines, change, check_movable
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.options import Options, maps_and_delta
 from relprop.attribution.passes import Passes, Variant, compared, weighted_sum
 from relprop.attribution.quadrature import Rule, quadrature
-from relprop.attribution.references import as_baselines, change, check_movable
 from relprop.errors import ConvergenceWarning, InputTypeError, warn
 from relprop.inputs import as_inputs
 from relprop.targets import Target

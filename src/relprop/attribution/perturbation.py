@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from relprop.attribution.baselines import as_baselines, batched
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.options import PerturbationOptions, maps
 from relprop.attribution.passes import Passes, compared, wide
-from relprop.attribution.references import as_baselines, batched
 from relprop.errors import InputError, InputTypeError
 from relprop.inputs import Given
 from relprop.targets import Target

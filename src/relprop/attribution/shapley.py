@@ -13,11 +13,11 @@ from torch import Tensor
 
 from relprop.arguments import whole_number
 from relprop.attribution.base import convergence_delta
+from relprop.attribution.baselines import as_baselines, batched, change
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.options import PerturbationOptions, maps_and_delta
 from relprop.attribution.passes import Passes, compared
 from relprop.attribution.perturbation import feature_labels
-from relprop.attribution.references import as_baselines, batched, change
 from relprop.errors import InputError, MissingExtraError
 from relprop.randomness import as_seed
 from relprop.targets import Target

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from relprop.arguments import bar, positive_number, takes, whole_number
+from relprop.attribution.baselines import as_baselines
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.gradient import Gradient
 from relprop.attribution.options import ForwardOptions, maps_and_delta
-from relprop.attribution.references import as_baselines
 from relprop.attribution.roots import Value, first_root, first_roots, limit, nearest_of, ray, segment
 from relprop.errors import InputError, InputTypeError, NumericalError
 from relprop.inputs import Given, as_inputs

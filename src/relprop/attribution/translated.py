@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from relprop.arguments import whole_number
+from relprop.attribution.baselines import batched
 from relprop.attribution.contract import Method
 from relprop.attribution.passes import Passes, Variant, weighted_sum
-from relprop.attribution.references import batched
 from relprop.attribution.wrapper import Wrapper, check_options
 from relprop.errors import InputError
 from relprop.inputs import Given

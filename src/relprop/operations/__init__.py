@@ -4,7 +4,7 @@ from relprop.operations.activations import elementwise
 from relprop.operations.own import operation
 from relprop.operations.rows import functions_named
 from relprop.operations.table import operation_of, operations
-from relprop.propagation.call.here import Here, native
+from relprop.propagation.call.operation_call import Here, native
 from relprop.propagation.facts.operation import (
     Difference,
     Excitation,

@@ -15,9 +15,9 @@ from relprop.operations.elementary import exp, exponential, nonzero, power, powe
 from relprop.operations.products import denominator
 from relprop.operations.quotients import hardsigmoid
 from relprop.operations.rows import Rows, activation, rows
-from relprop.propagation.call import relus as rectifiers
+from relprop.propagation.call import relus
 from relprop.propagation.call.autograd_functions import Spare, apply
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_finite_quotient, check_quotient
 from relprop.propagation.facts.inheritance import Keeps, clipped, function, keeps_nothing
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
@@ -402,31 +402,31 @@ ROWS: Rows = [
     *curve("softshrink", quotient=quotients.softshrink, bounds=_REAL, difference=Difference.KINKED),
     *curve("hardshrink", quotient=quotients.hardshrink, bounds=_REAL, difference=Difference.KINKED),
     *_gate("hardsigmoid", handler=hard_sigmoid, bounds=(0.0, 1.0), difference=Difference.HARD_SIGMOID),
-    *_kinked("elu", handler=partial(elementwise, quotients.elu), keeps=_anything, rectifies=rectifiers.of_elu,
+    *_kinked("elu", handler=partial(elementwise, quotients.elu), keeps=_anything, rectifies=relus.of_elu,
              image=Image.NOTHING),
-    *_kinked("relu", handler=relu, keeps=clipped(_relu_bounds, homogeneous=True), rectifies=rectifiers.of_relu,
+    *_kinked("relu", handler=relu, keeps=clipped(_relu_bounds, homogeneous=True), rectifies=relus.of_relu,
              image=Image.NOTHING),
-    *_kinked("leaky_relu", handler=piecewise, keeps=_multiple, rectifies=rectifiers.of_leaky_relu,
+    *_kinked("leaky_relu", handler=piecewise, keeps=_multiple, rectifies=relus.of_leaky_relu,
              image=Image.NOTHING),
     *activation("rrelu", handler=piecewise, keeps=_multiple, difference=Difference.RRELU,
-                rectifies=rectifiers.of_rrelu, image=Image.NOTHING),
-    *_kinked("prelu", handler=prelu, keeps=_multiple, rectifies=rectifiers.of_prelu, image=Image.NOTHING),
+                rectifies=relus.of_rrelu, image=Image.NOTHING),
+    *_kinked("prelu", handler=prelu, keeps=_multiple, rectifies=relus.of_prelu, image=Image.NOTHING),
     *_kinked("abs", "absolute", handler=piecewise, keeps=function(*_ABOVE, gate=False, homogeneous=True),
              rectifies=None, image=Image.NOTHING),
     *_kinked("relu6", handler=partial(elementwise, quotients.relu6), keeps=clipped(_relu6_bounds, homogeneous=False),
              rectifies=None, image=Image.NOTHING),
     *_kinked("hardtanh", handler=partial(elementwise, quotients.hardtanh),
-             keeps=clipped(_hardtanh_bounds, homogeneous=False), rectifies=rectifiers.of_hardtanh,
+             keeps=clipped(_hardtanh_bounds, homogeneous=False), rectifies=relus.of_hardtanh,
              image=Image.NOTHING),
     *_kinked("clamp", "clip", handler=partial(clamp, quotients.clamp), keeps=clipped(_clamp_bounds, homogeneous=False),
-             rectifies=rectifiers.of_clamp, image=Image.KEEPS),
+             rectifies=relus.of_clamp, image=Image.KEEPS),
     *_kinked("clamp_min", handler=partial(elementwise, quotients.clamp_min),
-             keeps=clipped(_clamp_bounds, homogeneous=False), rectifies=rectifiers.of_clamp, image=Image.KEEPS),
+             keeps=clipped(_clamp_bounds, homogeneous=False), rectifies=relus.of_clamp, image=Image.KEEPS),
     *_kinked("clamp_max", handler=partial(elementwise, quotients.clamp_max),
              keeps=clipped(_clamp_max_bounds, homogeneous=False), rectifies=None, image=Image.NOTHING),
     *rows(
         "threshold", kind=Kind.AFFINE, handler=threshold, keeps=_anything, difference=Difference.KINKED,
-        excitation=Excitation.AS_RULES, rectifies=rectifiers.of_threshold, ids=Ids.NONE, entering=(),
+        excitation=Excitation.AS_RULES, rectifies=relus.of_threshold, ids=Ids.NONE, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     # Powers, of which a number says what they are.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from relprop.errors import UncoveredOperationError
 from relprop.operations.rows import SPACES, Rows, composite, rows
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import keeps_nothing
 from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind
 from relprop.trees import map_tensors, tensors_in

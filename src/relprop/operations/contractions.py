@@ -14,7 +14,7 @@ from relprop.operations.linear import apply_linear, is_weight
 from relprop.operations.products import joined, product
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind
 from relprop.propagation.math.linear_map import Contraction, Dense

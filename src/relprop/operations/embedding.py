@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from relprop.errors import InputError
 from relprop.operations.rows import Rows, rows
 from relprop.propagation.call.call import Call
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.facts.inheritance import moved, of_all
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Updates

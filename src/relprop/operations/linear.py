@@ -14,8 +14,8 @@ from relprop.operations.normalization import over_batch
 from relprop.operations.products import product
 from relprop.operations.rows import Rows, weighted
 from relprop.propagation.call.autograd_functions import Linear, apply
-from relprop.propagation.call.here import Here, declares_nothing
 from relprop.propagation.call.linear_call import LinearCall
+from relprop.propagation.call.operation_call import Here, declares_nothing
 from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates

@@ -15,7 +15,7 @@ from torch import Tensor
 from relprop.operations.products import passed_on, whole
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
 from relprop.propagation.math.numerics import per_channel, safe

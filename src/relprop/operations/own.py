@@ -19,7 +19,7 @@ from relprop.operations.composites import with_value
 from relprop.operations.products import joined, product
 from relprop.operations.rows import functions_named
 from relprop.operations.table import TORCH, declare, operations
-from relprop.propagation.call.here import Here, native
+from relprop.propagation.call.operation_call import Here, native
 from relprop.propagation.call.returned import check_outputs
 from relprop.propagation.call.visible import make_apply_visible, once_differentiable, visible
 from relprop.propagation.facts.inheritance import ANYWHERE, keeps_nothing, moved, of_all

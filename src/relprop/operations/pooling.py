@@ -1,4 +1,7 @@
-"""Handlers of pooling: a PoolingRule explains the maximum, and an average is a sum (:mod:`relprop.operations.sums`)."""
+"""Handlers of pooling: which inputs share what a maximum gets says its rule, in :mod:`relprop.rules.nonlinear`.
+
+An average is a sum (:mod:`relprop.operations.sums`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, joins, rows, weighted
 from relprop.operations.sums import averaged, total
-from relprop.propagation.call.here import Here, native
+from relprop.propagation.call.operation_call import Here, native
 from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, moved, of, of_all
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
 from relprop.propagation.math.numerics import ADAPTIVE_AVERAGES, AVERAGES, TAU, quotient, safe

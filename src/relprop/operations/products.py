@@ -10,8 +10,8 @@ from torch import Tensor
 
 from relprop.operations import softmax_by_hand
 from relprop.operations.rows import Rows, rows, weighted
-from relprop.propagation.call import relus as rectifiers
-from relprop.propagation.call.here import Here, declares_nothing
+from relprop.propagation.call import relus
+from relprop.propagation.call.operation_call import Here, declares_nothing
 from relprop.propagation.facts.inheritance import Keeps, keeps_nothing, multiplied
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind
 from relprop.propagation.facts.origins import Origin
@@ -210,7 +210,7 @@ def _inverting(*names: str, kind: Kind, handler: Handler, difference: Difference
 ROWS: Rows = [
     *rows(
         "mul", "multiply", "__mul__", "__rmul__", label="mul", kind=Kind.PRODUCT, handler=multiply, keeps=multiplied,
-        difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=rectifiers.of_product, ids=Ids.NONE,
+        difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=relus.of_product, ids=Ids.NONE,
         entering=(), image=Image.KEEPS, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     *_inverting("__rdiv__", "__rtruediv__", label="div", kind=Kind.PRODUCT, handler=reversed_divide,

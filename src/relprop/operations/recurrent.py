@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.operations.rows import Rows, composite
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.operation import Difference, Holds
 
 State = tuple[Tensor, ...]

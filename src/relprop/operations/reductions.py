@@ -11,8 +11,8 @@ from torch import Tensor
 
 from relprop.operations.rows import SPACES, Rows, affine, rows, weighted
 from relprop.operations.sums import averaged, extremum
-from relprop.propagation.call import relus as rectifiers
-from relprop.propagation.call.here import Here, native
+from relprop.propagation.call import relus
+from relprop.propagation.call.operation_call import Here, native
 from relprop.propagation.facts.inheritance import (
     Keeps,
     Values,
@@ -262,7 +262,7 @@ ROWS: Rows = [
     # The largest, norms, and what picks entries by their size.
     *rows(
         "max", kind=Kind.AFFINE, handler=largest, keeps=_picked, difference=Difference.LARGEST,
-        excitation=Excitation.AS_RULES, rectifies=rectifiers.of_maximum, ids=Ids.NONE, entering=(),
+        excitation=Excitation.AS_RULES, rectifies=relus.of_maximum, ids=Ids.NONE, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     *_taken("min", handler=largest, keeps=_picked, difference=Difference.SMALLEST),

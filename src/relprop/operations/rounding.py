@@ -13,7 +13,7 @@ from torch import Tensor
 from relprop.operations import products
 from relprop.operations.activations import Function, divided
 from relprop.operations.rows import Rows, activation, weighted
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import divided_by, keeps_nothing
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from relprop.propagation.call.here import native
+from relprop.propagation.call.operation_call import native
 from relprop.propagation.facts.inheritance import Keeps, keeps_nothing
 from relprop.propagation.facts.operation import (
     Difference,

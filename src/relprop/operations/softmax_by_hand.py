@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.exponentials import Compute, Form, Formula
 from relprop.propagation.facts.operation import Kind
 from relprop.propagation.run.taps import measured_input

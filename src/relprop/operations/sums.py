@@ -15,8 +15,8 @@ from torch import Tensor
 
 from relprop.operations.products import scaled
 from relprop.operations.rows import Rows, affine, rows
-from relprop.propagation.call import relus as rectifiers
-from relprop.propagation.call.here import Here
+from relprop.propagation.call import relus
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import Values, averaged_terms, by_entry, moved, of, of_all, summed
 from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.math.numerics import safe
@@ -261,7 +261,7 @@ ROWS: Rows = [
     *_totals("sum", "nansum", "mean", "nanmean", "cumsum", "sum_to_size", difference=Difference.AVERAGES,
              image=Image.SUMS),
     *_totals("trace", "fold", difference=Difference.LINEAR, image=Image.NOTHING),
-    *_extremes("maximum", difference=Difference.LARGER, rectifies=rectifiers.of_maximum, image=Image.KEEPS),
-    *_extremes("fmax", difference=Difference.LARGER, rectifies=rectifiers.of_maximum, image=Image.NOTHING),
+    *_extremes("maximum", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.KEEPS),
+    *_extremes("fmax", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.NOTHING),
     *_extremes("minimum", "fmin", difference=Difference.SMALLER, rectifies=None, image=Image.NOTHING),
 ]  # fmt: skip

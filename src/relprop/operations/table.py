@@ -21,6 +21,7 @@ from relprop.operations import (
     recurrent,
     reductions,
     rounding,
+    softmax,
     sums,
     views,
 )
@@ -28,7 +29,7 @@ from relprop.propagation.facts.operation import Operation, Table
 
 _FILES = (
     activations, attention, composites, constants, contractions, embedding, linear, losses, normalization, pooling,
-    products, recurrent, reductions, rounding, sums, views,
+    products, recurrent, reductions, rounding, softmax, sums, views,
 )  # fmt: skip
 
 TORCH: dict[Any, Operation] = {function: row for file in _FILES for function, row in file.ROWS}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, declared, joins, rows, view, without_rule
 from relprop.operations.sums import total
-from relprop.propagation.call import relus as rectifiers
-from relprop.propagation.call.here import Here, native
+from relprop.propagation.call import relus
+from relprop.propagation.call.operation_call import Here, native
 from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
 from relprop.propagation.facts.operation import (
     Difference,
@@ -221,10 +221,10 @@ ROWS: Rows = [
            entering=(0, 1, 2, 3), image=Image.NOTHING),
     *joins("meshgrid", "cartesian_prod", "combinations", keeps=_joined, difference=Difference.LINEAR, rectifies=None,
            ids=Ids.NONE, entering=(), image=Image.NOTHING),
-    *joins("where", keeps=of(by_entry(moved), _chosen), difference=Difference.STEERED, rectifies=rectifiers.of_where,
+    *joins("where", keeps=of(by_entry(moved), _chosen), difference=Difference.STEERED, rectifies=relus.of_where,
            ids=Ids.MOVES, entering=(0, 1, 2), image=Image.KEEPS),
     *joins("masked_fill", keeps=of(by_entry(moved), _filled), difference=Difference.STEERED,
-           rectifies=rectifiers.of_filled, ids=Ids.MOVES, entering=(0, 2), image=Image.KEEPS),
+           rectifies=relus.of_filled, ids=Ids.MOVES, entering=(0, 2), image=Image.KEEPS),
     *joins("pad", keeps=of(moved, _padded), difference=Difference.MOVES, rectifies=None, ids=Ids.MOVES,
            entering=(0, 3), image=Image.NOTHING),
     *joins("constant_pad_nd", keeps=of(moved, _constant_padded), difference=Difference.MOVES, rectifies=None,
@@ -246,7 +246,7 @@ ROWS: Rows = [
     *_writes("__setitem__", set_item),
     *_writes("copy_", written),
     *_writes("fill_diagonal_", filled_diagonal),
-    _own(set_item, keeps=of(moved, _set), difference=Difference.STEERED, rectifies=rectifiers.of_filled,
+    _own(set_item, keeps=of(moved, _set), difference=Difference.STEERED, rectifies=relus.of_filled,
          entering=(0, 2)),
     _own(written, keeps=of(moved, _second), difference=Difference.REPLACES, rectifies=None, entering=(1,)),
     _own(filled_diagonal, keeps=of(moved, _filled_along), difference=Difference.UNCOVERED, rectifies=None,

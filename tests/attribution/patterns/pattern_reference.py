@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from relprop import PatternAttribution, PatternNet
-from relprop.attribution.patterns.methods import PatternMethod
+from relprop.attribution.patterns.pattern_methods import PatternMethod
 
 Array = np.ndarray
 

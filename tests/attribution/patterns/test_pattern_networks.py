@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import relprop
 from relprop import Gradient, PatternAttribution, PatternNet
-from relprop.attribution.patterns.methods import PatternMethod
+from relprop.attribution.patterns.pattern_methods import PatternMethod
 from tests.attribution.patterns.pattern_reference import METHODS, backward_weight, data, numpy_pattern
 from tests.networks import zoo
 

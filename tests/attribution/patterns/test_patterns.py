@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import relprop
 from relprop import Gradient, PatternNet
-from relprop.attribution.patterns.methods import PatternMethod
+from relprop.attribution.patterns.pattern_methods import PatternMethod
 from tests.attribution.patterns.pattern_reference import ESTIMATORS, METHODS, backward_weight, data, numpy_pattern
 
 # A network written out layer by layer -------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from relprop.attribution.deep_lift import secants
 from relprop.attribution.deep_lift.handlers import call_of, elementwise, pairs
 from relprop.attribution.deep_lift.secants import KINKED
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 
 _MAXIMA: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _ADAPTIVE: dict[int, Callable[..., Any]] = {

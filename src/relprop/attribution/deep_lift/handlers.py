@@ -11,7 +11,7 @@ from torch import Tensor
 from relprop.attribution.deep_lift import secants
 from relprop.attribution.deep_lift.secants import KINKED, SCALED, SMOOTH, Pair, Slope
 from relprop.attribution.deep_lift.two_runs import PairedCall
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import like_output, rectified
 from relprop.trees import map_tensors, tensors_in
 

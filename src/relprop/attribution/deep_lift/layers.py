@@ -13,7 +13,7 @@ from torch import Tensor
 from relprop.attribution.deep_lift import secants
 from relprop.attribution.deep_lift.handlers import actives, call_of, pairs, uncovered
 from relprop.attribution.deep_lift.secants import SMOOTH, Pair
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.math.numerics import AVERAGES, per_channel
 
 # Softmax and attention ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from relprop.attribution.deep_lift import extremes as ext
 from relprop.attribution.deep_lift import handlers as dif
 from relprop.attribution.deep_lift import layers as lay
-from relprop.attribution.deep_lift import sums
+from relprop.attribution.deep_lift import linear
 from relprop.attribution.deep_lift.secants import (
     KINKED,
     POLES,
@@ -21,14 +21,14 @@ from relprop.attribution.deep_lift.secants import (
     of_root,
     stepped,
 )
-from relprop.propagation.call.here import native
+from relprop.propagation.call.operation_call import native
 from relprop.propagation.call.relus import comparisons
 from relprop.propagation.facts.operation import Difference, Handler, Kind, Operation, Table, question
 
 HANDLERS: dict[Difference, Handler] = {
     Difference.LINEAR: native,
     Difference.REPLACES: native,
-    Difference.AVERAGES: sums.nonnegative,
+    Difference.AVERAGES: linear.nonnegative,
     Difference.STEERED: dif.steered,
     Difference.KINKED: partial(dif.elementwise, KINKED),
     Difference.SMOOTH: partial(dif.elementwise, SMOOTH),
@@ -43,21 +43,21 @@ HANDLERS: dict[Difference, Handler] = {
     Difference.REVERSED_POWER: dif.reversed_raised,
     Difference.HARD_SIGMOID: dif.hardsigmoid,
     Difference.RRELU: dif.rrelu,
-    Difference.ADD: sums.add,
-    Difference.REVERSED_SUBTRACT: sums.reversed_subtract,
-    Difference.NEGATE: sums.negate,
-    Difference.MULTIPLY: sums.multiply,
-    Difference.DIVIDE: sums.divide,
+    Difference.ADD: linear.add,
+    Difference.REVERSED_SUBTRACT: linear.reversed_subtract,
+    Difference.NEGATE: linear.negate,
+    Difference.MULTIPLY: linear.multiply,
+    Difference.DIVIDE: linear.divide,
     Difference.REVERSED_DIVIDE: dif.reversed_quotient,
     Difference.PRODUCT: dif.product,
     Difference.CONTRACTION: dif.contraction,
     Difference.DEGREE_TWO: dif.halfway,
     Difference.DEVIATION: dif.deviation,
-    Difference.LAYER: sums.layer,
-    Difference.MATMUL: sums.matmul,
-    Difference.ADDMM: sums.addmm,
-    Difference.BATCH_NORM: sums.batch_norm,
-    Difference.TORCH_BATCH_NORM: sums.torch_batch_norm,
+    Difference.LAYER: linear.layer,
+    Difference.MATMUL: linear.matmul,
+    Difference.ADDMM: linear.addmm,
+    Difference.BATCH_NORM: linear.batch_norm,
+    Difference.TORCH_BATCH_NORM: linear.torch_batch_norm,
     Difference.LAYER_NORM: lay.layer_norm,
     Difference.RMS_NORM: lay.rms_norm,
     Difference.GROUP_NORM: lay.group_norm,
@@ -97,7 +97,7 @@ def _run(row: Operation) -> Operation:
     if row.difference is Difference.UNCOVERED:
         return replace(row, handler=dif.uncovered, composite=False)
     moves = row.difference is Difference.MOVES
-    handler = sums.view(row.handler) if moves else HANDLERS[row.difference]
+    handler = linear.view(row.handler) if moves else HANDLERS[row.difference]
     checked = handler if row.difference in _UNCHECKED else partial(dif.checked, handler)
     return replace(row, handler=checked, composite=False)
 

@@ -19,7 +19,7 @@ from relprop.propagation.facts.saved import Saved
 from relprop.propagation.run.forward import Forward, roots_of
 
 if TYPE_CHECKING:
-    from relprop.propagation.call.here import Here
+    from relprop.propagation.call.operation_call import Here
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Excitation backprop: of what is added up, only what excites shares."""
 
-from relprop.attribution.excitation.methods import ContrastiveExcitationBackprop, ExcitationBackprop
+from relprop.attribution.excitation.excitation_backprop import ContrastiveExcitationBackprop, ExcitationBackprop
 
 __all__ = ["ContrastiveExcitationBackprop", "ExcitationBackprop"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from relprop.propagation.call.call import Call
-from relprop.propagation.call.here import Here
 from relprop.propagation.call.linear_call import LinearCall
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import comparisons, rectified, rectifiers
 from relprop.propagation.call.way import Choice, Way
 from relprop.propagation.facts.operation import Handler, Holds, Ids, Kind, Operation, Table

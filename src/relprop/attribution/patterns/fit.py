@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from relprop.attribution.patterns.calls import Names, UnitCall, Visit
+from relprop.attribution.patterns.estimators import REGIONS, Estimator, Sums
 from relprop.attribution.patterns.store import Patterns, make_pattern
-from relprop.attribution.patterns.sums import REGIONS, Estimator, Sums
 from relprop.errors import InputError, InputTypeError, PatternError, PatternWarning, UncoveredOperationWarning, warn
 from relprop.inputs import as_inputs, grad_mode
 from relprop.operations.table import operations

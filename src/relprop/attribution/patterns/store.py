@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from relprop.attribution.patterns.sums import REGIONS, Estimator
+from relprop.attribution.patterns.estimators import REGIONS, Estimator
 from relprop.errors import MissingExtraError, PatternError
 from relprop.propagation.math.linear_map import Geometry
 from relprop.tables import shape_text, text_table

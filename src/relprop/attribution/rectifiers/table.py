@@ -6,26 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from relprop.propagation.call.autograd_functions import Rectify, apply
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import comparisons, like_output, rectified, rectifiers
 from relprop.propagation.facts.operation import Holds, Table
 
 Variant = Callable[[Here, Tensor], Tensor]
 """From what is rectified to what its ReLU is explained as."""
-
-
-def deconvolved(here: Here, h: Tensor) -> Tensor:
-    """``c_in = (c_out)+``, whether or not the unit is on."""
-    return apply(Rectify, here.call, h)
-
-
-def guided(here: Here, h: Tensor) -> Tensor:
-    """``c_in = (c_out)+ [z > 0]``."""
-    return torch.relu(apply(Rectify, here.call, h))
 
 
 def variants(variant: Variant, operations: Table) -> Table:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.call.call import Call
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.operation import Operation, Table, Truth, question
 from relprop.propagation.facts.origins import Mask
 

@@ -13,8 +13,8 @@ from relprop.propagation.facts.operation import Operation, Table
 from relprop.propagation.math.linear_map import Geometry
 
 if TYPE_CHECKING:
-    from relprop.propagation.call.here import Here
     from relprop.propagation.call.linear_call import LinearCall
+    from relprop.propagation.call.operation_call import Here
 
 
 class Zeros(Enum):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.run.taps import measured_around, measured_behind, measured_output, new_record
 from relprop.trees import map_tensors, tensors_in
 

@@ -11,16 +11,16 @@ from torch.overrides import TorchFunctionMode
 
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import follow_masks, of_relu
 from relprop.propagation.facts.inheritance import note_inherited
-from relprop.propagation.facts.operation import Ids, Kind, Operation, Updates, Writes
+from relprop.propagation.facts.operation import Ids, Kind, Operation
 from relprop.propagation.facts.origins import NOTHING
 from relprop.propagation.facts.token_ids import Moved, follow, note
-from relprop.propagation.run.embedding_ids import check_ids
 from relprop.propagation.run.filters import finished, finished_as_one
-from relprop.propagation.run.in_place import twin_of, written_by
-from relprop.propagation.run.overloads import by_python_name
+from relprop.propagation.run.ids_out_of_range import check_ids
+from relprop.propagation.run.in_place import own_statistics, write, written_by
+from relprop.propagation.run.overloads import by_python_name, name_of
 from relprop.propagation.run.taps import measured_inputs, new_record
 from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.run.without_gradient import Cuts, makes_constants
@@ -58,21 +58,21 @@ class RelevanceMode(TorchFunctionMode):
             if row.ids is Ids.LOOKS_UP:
                 check_ids(row.entering[0], args, kwargs, call.place)
             if row.updates is not None:
-                args, kwargs = self._own_statistics(row.updates, args, kwargs)
+                args, kwargs = own_statistics(call, row.updates, args, kwargs)
         if not call.known.protected.untouched:
             args, kwargs = map_tensors(call.known.protected.current, (args, kwargs))
         written = written_by(row, func, args, kwargs)
         if written:
-            return self._write(row, func, args, kwargs, written)
-        active = self._active(args, kwargs)
+            return write(self, row, func, args, kwargs, written)
+        active = self.active(args, kwargs)
         if not active and not self._looks_up_tokens(row, args, kwargs):
-            found = self._follow(row, func, args, kwargs)
+            found = self.follow(row, func, args, kwargs)
             out = func(*args, **kwargs)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
                 note(call.known.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
-            self._note_constants(row, func, (args, kwargs), out)
+            self.note_constants(row, func, (args, kwargs), out)
         elif func is Tensor.register_hook and call.way.explains and not call.outside_model:
             return hook_afterwards(call, *args)
         else:
@@ -84,13 +84,13 @@ class RelevanceMode(TorchFunctionMode):
             follow_masks(call, row, args, out)
         return out
 
-    def _note_constants(self, row: Operation | None, func: Function, given: Any, made: Any) -> None:
+    def note_constants(self, row: Operation | None, func: Function, given: Any, made: Any) -> None:
         """Remember what a call without relevance was made of."""
         if not self.call.ended:
             self._note_weights(given, made)
             recording = torch.is_grad_enabled()
             if (self.cuts.exist or not recording) and not makes_constants(row):
-                self.cuts.note(_name(func), self._taken(row, given), made, recording)
+                self.cuts.note(name_of(func), self._taken(row, given), made, recording)
 
     def _taken(self, row: Operation | None, given: Any) -> list[Tensor]:
         """Return the arguments of which a call takes more than the shape or the type."""
@@ -114,7 +114,7 @@ class RelevanceMode(TorchFunctionMode):
             for tensor in tensors_in(made):
                 origins.note_weight(tensor)
 
-    def _active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
+    def active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
         call, active = self.call, []
         if call.ended:
@@ -141,30 +141,25 @@ class RelevanceMode(TorchFunctionMode):
             and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
         )
 
-    def _follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
+    def follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
         """Return where the token ids go that a call moves."""
         tokens = self.call.known.tokens
         return follow(tokens, func, row, args, kwargs) if tokens and row is not None else []
 
-    def _operation(self, row: Operation | None, func: Function) -> Operation | None:
-        return self.call.way.row(row, func)
-
     def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
-        operation = self._operation(row, func) if active else row  # token ids are found by the rules' own
+        operation = self.call.way.row(row, func) if active else row  # token ids are found by the rules' own
         if operation is None or operation.kind in (Kind.CONSTANT, Kind.UNKNOWN):
             return self._unknown(row, func, args, kwargs, active)
-        return self._explain_as(operation, func, args, kwargs, active)
+        return self.explain_as(operation, func, args, kwargs, active)
 
-    def _explain_as(
-        self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]
-    ) -> Any:
+    def explain_as(self, operation: Operation, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         call = self.call
         here = Here(call, func, operation.name, operation.kind)
         if operation.composite:
             if call.way.plain and not call.options.measuring:
                 out = func(*args, **kwargs)
-                self._reached(out)
+                self.reached(out)
                 return out
             return self._explain_parts(operation, here, args, kwargs)
         if operation.kind is not Kind.LINEAR:  # which must know its layer to choose
@@ -189,7 +184,7 @@ class RelevanceMode(TorchFunctionMode):
             out = finished(here, out, args, kwargs, given, operation.deterministic)
         for watch in here.watchers:
             watch(out)
-        self._reached(out)
+        self.reached(out)
         return out
 
     def _explain_parts(self, operation: Operation, here: Here, args: Args, kwargs: Kwargs) -> Any:
@@ -223,10 +218,10 @@ class RelevanceMode(TorchFunctionMode):
         """Run a function that no rule covers; it is named where relevance passes it."""
         call = self.call
         out = func(*args, **kwargs)
-        made, name = tensors_in(out), _name(func)
+        made, name = tensors_in(out), name_of(func)
         carries = any(call.known.graph.active(tensor) for tensor in made)
         if not carries and (makes_constants(row) or not any(_holds_numbers(tensor) for tensor in made)):
-            self._reached(out)
+            self.reached(out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         for tensor in active:
             linear_call = call.known.origins.of(tensor).linear_call
@@ -247,134 +242,16 @@ class RelevanceMode(TorchFunctionMode):
                 out = func(*args, **kwargs)
         if here.record is not None or here.choice.filter is not None:
             out = finished(here, out, args, kwargs, given, known=False)
-            self._reached(out)
+            self.reached(out)
         return out
 
-    def _reached(self, out: Any) -> None:
+    def reached(self, out: Any) -> None:
         """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
         for tensor in tensors_in(out):
             if not self.call.known.graph.active(tensor):
                 self.call.known.origins.note_data(tensor)
 
-    # Writes ------------------------------------------------------------------------------------
-
-    def _write(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]) -> Any:
-        """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
-        call = self.call
-        if any(call.known.protected.owns(tensor) for tensor in written):
-            originals = {id(tensor): tensor for tensor in written}
-
-            def substitute(tensor: Tensor) -> Tensor:
-                owned = id(tensor) in originals and call.known.protected.owns(tensor)
-                return call.known.protected.copy_for_writing(tensor) if owned else tensor
-
-            func(*map_tensors(substitute, args), **map_tensors(substitute, kwargs))
-            # What the model may assign back to itself is its own tensor.
-            return written[0] if len(written) == 1 else tuple(written)
-        for tensor in written:
-            call.known.saving.before_write(tensor)
-            call.known.formulas.before_write(tensor)
-        active = self._active(args, kwargs)
-        if not active:
-            self._note_constants(row, func, (args, kwargs), written)
-            return self._write_ids(row, func, args, kwargs, written)
-        twin = twin_of(row, func, args, kwargs)
-        if twin is None:
-            return self._write_without_twin(row, func, args, kwargs, active, written)
-        operation = self._operation(call.operations.get(twin.func), twin.func)
-        if operation is not None and operation.rectifies is of_relu and self._plain_relu(operation, active[0]):
-            return self._explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
-        new = self.run(twin.func, twin.args, twin.kwargs)
-        for target, value in zip(written, tensors_in(new), strict=False):
-            self._assign(target, value)
-        return written[0] if len(written) == 1 else tuple(written)
-
-    def _write_ids(
-        self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
-    ) -> Any:
-        """Run a call that writes constants, among which may be token ids."""
-        call = self.call
-        twin = twin_of(row, func, args, kwargs) if call.known.tokens else None
-        if twin is None:
-            found = self._follow(row, func, args, kwargs)
-        else:
-            found = self._follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
-        out = func(*args, **kwargs)
-        note(self.call.known.tokens, found, written)
-        return out
-
-    def _plain_relu(self, operation: Operation, x: Tensor) -> bool:
-        """Say whether a ReLU may run in place as it is."""
-        call = self.call
-        if x._is_view():  # autograd would go past the node of the view, where relevance may be read
-            return False
-        if not call.way.explains:
-            return call.way.plain and not call.options.measuring
-        choice = call.way.choose(operation.kind, operation.name, *call.place)
-        plain = choice.filter is None and choice.rule.exact_by_autograd
-        return plain and not call.options.measuring and not call.handles_zeros(x)
-
-    def _write_without_twin(
-        self,
-        row: Operation | None,
-        func: Function,
-        args: Args,
-        kwargs: Kwargs,
-        active: list[Tensor],
-        written: list[Tensor],
-    ) -> Any:
-        """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
-        out, name = func(*args, **kwargs), _name(func)
-        here = Here(self.call, func, name, Kind.UNKNOWN)
-        here.choose()
-        rule = here.choice.filter
-        covered = rule is not None and rule.blocks
-        if not covered and any(not any(tensor is target for target in written) for tensor in active):
-            self.call.coverage.uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
-        if row is not None and row.writes is Writes.FILLS:
-            self.call.known.graph.overwrite(written[0], written[0].detach())
-        elif rule is not None:
-            for target in written:
-                self._assign(target, finished_as_one(here, target, args, kwargs))
-        self._reached(out)
-        return out
-
-    def _assign(self, target: Tensor, value: Tensor) -> None:
-        """Write a computed value into the tensor that the model meant to write."""
-        call = self.call
-        origin = call.known.origins.of(value)
-        if target.shape != value.shape:
-            with torch.no_grad():  # an empty ``out=`` takes the shape of the result
-                target.resize_(value.shape)
-        formula = call.known.formulas.of(value)
-        call.known.saving.before_write(target)
-        call.known.formulas.before_write(target)
-        target.copy_(value)
-        call.known.origins.note(target, origin)
-        call.known.formulas.note(target, formula)
-        call.known.graph.overwrite(target, value)
-        call.known.graph.reach(target)
-
-    def _own_statistics(self, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Give a call that updates statistics or weights inside itself this call's copies of them."""
-        protected = self.call.known.protected
-        updates = updates_of(*args, **kwargs)
-        owned = {id(tensor) for tensor in tensors_in(updates) if protected.owns(tensor)}
-        if not owned:
-            return args, kwargs
-        swapped: tuple[Args, Kwargs] = map_tensors(
-            lambda tensor: protected.copy_for_writing(tensor) if id(tensor) in owned else tensor,
-            (args, kwargs),
-        )
-        return swapped
-
 
 def _holds_numbers(tensor: Tensor) -> bool:
     """Say whether the entries of a tensor can change gradually."""
     return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized
-
-
-def _name(func: Function) -> str:
-    """Return the name of a function, or of the property that it gets."""
-    name: str = getattr(func, "__name__", str(func))
-    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name

@@ -1,6 +1,9 @@
-"""Calls that write into an argument: what they write, and the same call that writes nothing.
+"""Calls that write into an argument: what they write, the same call that writes nothing, and how it is explained.
 
-:mod:`relprop.propagation.run.function_mode` runs the one in the place of the other.
+:mod:`relprop.propagation.run.function_mode` sends every call that writes to :func:`write`: the same call without the
+write is explained, and its result is written. What autograd saved before is cloned
+(:mod:`relprop.propagation.facts.saved`), and what is the model's own is copied
+(:mod:`relprop.propagation.facts.protection`).
 """
 
 from __future__ import annotations
@@ -10,29 +13,158 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
-from relprop.propagation.facts.operation import Operation, Writes
-from relprop.trees import tensors_in
+from relprop.propagation.call.call import Call
+from relprop.propagation.call.operation_call import Here
+from relprop.propagation.call.relus import of_relu
+from relprop.propagation.facts.operation import Kind, Operation, Updates, Writes
+from relprop.propagation.facts.token_ids import note
+from relprop.propagation.run.filters import finished_as_one
+from relprop.propagation.run.overloads import name_of
+from relprop.trees import map_tensors, tensors_in
+
+if TYPE_CHECKING:
+    from relprop.propagation.run.function_mode import RelevanceMode
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Function = Callable[..., Any]
+
+
+def write(
+    mode: RelevanceMode, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
+) -> Any:
+    """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
+    call = mode.call
+    if any(call.known.protected.owns(tensor) for tensor in written):
+        args, kwargs = _with_copies(call, written, args, kwargs)
+        func(*args, **kwargs)
+        # What the model may assign back to itself is its own tensor.
+        return written[0] if len(written) == 1 else tuple(written)
+    for tensor in written:
+        call.known.saving.before_write(tensor)
+        call.known.formulas.before_write(tensor)
+    active = mode.active(args, kwargs)
+    if not active:
+        mode.note_constants(row, func, (args, kwargs), written)
+        return _write_ids(mode, row, func, args, kwargs, written)
+    twin = twin_of(row, func, args, kwargs)
+    if twin is None:
+        return _write_without_twin(mode, row, func, args, kwargs, active, written)
+    operation = call.way.row(call.operations.get(twin.func), twin.func)
+    if operation is not None and operation.rectifies is of_relu and _plain_relu(call, operation, active[0]):
+        return mode.explain_as(operation, func, args, kwargs, active)  # the common case, without a copy
+    new = mode.run(twin.func, twin.args, twin.kwargs)
+    for target, value in zip(written, tensors_in(new), strict=False):
+        _assign(call, target, value)
+    return written[0] if len(written) == 1 else tuple(written)
+
+
+def _write_ids(
+    mode: RelevanceMode, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
+) -> Any:
+    """Run a call that writes constants, among which may be token ids."""
+    call = mode.call
+    twin = twin_of(row, func, args, kwargs) if call.known.tokens else None
+    if twin is None:
+        found = mode.follow(row, func, args, kwargs)
+    else:
+        found = mode.follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
+    out = func(*args, **kwargs)
+    note(call.known.tokens, found, written)
+    return out
+
+
+def _plain_relu(call: Call, operation: Operation, x: Tensor) -> bool:
+    """Say whether a ReLU may run in place as it is."""
+    if x._is_view():  # autograd would go past the node of the view, where relevance may be read
+        return False
+    if not call.way.explains:
+        return call.way.plain and not call.options.measuring
+    choice = call.way.choose(operation.kind, operation.name, *call.place)
+    plain = choice.filter is None and choice.rule.exact_by_autograd
+    return plain and not call.options.measuring and not call.handles_zeros(x)
+
+
+def _write_without_twin(
+    mode: RelevanceMode,
+    row: Operation | None,
+    func: Function,
+    args: Args,
+    kwargs: Kwargs,
+    active: list[Tensor],
+    written: list[Tensor],
+) -> Any:
+    """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
+    call = mode.call
+    out, name = func(*args, **kwargs), name_of(func)
+    here = Here(call, func, name, Kind.UNKNOWN)
+    here.choose()
+    rule = here.choice.filter
+    covered = rule is not None and rule.blocks
+    if not covered and any(not any(tensor is target for target in written) for tensor in active):
+        call.coverage.uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
+    if row is not None and row.writes is Writes.FILLS:
+        call.known.graph.overwrite(written[0], written[0].detach())
+    elif rule is not None:
+        for target in written:
+            _assign(call, target, finished_as_one(here, target, args, kwargs))
+    mode.reached(out)
+    return out
+
+
+def _assign(call: Call, target: Tensor, value: Tensor) -> None:
+    """Write a computed value into the tensor that the model meant to write."""
+    origin = call.known.origins.of(value)
+    if target.shape != value.shape:
+        with torch.no_grad():  # an empty ``out=`` takes the shape of the result
+            target.resize_(value.shape)
+    formula = call.known.formulas.of(value)
+    call.known.saving.before_write(target)
+    call.known.formulas.before_write(target)
+    target.copy_(value)
+    call.known.origins.note(target, origin)
+    call.known.formulas.note(target, formula)
+    call.known.graph.overwrite(target, value)
+    call.known.graph.reach(target)
+
+
+def own_statistics(call: Call, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """Give a call that updates statistics or weights inside itself this call's copies of them."""
+    return _with_copies(call, tensors_in(updates_of(*args, **kwargs)), args, kwargs)
+
+
+def _with_copies(call: Call, written: list[Tensor], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """Return the arguments with copies in the place of what is written and belongs to the model."""
+    protected = call.known.protected
+    owned = {id(tensor) for tensor in written if protected.owns(tensor)}
+    if not owned:
+        return args, kwargs
+    swapped: tuple[Args, Kwargs] = map_tensors(
+        lambda tensor: protected.copy_for_writing(tensor) if id(tensor) in owned else tensor, (args, kwargs)
+    )
+    return swapped
+
+
+# What a call writes, and the call that writes nothing ---------------------------------------------
 
 
 @dataclass(frozen=True)
 class Twin:
     """A call that computes what a writing call would write."""
 
-    func: Callable[..., Any]
+    func: Function
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
-def written_by(
-    row: Operation | None, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Tensor]:
+def written_by(row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Tensor]:
     """Return the tensors a call writes into."""
     out = kwargs.get("out")
     if out is not None:
@@ -44,9 +176,7 @@ def written_by(
     return []
 
 
-def twin_of(
-    row: Operation | None, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Twin | None:
+def twin_of(row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> Twin | None:
     """Return the same call without the write, or None where there is none."""
     if "out" in kwargs:
         func = func.overloadpacket if isinstance(func, OpOverload) else func  # the overload knows no call without
@@ -83,7 +213,7 @@ def copied(x: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 @cache
-def writes_first(func: Callable[..., Any]) -> bool:
+def writes_first(func: Function) -> bool:
     """Say whether a function without a row writes into its first argument: by its schema, any other by its name."""
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         first = _schema(func).arguments[:1]
@@ -101,7 +231,7 @@ def _schema(func: OpOverload | OpOverloadPacket) -> torch.FunctionSchema:
 
 
 @cache
-def _pure(func: Callable[..., Any]) -> Callable[..., Any] | None:
+def _pure(func: Function) -> Callable[..., Any] | None:
     """Return the function that computes what an in-place one writes, by its name."""
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         library, _, name = str(_schema(func).name).partition("::")
@@ -118,7 +248,7 @@ def _pure(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 @cache
-def _inplace_position(func: Callable[..., Any]) -> int | None:
+def _inplace_position(func: Function) -> int | None:
     """Return where a Python function takes ``inplace``, if it does."""
     try:
         names = list(inspect.signature(func).parameters)
@@ -127,7 +257,7 @@ def _inplace_position(func: Callable[..., Any]) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-def _inplace(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _inplace(func: Function, args: Args, kwargs: Kwargs) -> bool:
     if "inplace" in kwargs:
         return bool(kwargs["inplace"])
     position = _inplace_position(func)

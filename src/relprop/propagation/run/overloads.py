@@ -1,4 +1,4 @@
-"""Operators called by their overload (``torch.ops.aten.linear.default``), as the graphs of ``torch.export`` do."""
+"""What a function is called: also by its overload (``torch.ops.aten.linear.default``), as in ``torch.export``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def by_python_name(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not name:
         return func, args, kwargs
     return _named(func, name), args, {"input" if key == "self" else key: value for key, value in kwargs.items()}
+
+
+def name_of(func: Function) -> str:
+    """Return the name of a function, or of the property that it gets."""
+    name: str = getattr(func, "__name__", str(func))
+    return str(getattr(getattr(func, "__self__", None), "__name__", name)) if name == "__get__" else name
 
 
 def _aten_name(func: OpOverload | OpOverloadPacket) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.propagation.call.autograd_functions import Tap, apply
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.trace import Record, total
 from relprop.trees import map_tensors, tensors_in
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from relprop.attribution.deep_lift import secants
 from relprop.attribution.deep_lift.handlers import actives, call_of, halfway, product, quotient, steered
 from relprop.attribution.deep_lift.layers import statistics_of_batch
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import rectified
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.math.numerics import per_channel

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from relprop.arguments import bar, takes
 from relprop.attribution.base import Attribution
+from relprop.attribution.baselines import as_baselines, as_distribution
 from relprop.attribution.contract import Contract, Method
 from relprop.attribution.deep_lift.table import Differences
 from relprop.attribution.deep_lift.two_runs import PairedCall
 from relprop.attribution.options import Options, maps_and_delta
-from relprop.attribution.references import as_baselines, as_distribution
 from relprop.errors import InputError, NumericalError
 from relprop.inputs import Given, as_inputs
 from relprop.operations.table import operations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.propagation.call.here import Here
+from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.operation import Excitation, Handler, Operation, Table
 from relprop.trees import map_tensors
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from relprop.attribution.contract import Contract
-from relprop.attribution.excitation import sums as excited
+from relprop.attribution.excitation import positive_sums
 from relprop.attribution.lrp import LRP
 from relprop.errors import NumericalError
 from relprop.operations.table import operations
@@ -17,7 +17,7 @@ from relprop.rules.presets import everywhere
 from relprop.rules.registry import Rules
 from relprop.rules.signed import Contrast, ZPlus
 
-_TABLE = Derived(excited.table)
+_TABLE = Derived(positive_sums.table)
 
 
 class ExcitationBackprop(LRP, name="excitation_backprop"):

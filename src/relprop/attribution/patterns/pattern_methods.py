@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
 from relprop.attribution.patterns.calls import Names, UnitCall, Visit
+from relprop.attribution.patterns.estimators import Estimator
 from relprop.attribution.patterns.fit import fit_patterns
 from relprop.attribution.patterns.quality import SignalQuality, measure
 from relprop.attribution.patterns.store import Pattern, Patterns
-from relprop.attribution.patterns.sums import Estimator
 from relprop.errors import InputError, InputTypeError, PatternError, PatternWarning, warn
 from relprop.propagation.call.call import Call
 from relprop.propagation.run.forward import Forward
