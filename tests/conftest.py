@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.ids import name_of, rules_in, unnamed
-from tests.quick import left_out
+from tests.quick import MOST, TRACED, left_out
 
 collect_ignore = ["typing_cases.py"]  # read by mypy; what it defines is not to be known to other tests
 
@@ -69,9 +69,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if nameless := [name for name, case in cases if unnamed(case.id, case.params)]:
         listed = "\n  ".join(nameless)
         raise pytest.UsageError(f"give these cases names, by pytest.param(..., id=...) or ids=...:\n  {listed}")
-    for item in left_out(items):
-        item.add_marker(pytest.mark.slow)
     traced = config.pluginmanager.hasplugin("_cov")
+    for item in left_out(items, TRACED if traced else MOST):
+        item.add_marker(pytest.mark.slow)
     for item in items:
         if isinstance(item, pytest.Function):
             item.extra_keyword_matches.update(rules_in(item.function.__code__))  # for -k

@@ -7,20 +7,21 @@ from math import gcd
 
 import pytest
 
-MOST = 8  # cases of one test
+MOST = 4  # cases of one test
+TRACED = 8  # with coverage, which asks for more
 
 
-def left_out(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+def left_out(items: Iterable[pytest.Item], most: int = MOST) -> Iterator[pytest.Item]:
     """The cases that `make quick` does without."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for each in cases.values():
-        kept = range(0, len(each), stride(len(each)))
+        kept = range(0, len(each), stride(len(each), most))
         yield from (item for position, item in enumerate(each) if position not in kept)
 
 
-def stride(count: int, most: int = MOST) -> int:
+def stride(count: int, most: int) -> int:
     """Every how many cases one is kept: at most `most` are.
 
     It shares no factor with their number, so that every value of a parameter has its turn: of 5 layers with 8 rules

@@ -62,6 +62,7 @@ def _same_token(ours: str, theirs: str) -> bool:
     return math.isclose(a, b, rel_tol=1e-3, abs_tol=NOISE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_code_runs_and_prints_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -146,6 +146,7 @@ def test_dropout_inside_attention_warns() -> None:
     Gradient(model).attribute(x, 1)
 
 
+@pytest.mark.slow
 def test_long_work_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mlp(), vectors()
     shap, taylor = DeepLiftShap(model), SimpleTaylor(nn.Linear(4, 3).double(), starts=3)

@@ -195,6 +195,7 @@ def test_several_inputs_and_arguments_of_every_sample(case: str, size: int) -> N
             close(torch.cat([row[position] for row in rows]), expected)
 
 
+@pytest.mark.slow
 def test_options_of_every_sample_follow_through_a_wrapper() -> None:
     """A baseline for every sample, in a method that is wrapped."""
     model, x, ends = spelt()[0], pictures(3), BACKGROUND[:3]
@@ -229,6 +230,7 @@ def graph() -> Keywords:
     return Keywords(nodes=vectors(4), edges={"index": index, "features": vectors(4, 2, seed=3)[:4]})
 
 
+@pytest.mark.slow
 def test_structures() -> None:
     model, given = settle(Named()), graph()
     ends = Keywords(nodes=None, edges={"index": None, "features": 0.25})
@@ -264,6 +266,7 @@ def test_structures_without_a_batch(method: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- names
 
 
+@pytest.mark.slow
 def test_by_name() -> None:
     model, x = spelt()[0], pictures()
     pairs = [

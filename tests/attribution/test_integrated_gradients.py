@@ -153,6 +153,7 @@ def test_completeness_with_biases() -> None:
         assert float(few[1].abs().max()) > 3 * float(delta.abs().max())
 
 
+@pytest.mark.slow
 def test_networks_of_the_same_function_get_the_same_map() -> None:
     """The minimum in two ways, as in DeepLIFT's paper; the two networks of the appendix of integrated gradients'."""
 
@@ -234,6 +235,7 @@ def test_baselines_of_the_wrong_shape() -> None:
         IntegratedGradients(model).attribute(x, torch.full((1, 4), float("nan")), 1)
 
 
+@pytest.mark.slow
 def test_a_baseline_may_be_shared_or_have_another_dtype() -> None:
     model, x = mlp(), vectors(3)
     method = IntegratedGradients(model)

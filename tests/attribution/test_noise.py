@@ -102,6 +102,7 @@ def test_a_variance_does_not_cancel() -> None:
     close(VarGrad(Gradient(Steep())).attribute(x, nt_samples=20, stdevs=0.5), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_in_the_mean_against_captum() -> None:
     """Other numbers, the same distribution: each mean lies within five standard errors of the other."""
     model, x, count = settle(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))), vectors(), 3000

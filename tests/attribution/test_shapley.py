@@ -45,6 +45,7 @@ def test_shapley_values_in_the_mean() -> None:
     close(delta, (model(x) - model(end))[:, 1].detach() - found.flatten(1).sum(1))
 
 
+@pytest.mark.slow
 def test_the_fit_of_all_sets() -> None:
     """With all sets of four features among the samples, and again, the fit is the Shapley values."""
     model, x, end = spelt()[0], pictures(), BACKGROUND[:2]

@@ -90,6 +90,7 @@ def test_gradient_x_input_jumps_where_gamma_glides(examples: Examples, tmp_path:
         assert film.n_frames == 5  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_two_maxima_have_one_gradient_and_two_relevances(examples: Examples, tmp_path: Path) -> None:
     implementation = examples["tutorial_implementation"]
     a, b = implementation.maxima()

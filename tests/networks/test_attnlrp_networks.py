@@ -217,6 +217,7 @@ def surrogate(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x * c for x, c in zip(inputs, gradients, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "attention"), NAMES)
 def test_it_is_attnlrp(name: str, attention: str) -> None:
     model, case = Network(name, attention), CASES[name]

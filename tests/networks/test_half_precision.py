@@ -91,6 +91,7 @@ def test_arithmetic_alone_through_convolutions(dtype: torch.dtype) -> None:
     assert found["zplus"] < found["gradient"]
 
 
+@pytest.mark.slow
 @HALF
 def test_arithmetic_alone_through_dense_layers(dtype: torch.dtype) -> None:
     """Nothing flips here, so the gradient is exact but for its sums; modified weights are rounded once more."""

@@ -58,6 +58,7 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: compiled(network()), compiled_in_place], ids=["wrapped", "in place"])
 def test_compiled_models_are_explained_through_the_original(make: Callable[[], nn.Module]) -> None:
     model = make()

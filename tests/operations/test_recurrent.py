@@ -220,6 +220,7 @@ def test_a_loss_on_relevance_is_differentiated_truly(kind: str, rule: str) -> No
     agree(torch.cat([part.flatten() for part in found]), torch.cat([part.flatten() for part in expected]), tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", ["", "unsorted"])
 @pytest.mark.parametrize("constant", [False, True])
 def test_a_loss_on_relevance_of_packed_and_stacked_networks(packed: str, constant: bool) -> None:
@@ -232,6 +233,7 @@ def test_a_loss_on_relevance_of_packed_and_stacked_networks(packed: str, constan
         agree(found, expected[0], {"input": leaf, **dict(model.named_parameters())})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_in_single_precision(kind: str) -> None:
     model = Reader(kind, num_layers=2, bidirectional=True).float()

@@ -97,6 +97,7 @@ def test_reports_say_so(network: str, rule: str) -> None:
     assert abs(report.absorbed.get("bias", 0.0)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision/resnet18"])
 @pytest.mark.parametrize("preset", ["wsquare", "flat"])
 def test_a_resnet(name: str, preset: str) -> None:

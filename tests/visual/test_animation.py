@@ -62,6 +62,7 @@ def test_one_scale_for_all_frames(x: torch.Tensor, tmp_path: Path) -> None:
     assert 30 < strongest[-1] < 80  # a fifth of the colour: not stretched to its own frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [FRAMES, FRAMES - 1])
 def test_curves_have_a_line_where_the_film_is(x: torch.Tensor, tmp_path: Path, length: int) -> None:
     curves = {"flat": torch.zeros(length), "rising": np.arange(length) * 1.0}

@@ -226,6 +226,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
         grid(torch.rand(1, 1, 4, 4), {"a": torch.rand(1, 1, 4, 4)})
 
 
+@pytest.mark.slow
 def test_importing_visual_does_not_import_matplotlib() -> None:
     check = "import sys, relprop.visual; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

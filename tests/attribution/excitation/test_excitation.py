@@ -76,6 +76,7 @@ def test_layers_targets_and_report() -> None:
     assert report.output == pytest.approx(2.0)  # a probability of 1 for each of two samples
 
 
+@pytest.mark.slow
 def test_against_zennit() -> None:
     zoo.library("torchvision")  # which Zennit imports, and which needs some help in some builds
     composites = pytest.importorskip(

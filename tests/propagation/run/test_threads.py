@@ -166,6 +166,7 @@ class Trouble(Exception):
     """What goes wrong."""
 
 
+@pytest.mark.slow
 def test_exceptions_of_one_thread_are_its_own() -> None:
     """Half of the threads fail half way; each gets its own exception, the others their maps."""
 
