@@ -120,6 +120,7 @@ def test_the_first_root_on_the_way_counts() -> None:
     close(found.remainder, torch.tensor([1 - math.pi / 2], dtype=DTYPE), 1e-8)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 def test_the_nearest_root_of_an_ellipse() -> None:
     """Against the nearest of many points on it; the gradient leads to one further away."""
@@ -201,6 +202,7 @@ def test_a_sample_is_expanded_alone_as_in_a_batch() -> None:
         close(alone.root[0], together.root[n], 1e-9)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 def test_a_search_may_leave_the_domain_of_the_model() -> None:
     model = Of(lambda x: x.sqrt().sum(1, keepdim=True) - 1)
@@ -224,6 +226,7 @@ def test_a_network_that_draws_is_one_network_in_all_passes(root: Any) -> None:
     assert float(found.output.abs().min()) > 1e-3
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 def test_the_nearest_root_where_the_gradient_turns() -> None:
     """A valley whose floor slopes down: the line along the gradient climbs again, the way down leads to a root."""
