@@ -7,7 +7,7 @@ from math import gcd
 
 import pytest
 
-MOST = 4  # cases of one test
+MOST = 3  # cases of one test
 TRACED = 8  # with coverage, which asks for more
 
 
