@@ -17,7 +17,7 @@ from relprop.rules import ActivationRule, Block, Epsilon, Flat, Gamma, LinearRul
 from tests import network_reference
 from tests.cases import RULES, RuleCase
 from tests.compare import package_rule
-from tests.models import close, images, mlp, residual, settle, vectors
+from tests.models import images, mlp, residual, settle, vectors
 from tests.shares import adds_up, rows
 
 # The shares ------------------------------------------------------------------------------------------
@@ -135,7 +135,8 @@ def test_residual_networks(preset: str) -> None:
     method = LRP(model, Rules.preset(preset, **PRESETS[preset]))
     report = method.report(x, [0, 2, 3])
     found, delta = method.attribute(x, [0, 2, 3], return_convergence_delta=True)
-    close(report.delta, delta.detach())
+    # Rounding alone, where a rule conserves: zero on one machine and not on another.
+    assert report.delta.tolist() == pytest.approx(delta.detach().tolist(), abs=1e-10 * abs(report.output))
     assert report.relevance == pytest.approx(float(found.sum()), rel=1e-12)
     assert report.output == pytest.approx(float(model(x)[range(3), [0, 2, 3]].sum().detach()), rel=1e-12)
     adds_up(report)
