@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -294,16 +295,18 @@ class Dense(nn.Module):
 def test_modules_that_take_lists_and_keywords(rule: str) -> None:
     model: Any = Dense()
 
-    def block(share: Share, layer: Any, h: Tensor) -> Tensor:
-        norm = layer.norm
+    def block(share: Share, layer: Any, h: Tensor, scale: float = 1.0) -> Tensor:
+        norm, scaled = layer.norm, copy.deepcopy(layer.layer)
+        for parameter in scaled.parameters():
+            parameter.data.mul_(scale)  # a number is part of the layer that it scales
         h = (h - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps) * norm.weight + norm.bias
-        return dense(share, layer.layer, h.relu())
+        return dense(share, scaled, h.relu())
 
     def reference(share: Share, x: Tensor) -> Tensor:
         one = block(share, model.blocks[0], x)
-        two = 2 * block(share, model.blocks[1], torch.cat([x, one], 1))
+        two = block(share, model.blocks[1], torch.cat([x, one], 1), 2.0)
         whole = torch.cat([x, one, two], 1)
-        return -0.5 * block(share, model.blocks[2], torch.cat([x, one, whole[:, 3:]], 1))
+        return block(share, model.blocks[2], torch.cat([x, one, whole[:, 3:]], 1), -0.5)
 
     check(model, reference, random(3, 4), rule=rule)
 

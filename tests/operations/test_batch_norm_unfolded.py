@@ -153,15 +153,6 @@ def test_an_unbatched_convolution(rule: RuleCase) -> None:
     assert distance(found, expected) <= TOLERANCE
 
 
-def add_one(h: Tensor) -> Tensor:
-    return h.add_(1)
-
-
-def double(h: Tensor) -> Tensor:
-    h.mul_(2)
-    return h
-
-
 def item(h: Tensor) -> Tensor:
     h[:, 0] *= 3
     return h
@@ -178,10 +169,6 @@ def add_to_four(h: Tensor) -> Tensor:
     return h + added.reshape(h.shape)
 
 
-def as_out(h: Tensor) -> Tensor:
-    return torch.add(h, 1, out=h)
-
-
 def tripled_first(h: Tensor) -> Tensor:
     factors = torch.ones(h.shape[1], 1, 1, dtype=DTYPE)
     factors[0] = 3
@@ -192,14 +179,11 @@ def tripled_first(h: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "between"),
     [
-        (add_one, lambda h: h + 1),
-        (double, lambda h: h * 2),
         (item, tripled_first),
         (through_a_view, add_to_four),
-        (as_out, lambda h: h + 1),
-        (torch.neg, torch.neg),
+        (torch.abs, torch.abs),
     ],
-    ids=["add_", "mul_", "item", "view", "out", "out-of-place"],
+    ids=["item", "view", "out-of-place"],
 )
 def test_a_tensor_changed_in_between(change: Function, between: Function, rule: RuleCase) -> None:
     model = made(nn.Conv2d(3, 4, 3), change, nn.BatchNorm2d(4), 16)
@@ -298,15 +282,15 @@ def leaky(h: Tensor) -> Tensor:
     return nn.functional.leaky_relu(h, 0.3)
 
 
-def third(h: Tensor) -> Tensor:
-    return h / 3
+def less_leaky(h: Tensor) -> Tensor:
+    return nn.functional.leaky_relu(h, 0.6)
 
 
 @EVERY_RULE
 @pytest.mark.parametrize("plain_first", [True, False], ids=["plain-first", "norm-first"])
 @pytest.mark.parametrize(
     "after",
-    [(leaky, third), (third, leaky), (same, same), (torch.relu, third), (third, torch.relu)],
+    [(leaky, less_leaky), (less_leaky, leaky), (same, same), (torch.relu, less_leaky), (less_leaky, torch.relu)],
     ids=["leaky-norm", "leaky-plain", "bare", "relu-norm", "relu-plain"],
 )
 def test_a_second_consumer(plain_first: bool, after: tuple[Function, Function], rule: RuleCase) -> None:

@@ -110,7 +110,7 @@ class Own(nn.Module):
 WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "fill_ with a tensor": (lambda h: h.clone().fill_(h[0, 0] * 2), lambda h: (h[0, 0] * 2).expand(h.shape)),
     "fill_ by keyword": (lambda h: h.clone().fill_(value=h[0, 0]), lambda h: h[0, 0].expand(h.shape)),
-    "fill_ with a number": (lambda h: h + h.clone().fill_(2.0), lambda h: h + 2.0),
+    "fill_ with a number": (lambda h: h + h.clone().fill_(2.0), lambda h: h + torch.full_like(h, 2.0)),
     "zero_": (lambda h: h + h.clone().zero_(), lambda h: h + 0.0),
     "copy_, not blocking": (lambda h: torch.empty_like(h).copy_(h, True), lambda h: h.clone()),
     "transpose_": (lambda h: h.clone().transpose_(0, 1).T.relu(), lambda h: h.relu()),

@@ -155,7 +155,7 @@ def test_the_table() -> None:
     assert lines[0].split() == ["module", "call", "in", "out", "rule", "notes"]
     assert set(lines[1]) == {"-", " "}
     assert lines[2].split() == ["(model):", "Residual", "2x3x6x6", "2x4"]
-    assert lines[-1].startswith(f"{len(plan.rows)} calls; batch norms folded: 2; ")
+    assert lines[-1].startswith(f"{len(plan.rows)} calls; folded into layers: 2; ")
     assert lines[-1].endswith("; without a rule: none")
     assert sum(row.nonnegative for row in plan.rows) == 2
     assert sum(row.folded for row in plan.rows) == 4

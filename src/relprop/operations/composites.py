@@ -76,7 +76,7 @@ def with_value(here: Here, value: Tensor, surrogate: Tensor) -> Tensor:
         )
     with torch.enable_grad():
         out = call.switch(value, surrogate.to(value.dtype))
-    call.known.origins.note(out, call.known.origins.of(surrogate)._replace(linear_call=None))
+    call.known.origins.note(out, call.known.origins.of(surrogate))
     call.known.graph.reach(out)
     return out
 

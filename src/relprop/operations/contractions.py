@@ -4,46 +4,56 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.operations.linear import apply_linear, is_weight
+from relprop.operations.folding import Constants, folded, is_weight
+from relprop.operations.linear import apply_linear
 from relprop.operations.products import joined, product
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
+from relprop.propagation.facts.moves import Moves, Permuted, Reshaped, undone
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind
-from relprop.propagation.math.linear_map import Contraction, Dense
+from relprop.propagation.facts.origins import Origin
+from relprop.propagation.math.linear_map import Contraction, Dense, Pairs
+from relprop.propagation.run.taps import measured_input
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
-Dims = Callable[[bool, Tensor, Tensor], tuple[int, ...]]
-"""The dimensions of a product that only the weight has, from whether the input comes first, and the two."""
+Dims = Callable[[bool, Tensor, Tensor], Pairs]
+"""The dimensions of a product that only the weight has, each with that of the weight, from whether the input comes
+first, and the two."""
 
 
-def of_matrices(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+def of_matrices(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     """``a @ weight`` has them last, ``weight @ a`` before; of a vector as the weight there are none."""
     if weight.dim() == 1:
         return ()
-    return (-1,) if first or a.dim() == 1 else (-2,)
+    return ((-1, -1),) if first else ((-1 if a.dim() == 1 else -2, -2),)
 
 
-def of_trailing(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+def of_trailing(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     """All dimensions of the weight but the one that is summed over, where it comes last (``inner``)."""
-    return tuple(range(1 - weight.dim(), 0)) if first else tuple(range(weight.dim() - 1))
+    return tuple((d + 1 - weight.dim() if first else d, d) for d in range(weight.dim() - 1))
 
 
-def of_outer(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+def of_outer(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     """All dimensions of the weight (``outer``)."""
-    return (-1,) if first else (-2,)
+    return ((-1, -1),) if first else ((-2, -1),)
 
 
-def of_entries(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
+def of_entries(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     """None that is known: entries of both are mixed (``kron``, ``cross``)."""
     return ()
+
+
+def _of_batches(a: Tensor, weight: Tensor) -> Pairs:
+    """The dimensions before those of the matrices, along which a product of matrices has its own weights."""
+    return () if a.dim() == 1 else tuple((-d, -d) for d in range(3, weight.dim() + 1) if weight.shape[-d] > 1)
 
 
 def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims: Dims = of_matrices) -> Tensor:
@@ -57,11 +67,38 @@ def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims
         return _mixed(here, compute, input, other)
     if constant.layout != torch.strided:
         constant = constant.to_dense()
+    if constant.dim() == 2 and compute is torch.matmul:
+        found = _convolution(here, a, constant.mT if left else constant, left, lambda: compute(input, other))
+        if found is not None:
+            return found
     if left and other.dim() == 2 and compute is torch.matmul:
         return apply_linear(here, Dense(), a, constant.mT, None, lambda: compute(input, other))
     forward = compute if left else lambda x, weight: compute(weight, x)
-    geometry = Contraction(forward, dims(left, a, constant))
+    shared = _of_batches(a, constant) if dims is of_matrices else ()
+    geometry = Contraction(forward, dims(left, a, constant), shared)
     return apply_linear(here, geometry, a, constant, None, lambda: compute(input, other))
+
+
+def _convolution(
+    here: Here, columns: Tensor, weight: Tensor, transposed: bool, compute: Callable[[], Tensor]
+) -> Tensor | None:
+    """Return the product of a matrix with the windows of an image as the convolution that it is, where it is one."""
+    windows = here.call.known.origins.of(columns).windows
+    if windows is None or windows.transposed is not transposed or windows.of._version != windows.version:
+        return None
+    call, geometry = here.call, windows.geometry
+    x = measured_input(here, windows.of) if call.options.measuring and here.record is not None else windows.of
+    with torch.set_grad_enabled(call.options.create_graph):
+        native = compute()
+    kernels = weight.reshape(len(weight), -1, *windows.kernel)
+    image = geometry.forward(x.detach().to("meta"), kernels.detach().to("meta"), None)
+    moves: Moves = (Reshaped(tuple(image.shape), tuple(image.flatten(2).shape)),)
+    moves += (Permuted((0, 2, 1)),) if transposed else ()
+    z = apply_linear(here, geometry, x, kernels, None, lambda: undone(moves, native.detach()))
+    linear_call = call.known.origins.of(z).linear_call
+    out = call.switch(native, reduce(lambda y, move: move(y), moves, z))
+    call.known.origins.note(out, Origin(linear_call=linear_call, moves=moves))
+    return out
 
 
 def _dots(here: Here, input: Tensor, other: Tensor) -> bool:
@@ -107,12 +144,15 @@ def contraction(dims: Dims, here: Here, *args: Any, **kwargs: Any) -> Tensor:
 
 def tensordot(here: Here, a: Tensor, b: Tensor, dims: Any = 2, **kwargs: Any) -> Tensor:
     """``tensordot``, which has what is left of the second behind what is left of the first."""
-    pair = isinstance(dims, (tuple, list)) and len(dims) == 2
-    summed = len(dims[1]) if pair and isinstance(dims[1], (tuple, list)) else 1 if pair else int(dims)
 
-    def of_what_is_left(first: bool, a: Tensor, weight: Tensor) -> tuple[int, ...]:
-        left = weight.dim() - summed
-        return tuple(range(-left, 0)) if first else tuple(range(left))
+    def of_what_is_left(first: bool, a: Tensor, weight: Tensor) -> Pairs:
+        if isinstance(dims, (tuple, list)) and len(dims) == 2:
+            its = dims[1 if first else 0]
+            summed = [d % weight.dim() for d in (its if isinstance(its, (tuple, list)) else [its])]
+        else:
+            summed = list(range(int(dims))) if first else list(range(weight.dim() - int(dims), weight.dim()))
+        left = [d for d in range(weight.dim()) if d not in summed]
+        return tuple((place - len(left) if first else place, d) for place, d in enumerate(left))
 
     return contracted(here, a, b, lambda x, y: here.func(x, y, dims, **kwargs), of_what_is_left)
 
@@ -123,14 +163,20 @@ def added(compute: Bilinear, dims: Dims = of_matrices) -> Callable[..., Tensor]:
     def handler(here: Here, *args: Any, beta: Any = 1, alpha: Any = 1, **kwargs: Any) -> Tensor:
         (start, first, second), _ = _operands(3, args, kwargs)
         layer = here.active(first) and not here.active(second) and second.dim() == 2 and is_weight(here, second)
-        if layer and beta == 1 and alpha == 1 and not here.active(start) and compute is torch.matmul:
+        bias = not here.active(start) and start.dim() == 1 and is_weight(here, start)
+        if layer and bias and beta == 1 and alpha == 1 and compute is torch.matmul:
             return apply_linear(here, Dense(), first, second.mT, start, lambda: here.func(start, first, second))
         if not (here.active(first) or here.active(second)):
             z = compute(first, second)
         else:
             z = contracted(here, first, second, compute, dims)
         shift = torch.zeros((), dtype=z.dtype, device=z.device) if beta == 0 else beta * start  # NaN * 0 is none
-        z = alpha * z
+        if alpha != 1:
+            found = _behind(here, z, lambda y: alpha * y, (alpha, None), ())
+            z = alpha * z if found is None else found
+        found = _behind(here, z, lambda y: shift + y, (None, shift), (start,)) if here.active(z) else None
+        if found is not None:
+            return found
         if (
             here.factors is not None
             and here.active(shift)
@@ -141,6 +187,15 @@ def added(compute: Bilinear, dims: Dims = of_matrices) -> Callable[..., Tensor]:
         return combined(here, shift + z, [(part, 1.0) for part in (shift, z)])
 
     return handler
+
+
+def _behind(
+    here: Here, z: Tensor, compute: Callable[[Tensor], Tensor], constants: Constants, made_of: Sequence[Any]
+) -> Tensor | None:
+    """Return what scales or shifts ``z``, the output of a linear call that this very operation made, as part of it."""
+    found = folded(here, z, compute, lambda: constants, made_of)
+    here.folds = False  # what it takes is its input
+    return found
 
 
 def _summed(first: Tensor, second: Tensor) -> Tensor:
@@ -174,18 +229,21 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     whole, weight = _one_weight(equation, tensors, active.index(True))
     operands_of, _, right = whole.partition("->")
     own, names = operands_of.split(",")
-    before = right.partition("...")[0]  # what the dots stand for is counted from neither end
-    dims = tuple(
-        right.index(x) - (0 if x in before and "..." in right else len(right))
-        for x in right
-        if x.isalpha() and x in names and x not in own
-    )
+    pairs = [(_place(x, right), _place(x, names), x in own) for x in right if x.isalpha() and x in names]
 
     def contracting(x: Tensor, w: Tensor) -> Tensor:
         return torch.einsum(whole, x, w)
 
-    geometry = Contraction(contracting, dims)
+    alone, shared = (tuple((d, at) for d, at, both in pairs if both is wanted) for wanted in (False, True))
+    geometry = Contraction(contracting, alone, shared)
     return apply_linear(here, geometry, a, weight, None, lambda: torch.einsum(equation, *tensors))
+
+
+def _place(letter: str, names: str) -> int:
+    """Return the dimension that a letter names, counted from the end that no dots lie before."""
+    dots = "..." in names
+    first = names.index(letter)
+    return first if dots and first < names.index("...") else first - len(names)
 
 
 def _one_weight(equation: str, tensors: Sequence[Tensor], position: int) -> tuple[str, Tensor]:
@@ -232,6 +290,9 @@ def bilinear(here: Here, input1: Tensor, input2: Tensor, weight: Tensor, bias: T
         z = here.func(*factors, None)
     if bias is None:
         return z
+    found = _behind(here, z, lambda y: y + bias, (None, bias), (bias,))
+    if found is not None:
+        return found
     here.absorbs(*(part for part in (z, bias) if not here.active(part)))
     return z + bias
 
@@ -242,7 +303,7 @@ def _by_sample(here: Here, a: Tensor, weight: Tensor, compute: Callable[[], Tens
     def forward(x: Tensor, mixing: Tensor) -> Tensor:
         return (mixing @ x.unsqueeze(-1)).squeeze(-1)
 
-    return apply_linear(here, Contraction(forward, (-1,)), a, weight, None, compute)
+    return apply_linear(here, Contraction(forward, ((-1, -2),)), a, weight, None, compute)
 
 
 # The rows ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Handlers of linear maps with parameters, and of the batch norm that may be folded into one."""
+"""Handlers of linear maps with parameters, and of batch norm; see ``folding`` for how the two are one map."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from relprop.errors import InputError
-from relprop.operations.normalization import over_batch
+from relprop.operations.normalization import normalized, over_batch
 from relprop.operations.products import product
 from relprop.operations.rows import Rows, weighted
 from relprop.propagation.call.autograd_functions import Linear, apply
@@ -20,7 +20,7 @@ from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
 from relprop.propagation.facts.origins import Origin
-from relprop.propagation.math.linear_map import Affine, Convolution, Dense, Geometry, same_padding
+from relprop.propagation.math.linear_map import Convolution, Dense, Geometry, same_padding
 from relprop.propagation.math.numerics import per_channel, safe
 
 
@@ -46,9 +46,7 @@ def apply_linear(
         call.trace.linear.append(call.place[0])
         if a.is_complex() or weight.is_complex():
             return _complex(here, compute())
-        linear_call = LinearCall(
-            call, here.choice, Affine(geometry), a, (weight, bias), here.given.get(id(a)), here.operation
-        )
+        linear_call = LinearCall(call, here.choice, geometry, a, (weight, bias), here.given.get(id(a)), here.operation)
         linear_call.record = here.record
     here.declared = declares_nothing  # the linear call declares what its rule absorbs
     if linear_call.nonnegative:
@@ -169,20 +167,6 @@ def _layer(
     return z if bias is None else z + geometry.shift(bias, z)
 
 
-def is_weight(here: Here, tensor: Tensor) -> bool:
-    """Say whether a factor of a matrix product is a weight: what the model owns, trained or not, or was made of that.
-
-    It owns its parameters, its buffers and the tensors that its modules hold as attributes. What is given to it is
-    data, and so is what was made from that; whether a tensor asks for a gradient decides nothing.
-    """
-    call = here.call
-    return (
-        call.known.protected.holds(tensor)
-        or call.known.origins.is_weight(tensor)
-        or (isinstance(tensor, nn.Parameter) and not call.known.origins.is_data(tensor))
-    )
-
-
 # Batch norm ------------------------------------------------------------------------------------
 
 
@@ -238,45 +222,19 @@ def _batch_norm(
     eps: float,
 ) -> Tensor:
     """Run a batch norm: folded into the linear map before it where the two are one linear map."""
-    call = here.call
-    origin = call.known.origins.of(input)
-    if not call.way.explains and (training or origin.linear_call is None):
-        consumed(here, input)
-        return compute(input)
+    explains = here.call.way.explains
     if training or running_mean is None or running_var is None:
-        consumed(here, input)
         here.note("not folded: batch statistics")
-        return over_batch(here, input, weight, bias, eps, compute(input))
-    linear_call = call.known.origins.of(input).linear_call
-    if (
-        linear_call is None
-        or (here.choice.filter is not None and not here.choice.filter.by_output_alone)
-        or not _foldable(here, linear_call, input, (running_mean, running_var, weight, bias))
-    ):
-        consumed(here, input)
-        if not call.way.explains:
-            return compute(input)
-        here.note("not folded")
-        here.by_autograd()
-        return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
-    assert linear_call.a is not None
-    parameters = (*linear_call.parameters, weight, bias, running_mean, running_var)
-    folded = linear_call.folded(Affine(linear_call.affine.geometry, eps), parameters)
-    folded.record = here.account = linear_call.record
-    here.declared = declares_nothing  # the linear call declares what its rule absorbs
-    if here.record is not None and linear_call.record is not None:
-        here.by_autograd()
-        here.note("folded into the layer above")
-        linear_call.record.notes.append("batch norm folded")
-    out = apply(Linear, folded, lambda: compute(input.detach()), linear_call.a, *parameters)
-    linear_call.superseded = True
-    if call.trace.recording:
-        linear_call.node, folded.node = None, out.grad_fn
-    call.known.origins.note(out, Origin(linear_call=folded))
-    folded.ran(out)
-    here.watchers = linear_call.watchers
-    here.filters = [linear_call.choice.filter]
-    return out
+        native = compute(input)
+        return over_batch(here, input, weight, bias, eps, native) if explains else native
+    found = normalized(here, compute, input, running_mean, running_var, weight, bias, eps)
+    if found is not None:
+        return found
+    if not explains:
+        return compute(input)
+    here.note("not folded")
+    here.by_autograd()
+    return _unfolded(here, input, compute(input), per_channel(torch.rsqrt(running_var + eps), input), weight)
 
 
 def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor | None) -> Tensor:
@@ -301,23 +259,6 @@ def _unfolded(here: Here, x: Tensor, out: Tensor, scale: Tensor, weight: Tensor 
 
     here.declared = declared
     return found
-
-
-def _foldable(here: Here, linear_call: LinearCall, z: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
-    return (
-        linear_call.affine.epsilon is None
-        and linear_call.affine.geometry.folds(z)
-        and linear_call.given is not None
-        and linear_call.given._version == linear_call.version
-        and not any(here.active(parameter) for parameter in parameters)
-    )
-
-
-def consumed(here: Here, z: Tensor) -> None:
-    """Note that something other than a ReLU takes the output of a linear call."""
-    linear_call = here.call.known.origins.of(z).linear_call
-    if linear_call is not None:
-        linear_call.consumers.append(False)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -5,13 +5,14 @@ The mean is linear and needs nothing; the standard deviation is what the Norm ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relprop.operations.folding import folded
 from relprop.operations.products import passed_on, whole
 from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
@@ -68,6 +69,30 @@ def over_batch(
         return native
     x = standardized(here, input, [0, *range(2, input.dim())], eps)
     return with_channels(here, native, x, weight, bias)
+
+
+def normalized(
+    here: Here,
+    compute: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor | None:
+    """Return ``x`` normalised by running statistics, as part of the linear map before it; None where it is not.
+
+    ``s = weight / sqrt(variance + eps)`` scales it, and ``bias - s mean`` shifts it.
+    """
+
+    def scale_and_shift() -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(variance + eps)
+        scale = scale if weight is None else weight * scale
+        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        return per_channel(scale, x), per_channel(shift, x)
+
+    return folded(here, x, compute, scale_and_shift, made_of=(mean, variance, weight, bias))
 
 
 def layer_norm(
@@ -133,8 +158,11 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.instance_norm``."""
-    native: Tensor = here.func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
+
+    def compute(x: Tensor) -> Tensor:
+        return here.func(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)  # type: ignore[no-any-return]
+
+    return _instance_norm(here, compute, input, running_mean, running_var, weight, bias, use_input_stats, eps)
 
 
 def torch_instance_norm(
@@ -150,15 +178,20 @@ def torch_instance_norm(
     cudnn_enabled: bool,
 ) -> Tensor:
     """``torch.instance_norm``, which takes the same tensors in another order."""
-    statistics = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
-    native: Tensor = here.func(input, weight, bias, *statistics)
-    return _instance_norm(here, native, input, weight, bias, use_input_stats, eps)
+
+    def compute(x: Tensor) -> Tensor:
+        statistics = (running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+        return here.func(x, weight, bias, *statistics)  # type: ignore[no-any-return]
+
+    return _instance_norm(here, compute, input, running_mean, running_var, weight, bias, use_input_stats, eps)
 
 
 def _instance_norm(
     here: Here,
-    native: Tensor,
+    compute: Callable[[Tensor], Tensor],
     input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     use_input_stats: bool,
@@ -166,10 +199,16 @@ def _instance_norm(
 ) -> Tensor:
     """Return the native value of instance norm, as it is explained; by running statistics it is affine."""
     if not here.call.way.explains:
-        return native
+        return compute(input)
     if not use_input_stats:
-        here.by_autograd()
-        return native
+        assert running_mean is not None
+        assert running_var is not None
+        found = normalized(here, compute, input, running_mean, running_var, weight, bias, eps)
+        if found is None:
+            here.by_autograd()
+            found = compute(input)
+        return found
+    native = compute(input)
     x = standardized(here, input, range(2, input.dim()), eps)
     return with_channels(here, native, x, weight, bias)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from relprop.operations import softmax_by_hand
+from relprop.operations.folding import folded
 from relprop.operations.rows import Rows, rows, weighted
 from relprop.propagation.call import relus
 from relprop.propagation.call.operation_call import Here, declares_nothing
@@ -81,7 +82,8 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
         return found
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
-        return scaled(here, x, factor, here.func(input, other))
+        found = folded(here, x, lambda y: torch.mul(y, factor), lambda: (factor, None), (factor,))
+        return scaled(here, x, factor, here.func(input, other)) if found is None else found
     found = _activation(here, input, other)
     if found is not None:
         return found
@@ -99,6 +101,10 @@ def divide(here: Here, input: Any, other: Any) -> Tensor:
         divisor = denominator(here, other)
         out: Tensor = here.func(input, divisor)
         return out if here.active(divisor) or not here.active(input) else passed_on(here, input, out)
+    if isinstance(other, Tensor) or other:
+        found = folded(here, input, lambda x: here.func(x, other), lambda: (1 / other, None), (other,))
+        if found is not None:
+            return found
     here.declared = declares_nothing
     return scaled(here, input, 1.0, here.func(input, other))
 

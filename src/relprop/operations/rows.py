@@ -161,7 +161,9 @@ def activation(
     )
 
 
-def view(*names: str, handler: Handler, keeps: Keeps, difference: Difference, ids: Ids) -> Rows:
+def view(
+    *names: str, handler: Handler, keeps: Keeps, difference: Difference, ids: Ids, spaces: Sequence[Any] = SPACES
+) -> Rows:
     """What moves values of its first argument, or drops some: no value becomes another."""
     return declared(
         *names,
@@ -181,6 +183,7 @@ def view(*names: str, handler: Handler, keeps: Keeps, difference: Difference, id
         truth=Truth.KEEPS if ids is Ids.COPIES else Truth.NOTHING,
         composite=False,
         deterministic=True,
+        spaces=spaces,
     )
 
 

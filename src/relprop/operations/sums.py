@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations.folding import folded
 from relprop.operations.products import scaled
 from relprop.operations.rows import Rows, affine, rows
 from relprop.propagation.call import relus
@@ -40,7 +41,8 @@ def rsub(here: Here, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 
 def neg(here: Here, input: Tensor) -> Tensor:
     """``-input``."""
-    return scaled(here, input, -1.0, here.func(input))
+    found = folded(here, input, torch.neg, lambda: (-1.0, None), ())
+    return scaled(here, input, -1.0, here.func(input)) if found is None else found
 
 
 def factor(here: Here, input: Tensor) -> Tensor:
@@ -50,6 +52,9 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     here.by_autograd()
+    found = _shifted(here, first, second, alpha)
+    if found is not None:
+        return found
     terms = [(first, 1.0), (second, alpha)]
     held = _held(here, first, second)
     if held is not None:
@@ -64,6 +69,18 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
         here.call.known.formulas.shift(out, here.original(first), here.original(second))
     return out
+
+
+def _shifted(here: Here, first: Any, second: Any, alpha: float) -> Tensor | None:
+    """Return ``first + alpha second`` where one is the output of a linear map, which the other, a constant, shifts."""
+    if not here.active(second):
+        return folded(
+            here, first, lambda x: torch.add(x, second, alpha=alpha), lambda: (None, alpha * second), (second,)
+        )
+    if here.active(first):
+        return None
+    before, scale = torch.as_tensor(first), None if alpha == 1 else alpha
+    return folded(here, second, lambda x: torch.add(before, x, alpha=alpha), lambda: (scale, first), (first,))
 
 
 def _held(here: Here, first: Any, second: Any) -> int | None:

@@ -6,13 +6,25 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.operations.rows import Rows, affine, declared, joins, rows, view, without_rule
 from relprop.operations.sums import total
 from relprop.propagation.call import relus
 from relprop.propagation.call.operation_call import Here, native
-from relprop.propagation.facts.inheritance import Keeps, Values, averaged_terms, by_entry, copied, moved, of, of_all
+from relprop.propagation.facts.inheritance import (
+    Keeps,
+    Values,
+    averaged_terms,
+    by_entry,
+    copied,
+    moved,
+    of,
+    of_all,
+    permuted,
+    unfolded,
+)
 from relprop.propagation.facts.operation import (
     Difference,
     Excitation,
@@ -119,6 +131,18 @@ def _moves(*names: str) -> Rows:
     return view(*names, handler=native, keeps=of_all(moved), difference=Difference.MOVES, ids=Ids.MOVES)
 
 
+def _permutes(*names: str) -> Rows:
+    """Dimensions in another order."""
+    return [
+        row
+        for name in names
+        for row in view(
+            name, handler=native, keeps=permuted(getattr(Tensor, name, None) or getattr(torch, name)),
+            difference=Difference.MOVES, ids=Ids.MOVES,
+        )
+    ]  # fmt: skip
+
+
 def _drops(*names: str, deterministic: bool) -> Rows:
     """What drops entries at random: a draw is no view of an exponential."""
     return rows(
@@ -187,16 +211,21 @@ ROWS: Rows = [
         "atleast_3d",
     ),
     *_moves(
-        "imag", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "cfloat",
-        "cdouble", "chalf", "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud", "rot90",
-        "narrow", "select", "index_select", "gather", "take", "take_along_dim", "masked_select", "unfold", "diagonal",
+        "imag", "cfloat", "cdouble", "chalf", "repeat", "tile", "repeat_interleave", "roll", "flip", "fliplr", "flipud",
+        "rot90", "narrow", "select", "index_select", "gather", "take", "take_along_dim", "masked_select", "diagonal",
         "diag", "diagflat", "diag_embed", "tril", "triu", "__getitem__", "__reversed__", "pixel_shuffle",
         "pixel_unshuffle", "channel_shuffle", "fftshift", "ifftshift", "view_as_real", "view_as_complex",
         "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "split_with_sizes", "diagonal_copy", "narrow_copy",
-        "permute_copy", "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "t_copy",
-        "transpose_copy", "unbind_copy", "unfold_copy", "view_as_real_copy", "slice_inverse", "sparse_coo_tensor",
-        "coalesce", "to_sparse", "to_sparse_coo", "to_sparse_csr", "_pack_padded_sequence",
+        "select_copy", "slice_copy", "split_copy", "split_with_sizes_copy", "unbind_copy", "unfold_copy",
+        "view_as_real_copy", "slice_inverse", "sparse_coo_tensor", "coalesce", "to_sparse", "to_sparse_coo",
+        "to_sparse_csr", "_pack_padded_sequence",
     ),
+    *view("unfold", spaces=(Tensor, torch._C._VariableFunctions), handler=native, keeps=of_all(moved),
+          difference=Difference.MOVES, ids=Ids.MOVES),
+    *view("unfold", "im2col", spaces=(F, torch._C._nn), handler=native, keeps=unfolded, difference=Difference.MOVES,
+          ids=Ids.MOVES),
+    *_permutes("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "permute_copy",
+               "t_copy", "transpose_copy"),
     *_reshapes_in_place(
         "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", ids=Ids.MOVES
     ),
@@ -207,7 +236,8 @@ ROWS: Rows = [
           ids=Ids.LOSES),
     *view("topk", "sort", "msort", handler=native, keeps=of_all(moved), difference=Difference.UNCOVERED,
           ids=Ids.LOSES),
-    *(_property(name, of_all(moved)) for name in ("T", "mT", "H", "mH", "imag")),
+    *(_property(name, permuted(getattr(Tensor, name).__get__)) for name in ("T", "mT", "H", "mH")),
+    _property("imag", of_all(moved)),
     _property("real", copied),
     *_drops("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", deterministic=True),
     *_drops("native_dropout", deterministic=False),

@@ -20,6 +20,8 @@ from relprop.rules.selection import Selection
 from relprop.tables import html_table, shape_text, text_table
 from relprop.targets import reading
 
+_FOLDED = "folded into the layer above"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -32,7 +34,7 @@ class Row:
         rule: as it prints; empty where autograd's own backward is the rule.
         default: no entry of the registry chose it.
         covered: False where no rule is known for the operation.
-        notes: "a >= 0", "batch norm folded", "not folded", "50 times" (in the steps of a recurrent layer), ...
+        notes: "a >= 0", "batch norm folded", "not folded", "50 times" (steps of a recurrent layer), ...
     """
 
     name: str
@@ -48,8 +50,8 @@ class Row:
 
     @property
     def folded(self) -> bool:
-        """The call is a linear map that a batch norm was folded into, or that batch norm."""
-        return "batch norm folded" in self.notes or "folded into the layer above" in self.notes
+        """The call is a linear map that something behind it was folded into, or is what was folded."""
+        return any(note == _FOLDED or note.endswith(" folded") for note in self.notes)
 
     @property
     def nonnegative(self) -> bool:
@@ -129,11 +131,11 @@ class Plan:
         return header, lines + [_module_line(module) for module in entered]
 
     def _summary(self) -> str:
-        folded = sum(row.kind == "batch_norm" and row.folded for row in self.rows)
+        folded = sum(_FOLDED in row.notes for row in self.rows)
         fast = sum(row.nonnegative for row in self.rows)
         missing = ", ".join(sorted({row.operation for row in self.uncovered})) or "none"
         return (
-            f"{len(self.rows)} calls; batch norms folded: {folded}; linear maps of inputs known to be >= 0: {fast}; "
+            f"{len(self.rows)} calls; folded into layers: {folded}; linear maps of inputs known to be >= 0: {fast}; "
             f"without a rule: {missing}"
         )
 

@@ -243,7 +243,7 @@ class Rules:
         (model): Sequential          1x3  1x2
         0: Linear            linear  1x3  1x2  => ZPlus(bias='absorb', stabilizer=1e-06)
         1: ReLU              relu    1x2  1x2  => autograd
-        2 calls; batch norms folded: 0; linear maps of inputs known to be >= 0: 0; without a rule: none
+        2 calls; folded into layers: 0; linear maps of inputs known to be >= 0: 0; without a rule: none
         """
         return make_plan(self.bind(model), model, inputs, target, **options)
 

@@ -153,7 +153,7 @@ def three_layers() -> nn.Sequential:
 
 HOOKS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "output doubled": (
-        lambda layer: layer.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda layer: layer.register_forward_hook(lambda module, args, out: torch.tensor(2.0) * out),
         lambda a: a,
         lambda z: 2 * z,
     ),
@@ -163,7 +163,7 @@ HOOKS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Tensor], Tensor], C
         lambda z: passing(F.silu, z, 0.5),
     ),
     "output written to": (
-        lambda layer: layer.register_forward_hook(lambda module, args, out: out.mul_(3)),
+        lambda layer: layer.register_forward_hook(lambda module, args, out: out.mul_(torch.tensor(3.0))),
         lambda a: a,
         lambda z: 3 * z,
     ),
@@ -289,7 +289,7 @@ def test_an_input_that_is_returned_and_one_that_is_an_argument_too(rule: str) ->
             settle(self)
 
         def forward(self, x: Tensor, constant: Tensor, scale: float = 1.0) -> Tensor:
-            return x + scale * self.layer(x) * constant  # type: ignore[no-any-return]
+            return x + torch.tensor(scale) * self.layer(x) * constant  # type: ignore[no-any-return]
 
     model, x = Skip(), random(3, 4)
     found = LRP(model, RULES[rule][0]).attribute(x, weigh, x, forward_kwargs={"scale": 2.0})

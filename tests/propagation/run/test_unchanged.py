@@ -197,7 +197,7 @@ class Raises(nn.Module):
         if self.armed == "forward":
             raise Trouble
         if self.armed == "backward":
-            x = x * 1.0
+            x = x.flip(1).flip(1)
             x.grad_fn.register_prehook(self._trip)
         return x
 

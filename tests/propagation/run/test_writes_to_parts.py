@@ -134,7 +134,7 @@ def rows_one_by_one(h: Tensor, x: Tensor) -> Tensor:
 
 @case(lambda h, x: 2 * h)
 def scale_a_view(h: Tensor, x: Tensor) -> Tensor:
-    h.view(3, 2, 3).mul_(2)
+    h.view(3, 2, 3).mul_(torch.tensor(2.0))  # of the moment: a number would be part of the layer
     return h
 
 
@@ -156,7 +156,7 @@ def a_view_made_before_the_write(h: Tensor, x: Tensor) -> Tensor:
 @case(lambda h, x: 2 * h + torch.cat([2 * h[:, 3:], 2 * h[:, :3]], 1))
 def a_view_read_after_the_base_was_written(h: Tensor, x: Tensor) -> Tensor:
     left, right = h[:, :3], h[:, 3:]
-    h.mul_(2)
+    h.mul_(torch.tensor(2.0))
     return h + torch.cat([right, left], 1)
 
 
@@ -190,7 +190,7 @@ def out_of_a_sum(h: Tensor, x: Tensor) -> Tensor:
 
 @case(lambda h, x: 3 * h)
 def out_over_the_input(h: Tensor, x: Tensor) -> Tensor:
-    torch.mul(h, 3, out=h)
+    torch.mul(h, torch.tensor(3.0), out=h)
     return h
 
 

@@ -21,7 +21,7 @@ from relprop.propagation.call.relus import comparisons, rectified, rectifiers
 from relprop.propagation.call.way import Choice, Way
 from relprop.propagation.facts.operation import Handler, Holds, Ids, Kind, Operation, Table
 from relprop.propagation.facts.saved import Saved
-from relprop.propagation.math.linear_map import Affine, Geometry, LinearMap
+from relprop.propagation.math.linear_map import Geometry, LinearMap
 from relprop.trees import tensors_in
 
 Backward = Callable[["UnitCall", Tensor], Tensor]
@@ -47,13 +47,13 @@ class UnitCall(LinearCall):
     def __init__(
         self,
         visit: Visit,
-        affine: Affine,
+        geometry: Geometry,
         a: Tensor,
         parameters: tuple[Tensor | None, ...],
         unit: str,
         weight_name: str,
     ) -> None:
-        super().__init__(visit.call, Choice(_Plain()), affine, a, parameters)
+        super().__init__(visit.call, Choice(_Plain()), geometry, a, parameters)
         self.visit, self.unit, self.weight_name = visit, unit, weight_name
         self.saw: tuple[Saved, Saved] | None = None
 
@@ -69,13 +69,13 @@ class UnitCall(LinearCall):
 
     def effective(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight and bias of the map, with its batch norm."""
-        return self.affine.resolve(self.parameters)
+        return self.geometry.folded(*self.parameters)  # type: ignore[arg-type]  # there is a weight
 
-    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> LinearCall:
+    def folded(self, parameters: tuple[Tensor | None, ...], by: Tensor | None) -> LinearCall:
         assert self.a is not None
-        norm = self.visit.names.of(parameters[4])[0].removesuffix(".running_mean")
+        norm = self.visit.names.of(by)[0].removesuffix(".running_mean")
         unit = f"{self.unit} with {norm or 'batch norm'}"
-        return UnitCall(self.visit, affine, self.a, parameters, unit, self.weight_name)
+        return UnitCall(self.visit, self.geometry, self.a, parameters, unit, self.weight_name)
 
     def ran(self, z: Tensor) -> None:
         if self.visit.recording:
@@ -160,7 +160,7 @@ class Visit(Way):
             unit = self._computed_unit(here.call, weight)
         if getattr(geometry, "transposed", False):
             unit += " transposed"
-        return UnitCall(self, Affine(geometry), a, parameters, unit, "" if view else name)
+        return UnitCall(self, geometry, a, parameters, unit, "" if view else name)
 
     def _computed_unit(self, call: Call, weight: Tensor) -> str:
         """Return the key of a weight that the model computes, as a parametrized one: one for all calls that use it."""

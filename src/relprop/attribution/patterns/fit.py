@@ -93,7 +93,7 @@ class _Fit:
         self._rectified: set[str] = set()
 
     def add(self, linear_call: UnitCall, a: Tensor, z: Tensor) -> None:
-        geometry = linear_call.affine.geometry
+        geometry = linear_call.geometry
         weight, bias = linear_call.effective()
         if linear_call.unit not in self.sums:
             self.sums[linear_call.unit] = Sums(geometry, weight, self.estimator)

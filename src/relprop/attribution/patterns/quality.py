@@ -152,7 +152,7 @@ class _Samples:
     def add(self, linear_call: UnitCall, a: Tensor, z: Tensor) -> None:
         if linear_call.unit not in self._chosen:
             return
-        geometry = linear_call.affine.geometry
+        geometry = linear_call.geometry
         weight, bias = linear_call.effective()
         if not self._fitted[linear_call.unit].fits(weight, bias):
             raise PatternError(

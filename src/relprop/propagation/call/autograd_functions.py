@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from relprop.propagation.math.linear_map import Affine
+from relprop.propagation.math.linear_map import Geometry
 from relprop.propagation.math.numerics import TAU
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ class Linear(Function):
         with torch._C.DisableTorchFunction():  # a backward may run inside the user's `attach` block
             a, z, *parameters = ctx.saved_tensors
             if not linear_call.call.explaining:
-                return None, None, *_derivatives(ctx, linear_call.affine, a, tuple(parameters), c)
-            weight, bias = linear_call.affine.resolve(tuple(parameters))
+                return None, None, *_derivatives(ctx, linear_call.geometry, a, tuple(parameters), c)
+            weight, bias = linear_call.geometry.folded(*parameters)
             layer = linear_call.layer(a, weight, bias)
             return None, None, linear_call.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
 
 
 def _derivatives(
-    ctx: Any, affine: Affine, a: Tensor, parameters: tuple[Tensor | None, ...], c: Tensor
+    ctx: Any, geometry: Geometry, a: Tensor, parameters: tuple[Tensor | None, ...], c: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Return the true derivatives of a linear map by its input and each of its parameters."""
     again = torch.is_grad_enabled()
@@ -63,8 +63,8 @@ def _derivatives(
         )
         origin = variables[0]
         assert origin is not None
-        weight, bias = affine.resolve(variables[1:])
-        z = affine.geometry.forward(origin, weight.to(c.dtype), bias)
+        weight, bias = geometry.folded(*variables[1:])  # type: ignore[arg-type]  # there is a weight
+        z = geometry.forward(origin, weight.to(c.dtype), bias)
         wanted = [tensor for tensor, need in zip(variables, needed, strict=True) if need and tensor is not None]
         found = iter(torch.autograd.grad(z, wanted, c, create_graph=again, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)

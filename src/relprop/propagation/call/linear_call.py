@@ -22,7 +22,8 @@ from relprop.propagation.call.returned import (
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.call.way import Choice, Zeros
 from relprop.propagation.facts.graph import Reach
-from relprop.propagation.math.linear_map import Affine, LinearMap
+from relprop.propagation.facts.moves import Moves
+from relprop.propagation.math.linear_map import Geometry, LinearMap
 from relprop.propagation.math.numerics import safe
 
 Watcher = Callable[[Tensor], None]
@@ -35,16 +36,16 @@ class LinearCall:
     """One linear call, with the rule chosen for it and what its input and its output are known to be.
 
     Attributes:
-        affine: the map the call applied.
-        a: the input (None once the forward is over: only a batch norm that follows asks for it).
+        geometry: how its weight acts on its input.
+        a: the input (None once the forward is over: only what is folded into the call asks for it).
         given: the input as the model holds it (``a`` itself, but where a report taps it).
-        parameters: the tensors of the call.
+        parameters: its weight and its bias, and by what its output channels are scaled and shifted behind them.
         nonnegative: the input is known to hold nothing below zero.
         consumers: for every seen call that took the output, whether it was a ReLU.
         node: its autograd node, where a plan is made and until the forward is over.
         reaches_zeros: relevance may arrive at outputs of zero.
-        superseded: a batch norm was folded into it, so that its plain output has no consumer but others'.
-        watchers: told of the outputs of a batch norm that was folded into this call.
+        superseded: what scales or shifts its output was folded into it: nothing else need take the plain output.
+        watchers: told of the outputs of what is folded into this call, each where its entries had moved so.
         key: where the call stands, and how many linear calls came before it.
         where: the place, as errors name it.
     """
@@ -53,7 +54,7 @@ class LinearCall:
         self,
         call: Call,
         choice: Choice,
-        affine: Affine,
+        geometry: Geometry,
         a: Tensor,
         parameters: tuple[Tensor | None, ...],
         given: Tensor | None = None,
@@ -61,7 +62,7 @@ class LinearCall:
     ) -> None:
         self.call = call
         self.choice = choice
-        self.affine = affine
+        self.geometry = geometry
         self.a: Tensor | None = a
         self.given: Tensor | None = a if given is None else given
         self.version = self.given._version
@@ -70,7 +71,7 @@ class LinearCall:
         self.where = Where(operation, *call.place)
         self.nonnegative = call.known.origins.of(a).nonnegative
         self.consumers: list[bool] = []
-        self.watchers: list[Watcher] = []
+        self.watchers: list[tuple[Moves, Watcher]] = []
         self.record: Record | None = None
         self.node: Any = None
         self.superseded = False
@@ -79,10 +80,27 @@ class LinearCall:
         call.linear_calls.append(self)
         check_precision(choice.rule, a.dtype)
 
-    def folded(self, affine: Affine, parameters: tuple[Tensor | None, ...]) -> LinearCall:
-        """Return what stands at this call and the batch norm behind it, one linear map."""
+    @property
+    def plain(self) -> bool:
+        """Say whether nothing is folded into it."""
+        return len(self.parameters) == 2
+
+    @property
+    def unchanged(self) -> bool:
+        """Say whether the input still is what it was when the call ran."""
+        return self.given is not None and self.given._version == self.version
+
+    def folded(self, parameters: tuple[Tensor | None, ...], by: Tensor | None) -> LinearCall:
+        """Return what stands at this call and what scales or shifts its output, which are one linear map.
+
+        Args:
+            parameters: of that map.
+            by: a constant by which it is scaled or shifted; it gives a map its name.
+        """
         assert self.a is not None
-        return LinearCall(self.call, self.choice, affine, self.a, parameters, operation=self.where.operation)
+        found = LinearCall(self.call, self.choice, self.geometry, self.a, parameters, self.given, self.where.operation)
+        found.version, found.where, found.watchers = self.version, self.where, self.watchers
+        return found
 
     def ran(self, z: Tensor) -> None:  # rules ask for the output when the coefficient arrives
         """Look at the output of the call."""
@@ -96,7 +114,7 @@ class LinearCall:
             cache = lambda change, tensor: keep.get((key, change), tensor, change)  # noqa: E731
         # Under autocast the call computed in half precision with weights it cast itself.
         return LinearMap(
-            self.affine.geometry,
+            self.geometry,
             a.detach(),
             weight if weight.dtype == a.dtype else weight.to(a.dtype),
             bias if bias is None or dtype == a.dtype else bias.to(a.dtype),
@@ -149,14 +167,15 @@ class LinearCall:
                 self.record.rule, self.record.default = repr(rule), False
 
     def effective_bias(self) -> Tensor | None:
-        """Return the bias of the map, with its batch norm; None where a batch norm took the call over."""
+        """Return the bias of the map, with all that is folded into it; None where that is another call's."""
         if self.superseded or not self.parameters:
             return None
-        return self.affine.resolve(self.parameters)[1]
+        return self.geometry.folded(*self.parameters)[1]  # type: ignore[arg-type]  # there is a weight
 
     def release(self) -> None:
         """Let go of what only the forward needed."""
-        self.a, self.given, self.node, self.parameters, self.watchers = None, None, None, (), []
+        self.a, self.given, self.node, self.parameters = None, None, None, ()
+        self.watchers = []
 
 
 def check_precision(rule: Any, dtype: torch.dtype) -> None:

@@ -44,6 +44,7 @@ class Here:
         filters: rules for the output besides the one that was chosen here.
         sends: its row is that of a filter alone, which sends on what it lets pass.
         watchers: are to be shown the output, once it is measured.
+        folds: it was folded into the linear call that made what it takes.
         factors: where it multiplies tensors that depend on the input, of how many such factors its terms are made.
     """
 
@@ -59,6 +60,7 @@ class Here:
     filters: list[Any] = field(default_factory=list)
     sends: bool = False
     watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
+    folds: bool = False
     factors: int | None = None
 
     @property

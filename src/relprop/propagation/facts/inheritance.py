@@ -24,13 +24,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relprop.propagation.facts.origins import NOTHING, Origin, Origins, Powers
+from relprop.propagation.facts.moves import Reshaped, order_of
+from relprop.propagation.facts.origins import NOTHING, Origin, Origins, Powers, Windows
+from relprop.propagation.math.linear_map import Convolution
 from relprop.trees import tensors_in
 
 Args = tuple[Any, ...]
@@ -118,8 +120,22 @@ def note_inherited(origins: Origins, out: Any, origin: Origin, active: Sequence[
             found = found._replace(factors=factors)
         if found.powers and any(tensor.shape != x.shape for x in active):
             found = found._replace(powers=())
-        linear_call = origins.linear_call_of(tensor)
-        origins.note(tensor, found if linear_call is None else found._replace(linear_call=linear_call))
+        made = origins.of(tensor)  # by its handler, or before: some operations return what they are given
+        if made.linear_call is not None:
+            found = found._replace(linear_call=made.linear_call, moves=made.moves)
+        elif found.linear_call is not None or (found.windows is not None and origins.of(active[0]).windows is not None):
+            found = _in_its_shape(origins, found, tensor, active[0]) if tensor is out else found.elsewhere
+        origins.note(tensor, found)
+
+
+def _in_its_shape(origins: Origins, found: Origin, tensor: Tensor, x: Tensor) -> Origin:
+    """Return what is known of a tensor that holds what ``x`` does: all of it, or it is no moved output of a call."""
+    if tensor.numel() != x.numel():
+        return found._replace(linear_call=None, moves=(), windows=None)
+    before = origins.of(x)
+    if tensor.shape == x.shape or (found.moves, found.windows) != (before.moves, before.windows):
+        return found
+    return found._replace(moves=(*found.moves, Reshaped(tuple(x.shape), tuple(tensor.shape))), windows=None)
 
 
 # Policies --------------------------------------------------------------------------------------
@@ -215,7 +231,39 @@ def of_active(policy: Policy) -> Keeps:
 
 def copied(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
     """Of the same shape, the output is the same tensor once more."""
-    return origins.with_itself(active[0])._replace(linear_call=None)
+    return origins.with_itself(active[0])
+
+
+def permuted(function: Callable[..., Any]) -> Keeps:
+    """Return what is kept by a function that has the dimensions of a tensor in another order."""
+    moving = of_all(moved)
+
+    def keeps(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
+        found, before = moving(origins, active, args, kwargs), origins.of(active[0])
+        if before.linear_call is None and before.windows is None:
+            return found
+        order = order_of(function, active[0], args, kwargs)
+        if before.linear_call is not None:
+            return found._replace(linear_call=before.linear_call, moves=(*before.moves, order))
+        assert before.windows is not None
+        turned = replace(before.windows, transposed=not before.windows.transposed)
+        return found._replace(windows=turned if order.dims == (0, 2, 1) else None)
+
+    return keeps
+
+
+def unfolded(origins: Origins, active: Sequence[Tensor], args: Args, kwargs: Kwargs) -> Origin:
+    """The windows of an image, in columns: a product with a matrix is a convolution."""
+    windows = _windows(*args, **kwargs)
+    return of_all(moved)(origins, active, args, kwargs)._replace(windows=windows)
+
+
+def _windows(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Windows | None:
+    if input.dim() != 4:
+        return None
+    kernel, *steps = (tuple(x) if isinstance(x, Sequence) else (x, x) for x in (kernel_size, stride, padding, dilation))
+    stride, padding, dilation = steps
+    return Windows(input, input._version, kernel, Convolution(stride, padding, dilation, output_padding=(0, 0)))
 
 
 # Functions of one tensor -----------------------------------------------------------------------

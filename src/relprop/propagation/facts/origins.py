@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from relprop.propagation.facts.moves import Moves
+from relprop.propagation.math.linear_map import Convolution
 
 if TYPE_CHECKING:
     from relprop.propagation.call.linear_call import LinearCall
@@ -19,13 +23,31 @@ _ANCESTORS = 32
 """Of how many tensors before it a tensor is remembered to be a function."""
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The windows that a convolution would look at, one a column, or one a row where it is ``transposed``.
+
+    Attributes:
+        of: the tensor they were taken from, as it was in ``version``.
+        kernel: the size of a window.
+        geometry: the convolution.
+    """
+
+    of: Tensor
+    version: int
+    kernel: tuple[int, ...]
+    geometry: Convolution
+    transposed: bool = False
+
+
 class Origin(NamedTuple):
     """What is known of one tensor; true as long as the tensor's version is ``version``.
 
     What an operation keeps of it says :mod:`relprop.propagation.facts.inheritance`.
 
     Attributes:
-        linear_call: the linear call whose output it exactly is.
+        linear_call: the linear call whose output it exactly is, but for moves.
+        moves: how the entries of that output were moved.
         low, high: no entry lies outside.
         gate: it opens and shuts what it multiplies, and is constant as a factor of that.
         held: it is a gate times a constant of its shape, which is no scale but a signal that is let through.
@@ -33,11 +55,13 @@ class Origin(NamedTuple):
         factors: how many active factors its terms are products of.
         powers: the tensors of which it is a function, entry by entry, by their autograd nodes; each with the power
             of it that it is a constant multiple of, 0 for any other function.
+        windows: of which tensor it holds the windows of a convolution, in columns.
         spread: the sum of the sizes of the differences it was added up from (for RevealCancel).
     """
 
     version: int = 0
     linear_call: LinearCall | None = None
+    moves: Moves = ()
     low: float = -math.inf
     high: float = math.inf
     gate: bool = False
@@ -45,6 +69,7 @@ class Origin(NamedTuple):
     shifted: bool = False
     factors: int = 1
     powers: Powers = ()
+    windows: Windows | None = None
     spread: Tensor | None = None
 
     @property
@@ -55,7 +80,7 @@ class Origin(NamedTuple):
     @property
     def elsewhere(self) -> Origin:
         """Return what stays true of a part of it."""
-        return self._replace(linear_call=None, held=False, shifted=False, powers=())
+        return self._replace(linear_call=None, moves=(), windows=None, held=False, shifted=False, powers=())
 
 
 NOTHING = Origin()
@@ -71,29 +96,42 @@ class Mask:
     above: bool
 
 
+class Source(Enum):
+    """Of what a constant was made."""
+
+    MODEL = "what the model owns"
+    MODEL_AND_MORE = "what the model owns, and tensors that it makes as it runs, which may be as long as a batch"
+    DATA = "what the model is given"
+
+
 class Origins:
     """The origins of the tensors of one call, held as long as the tensors live."""
 
     def __init__(self) -> None:
         self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._weights: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._sources: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def note_weight(self, tensor: Tensor) -> None:
-        """Remember a constant that was made from what the model owns."""
-        self._weights[tensor] = True
+    def note_weight(self, tensor: Tensor, alone: bool = True) -> None:
+        """Remember a constant that was made from what the model owns, of that alone or with other tensors."""
+        self._sources[tensor] = Source.MODEL if alone else Source.MODEL_AND_MORE
 
     def note_data(self, tensor: Tensor) -> None:
         """Remember a constant that was given to the model, or made from what was."""
-        self._weights[tensor] = False
+        self._sources[tensor] = Source.DATA
+
+    def source(self, tensor: Tensor) -> Source | None:
+        """Return of what a constant was made, where that is known."""
+        found: Source | None = self._sources.get(tensor)
+        return found
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Say whether a constant was made from what the model owns, and from nothing that was given to it."""
-        return bool(self._weights.get(tensor, False))
+        return self.source(tensor) in (Source.MODEL, Source.MODEL_AND_MORE)
 
     def is_data(self, tensor: Tensor) -> bool:
         """Say whether a constant was given to the model, or made from what was."""
-        return self._weights.get(tensor, True) is False
+        return self.source(tensor) is Source.DATA
 
     def note_mask(self, tensor: Tensor, mask: Mask) -> None:
         """Remember a mask."""
@@ -117,10 +155,12 @@ class Origins:
             origin = self._known.get(_before_hook(tensor))
         return origin if origin is not None and origin.version == tensor._version else NOTHING
 
-    def linear_call_of(self, tensor: Tensor) -> LinearCall | None:
-        """Return the linear call that has just made the tensor."""
-        origin: Origin | None = self._known.get(tensor)
-        return origin.linear_call if origin is not None and origin.version == tensor._version else None
+    def forget_linear_call(self, tensor: Tensor) -> None:
+        """Let nothing be folded into the linear call that made a tensor by way of this one."""
+        origin = self.of(tensor)
+        if origin.linear_call is not None:
+            origin.linear_call.consumers.append(False)
+            self.note(tensor, origin._replace(linear_call=None, moves=()))
 
     def with_itself(self, tensor: Tensor) -> Origin:
         """Return what is known of the tensor, among whose powers is its own first."""
@@ -137,7 +177,7 @@ class Origins:
             self._known[tensor] = origin if origin.version == version else origin._replace(version=version)
 
     def clear(self) -> None:
-        self._known, self._weights = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+        self._known, self._sources = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._masks = WeakTensorKeyDictionary()
 
 

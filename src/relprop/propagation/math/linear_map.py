@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +52,27 @@ class Geometry(ABC):
         """Say whether dimension 0 of the input or output ``z`` counts samples."""
         return z.dim() > 1
 
-    def folds(self, z: Tensor) -> bool:
-        """Say whether dimension 1 of the output ``z`` holds the output channels of a batch."""
-        return False
+    # Constants of the output channels, by which what scales and shifts the output is part of the map ------
+
+    def weight_dims(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the output ``z`` that the weight has, so that constants along them fold into it."""
+        return tuple(d % z.dim() for d in self.output_channels(z))
+
+    def constants(self, numbers: Tensor, z: Tensor) -> Tensor:
+        """Return numbers, one for every entry along :meth:`weight_dims`, in the shape of a bias."""
+        return numbers
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """Return the weight with every output channel multiplied by its entry of ``scale``."""
-        raise NotImplementedError(type(self).__name__)  # reached only where folds() says True
+        """Return the weight whose output is multiplied by ``scale``, which has the shape of a bias."""
+        raise NotImplementedError(type(self).__name__)
+
+    def folded(
+        self, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weight ``s W`` and the bias ``s b + t`` of the map whose output is scaled and shifted."""
+        if scale is not None:
+            weight, bias = self.scaled(weight, scale), None if bias is None else scale * bias
+        return weight, bias if shift is None else shift if bias is None else bias + shift
 
     # Channels that are alike: where every weight of a map is 1, one of each group of them is enough ---
 
@@ -109,9 +124,6 @@ class Dense(Geometry):
 
     def ones(self, like: Tensor) -> Tensor:
         return torch.ones_like(like[:1] if like.dim() > 1 else like)
-
-    def folds(self, z: Tensor) -> bool:
-        return z.dim() == 2
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight * scale[:, None]
@@ -195,9 +207,6 @@ class Convolution(Geometry):
     def output_channels(self, z: Tensor) -> tuple[int, ...]:
         return (1,) if self.has_batch(z) else (0,)
 
-    def folds(self, z: Tensor) -> bool:
-        return self.has_batch(z)
-
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         if not self.transposed:
             return weight * scale.reshape(-1, *(1,) * (self.dimensions + 1))
@@ -267,15 +276,23 @@ class Convolution(Geometry):
         return F.pad(a, [side for added in reversed(self.extra) for side in (0, added)])
 
 
+Pairs: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Dimensions of an output, each with the dimension of a weight that it is."""
+
+
 @dataclass(frozen=True)
 class Contraction(Geometry):
     """Any other product of an input with a parameter: ``matmul``, ``einsum``, ``addmm`` and their kin.
 
-    ``dims`` are the dimensions of the output that only the weight has.
+    Attributes:
+        product: what is linear in each of the two.
+        dims: the dimensions of the output that only the weight has, each with that of the weight that it is.
+        shared: likewise those that both have.
     """
 
     product: Callable[[Tensor, Tensor], Tensor]
-    dims: tuple[int, ...] = ()
+    dims: Pairs = ()
+    shared: Pairs = ()
     layer_type = nn.Linear
     has_units = False
 
@@ -294,7 +311,20 @@ class Contraction(Geometry):
         return torch.ones_like(like)
 
     def output_channels(self, z: Tensor) -> tuple[int, ...]:
-        return self.dims
+        return tuple(d for d, _ in self.dims)
+
+    def weight_dims(self, z: Tensor) -> tuple[int, ...]:
+        return tuple(sorted(d % z.dim() for d, _ in (*self.dims, *self.shared)))
+
+    def constants(self, numbers: Tensor, z: Tensor) -> Tensor:
+        dims = self.weight_dims(z)
+        return numbers.reshape([size if d in dims else 1 for d, size in enumerate(z.shape)])
+
+    def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
+        dims = {at % weight.dim(): d % scale.dim() for d, at in (*self.dims, *self.shared)}  # by that of the weight
+        first = [dims[at] for at in sorted(dims)]
+        ordered = scale.permute([*first, *(d for d in range(scale.dim()) if d not in first)])
+        return weight * ordered.reshape([scale.shape[dims[at]] if at in dims else 1 for at in range(weight.dim())])
 
 
 @dataclass(frozen=True)
@@ -304,8 +334,8 @@ class LinearMap:
     Attributes:
         geometry: how a weight acts on an input, which the functions below make use of.
         like: the input, of which only the shape, the type and the device count.
-        weight: the weight passed to the call, with a batch norm behind it folded in.
-        bias: the bias likewise, or None.
+        weight: the weight passed to the call, with what scales its output folded in.
+        bias: the bias likewise, with what shifts its output, or None.
         nonnegative_input: the input is known to hold nothing below zero.
         positive_output_only: no relevance arrives where ``z <= 0``.
         zeros_receive: relevance may arrive at outputs of exactly zero (given as ``z = tau``).
@@ -376,36 +406,6 @@ class LinearMap:
     def ones(self) -> Tensor:
         """Return a 1 for every input; broadcasts over the batch."""
         return self.geometry.ones(self.like)
-
-
-@dataclass(frozen=True)
-class Affine:
-    """Which map a call applied: its geometry, and the batch norm that was folded into it, if one was.
-
-    ``parameters`` below are the tensors of the call: weight, bias, and for a folded batch norm its
-    weight, bias, running mean and running variance.
-    """
-
-    geometry: Geometry
-    epsilon: float | None = None
-
-    def resolve(self, parameters: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return the weight and bias of the one linear map that the call was.
-
-        With batch norm: ``s = gamma / sqrt(var + eps)``, ``W' = s W``, ``b' = s (b - mean) + beta``.
-        """
-        weight, bias = parameters[:2]
-        assert weight is not None
-        if self.epsilon is None:
-            return weight, bias
-        gamma, beta, mean, variance = parameters[2:]
-        assert mean is not None
-        assert variance is not None
-        scale = torch.rsqrt(variance + self.epsilon)
-        if gamma is not None:
-            scale = gamma * scale
-        shift = scale * (-mean if bias is None else bias - mean)
-        return self.geometry.scaled(weight, scale), shift if beta is None else shift + beta
 
 
 def same_padding(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

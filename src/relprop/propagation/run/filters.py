@@ -34,6 +34,8 @@ def finished(here: Here, out: Any, args: Args, kwargs: Kwargs, given: tuple[Args
             out = map_tensors(partial(_behind, here, rule, inputs), out)
         if here.record is not None:
             out = measured_behind(here, out)
+        if here.folds and here.choice.filter is not None:
+            here.call.known.origins.forget_linear_call(out)
     return out
 
 

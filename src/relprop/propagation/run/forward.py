@@ -295,7 +295,7 @@ def _observe(passed: Forward, name: str, output: Any) -> None:
             passage.edges.append(get_gradient_edge(tensor))
             passage.values.append(call.known.saving.save(tensor if call.options.create_graph else tensor.detach()))
 
-    _watch(call, name, output, watch)
+    _watch(call, _first_tensor(name, output), watch)
 
 
 def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
@@ -324,17 +324,26 @@ def _condition(call: Call, name: str, output: Any, mask: ChannelMask) -> None:
 
         tensor.register_hook(keep)
 
-    _watch(call, name, output, watch)
+    tensor, origins = _first_tensor(name, output), call.known.origins
+    origin = origins.of(tensor)
+    if origin.linear_call is not None and not (origin.linear_call.plain and origin.moves == ()):
+        origins.forget_linear_call(tensor)  # it stands behind the layer: nothing is folded past it
+    _watch(call, tensor, watch)
 
 
-def _watch(call: Call, name: str, output: Any, watch: Callable[[Tensor], None]) -> None:
-    """Show a module's output to a watcher, and the batch norm that may yet be folded into it."""
+def _first_tensor(name: str, output: Any) -> Tensor:
+    """Return the first tensor of what a module returned."""
     tensors = tensors_in(output)
     if not tensors:
         raise InputError(
             f"Module {name!r} returned {type(output).__name__}, which holds no tensor to read relevance at."
         )
-    linear_call = call.known.origins.of(tensors[0]).linear_call
-    if linear_call is not None:
-        linear_call.watchers.append(watch)
-    watch(tensors[0])
+    return tensors[0]
+
+
+def _watch(call: Call, tensor: Tensor, watch: Callable[[Tensor], None]) -> None:
+    """Show a tensor to a watcher, and what stands for it where something is folded into the call that made it."""
+    origin = call.known.origins.of(tensor)
+    if origin.linear_call is not None:
+        origin.linear_call.watchers.append((origin.moves, watch))
+    watch(tensor)

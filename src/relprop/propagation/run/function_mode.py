@@ -11,11 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
+from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import follow_masks, of_relu
 from relprop.propagation.facts.inheritance import note_inherited
 from relprop.propagation.facts.operation import Ids, Kind, Operation
-from relprop.propagation.facts.origins import NOTHING
+from relprop.propagation.facts.origins import NOTHING, Source
 from relprop.propagation.facts.token_ids import Moved, follow, note
 from relprop.propagation.run.filters import finished, finished_as_one
 from relprop.propagation.run.ids_out_of_range import check_ids
@@ -107,12 +108,15 @@ class RelevanceMode(TorchFunctionMode):
         if any(map(origins.is_data, tensors)):
             for tensor in tensors_in(made):
                 origins.note_data(tensor)
-        elif any(
+            return
+        own = [
             call.known.protected.holds(tensor) or origins.is_weight(tensor) or isinstance(tensor, nn.Parameter)
             for tensor in tensors
-        ):
+        ]
+        if any(own):
+            alone = all(own) and not any(origins.source(tensor) is Source.MODEL_AND_MORE for tensor in tensors)
             for tensor in tensors_in(made):
-                origins.note_weight(tensor)
+                origins.note_weight(tensor, alone)
 
     def active(self, args: Args, kwargs: Kwargs) -> list[Tensor]:
         """Return the arguments that depend on the explained input."""
@@ -172,11 +176,12 @@ class RelevanceMode(TorchFunctionMode):
         kept = operation.keeps(call.known.origins, active, args, kwargs) if active and call.way.explains else NOTHING
         if call.options.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
-        if operation.kind is not Kind.BATCH_NORM:  # which decides for itself whether it takes the tensor or folds
-            self._consume(operation, here, active)
+        taken = [found for x in active if (found := call.known.origins.of(x).linear_call) is not None]
         out = operation.handler(here, *args, **kwargs)
         if kept is not NOTHING or here.factors is not None:
             note_inherited(call.known.origins, out, kept, active, here.factors)
+        if taken and not here.folds:
+            self._consume(operation, here, taken, out)
         if call.known.formulas.exist and isinstance(out, Tensor):
             call.known.formulas.follow(operation.image, func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
@@ -202,16 +207,16 @@ class RelevanceMode(TorchFunctionMode):
             call.around, call.trace.parts_of = around, parts_of
         return finished_as_one(here, out, args, kwargs)
 
-    def _consume(self, operation: Operation, here: Here, active: list[Tensor]) -> None:
-        """Tell the linear calls that made the arguments whether a ReLU takes their output."""
+    def _consume(self, operation: Operation, here: Here, taken: list[LinearCall], out: Any) -> None:
+        """Tell the linear calls that made the arguments whether a ReLU takes their output, where it goes no further."""
         relu = (
             operation.rectifies is of_relu
             and (here.rule is None or here.rule.exact_by_autograd)
             and here.choice.filter is None
         )
-        for tensor in active:
-            linear_call = self.call.known.origins.of(tensor).linear_call
-            if linear_call is not None:
+        moved = self.call.known.origins.of(out).linear_call if isinstance(out, Tensor) else None
+        for linear_call in taken:
+            if linear_call is not moved:
                 linear_call.consumers.append(relu)
 
     def _unknown(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
