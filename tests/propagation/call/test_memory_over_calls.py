@@ -21,6 +21,8 @@ from relprop.propagation.run.module_hooks import ModuleHooks
 from tests.models import settle
 from tests.unrolled import random
 
+pytestmark = pytest.mark.filterwarnings("ignore:register_hook:relprop.UncoveredOperationWarning")
+
 
 class Trouble(Exception):
     """What goes wrong."""

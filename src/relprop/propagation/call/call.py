@@ -14,7 +14,7 @@ from relprop.propagation.call.options import Options
 from relprop.propagation.call.returned import Where
 from relprop.propagation.call.trace import Record, Trace
 from relprop.propagation.call.unseen import filter_unseen
-from relprop.propagation.call.visible import once_differentiable
+from relprop.propagation.call.visible import made_by_user, once_differentiable
 from relprop.propagation.call.way import Autograd, Way, Zeros
 from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.known import Known
@@ -178,7 +178,8 @@ class Call:
     def active_seen(self, tensor: Tensor) -> bool:
         """Say whether a tensor with a node depends on the input; name it where no seen call made it."""
         graph, base = self.known.graph, tensor._base  # views get new nodes when their base changes
-        seen = graph.knows(tensor) or (base is not None and base.grad_fn is not None and graph.knows(base))
+        viewed = base is not None and base.grad_fn is not None and graph.knows(base)
+        seen = graph.knows(tensor) or (viewed and not made_by_user(tensor.grad_fn))
         active = graph.active(tensor)
         if active and not seen:
             self._name_unseen(tensor)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.overrides import handle_torch_function
 
 from relprop.propagation.call.current import watched
-
-if TYPE_CHECKING:
-    pass
 
 Function = Callable[..., Any]
 
@@ -60,3 +58,8 @@ def once_differentiable(function: Any) -> bool:
     """Say whether the backward of an autograd function was declared to have no derivative itself."""
     code = getattr(getattr(function, "backward", None), "__code__", None)
     return code is not None and code.co_filename == torch.autograd.function.__file__
+
+
+def made_by_user(node: Any) -> bool:
+    """Say whether a node is that of an autograd function written in Python, but for the hooks of modules."""
+    return getattr(node, "_forward_cls", BackwardHookFunction) is not BackwardHookFunction

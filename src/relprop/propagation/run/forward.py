@@ -213,7 +213,7 @@ def forward(
         stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe, readings))
         stack.enter_context(eager())
         stack.enter_context(foremost(call))
-        stack.enter_context(RelevanceMode(call))
+        mode = stack.enter_context(RelevanceMode(call))
         try:
             passed.output = call.model(*first, *args, **named, **(kwargs or {}))
         except RelpropError:
@@ -223,6 +223,7 @@ def forward(
             _check_device(call.model, error)
             raise
         passed.selected = readings.finish(passed.output)
+        mode.behind.finish()
     _check_tokens(passed, inputs, None)
     for name in condition:
         if name not in called:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from relprop.propagation.facts.inheritance import note_inherited
 from relprop.propagation.facts.operation import Ids, Kind, Operation
 from relprop.propagation.facts.origins import NOTHING, Source
 from relprop.propagation.facts.token_ids import Moved, follow, note
+from relprop.propagation.run.behind_autograd import BehindAutograd
 from relprop.propagation.run.filters import finished, finished_as_one
 from relprop.propagation.run.ids_out_of_range import check_ids
-from relprop.propagation.run.in_place import own_statistics, write, written_by
+from relprop.propagation.run.in_place import own_statistics, set_data, write, written_by
 from relprop.propagation.run.overloads import by_python_name, name_of
 from relprop.propagation.run.taps import measured_inputs, new_record
 from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
@@ -31,6 +32,8 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
 
+_SET_DATA: Function = Tensor.data.__set__  # type: ignore[attr-defined]  # a property
+
 
 class RelevanceMode(TorchFunctionMode):
     """Runs the operations of one call by the rules, on the thread that entered it."""
@@ -39,6 +42,7 @@ class RelevanceMode(TorchFunctionMode):
         super().__init__()
         self.call = call
         self.cuts = Cuts(call)
+        self.behind = BehindAutograd(call, self.cuts)
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if current() is not self.call:
@@ -55,6 +59,8 @@ class RelevanceMode(TorchFunctionMode):
         func, args, kwargs = by_python_name(func, args, kwargs)
         refuse_gradient(call, func, args, kwargs)
         row = call.operations.get(func)
+        if row is None and func == _SET_DATA:
+            return set_data(self, *args)
         if row is not None:
             if row.ids is Ids.LOOKS_UP:
                 check_ids(row.entering[0], args, kwargs, call.place)
@@ -69,6 +75,8 @@ class RelevanceMode(TorchFunctionMode):
         if not active and not self._looks_up_tokens(row, args, kwargs):
             found = self.follow(row, func, args, kwargs)
             out = func(*args, **kwargs)
+            if self.behind.follows or not torch.is_grad_enabled():
+                out = self._read_back(row, func, args, kwargs, out)
             if found:
                 out = list(out) if isinstance(out, Iterator) else out
                 note(call.known.tokens, found, out)
@@ -78,6 +86,8 @@ class RelevanceMode(TorchFunctionMode):
             return hook_afterwards(call, *args)
         else:
             cuts = self.cuts.among(self._taken(row, (args, kwargs))) if self.cuts.exist else []
+            if self.behind.has_read and (back := self.behind.come_back(args, kwargs, active)) is not None:
+                cuts.append(back)
             out = self._explain(row, func, args, kwargs, active)
             if cuts:
                 self.cuts.name(cuts, out)
@@ -189,7 +199,7 @@ class RelevanceMode(TorchFunctionMode):
             out = finished(here, out, args, kwargs, given, operation.deterministic)
         for watch in here.watchers:
             watch(out)
-        self.reached(out)
+        self.reached(out, active)
         return out
 
     def _explain_parts(self, operation: Operation, here: Here, args: Args, kwargs: Kwargs) -> Any:
@@ -226,7 +236,9 @@ class RelevanceMode(TorchFunctionMode):
         made, name = tensors_in(out), name_of(func)
         carries = any(call.known.graph.active(tensor) for tensor in made)
         if not carries and (makes_constants(row) or not any(_holds_numbers(tensor) for tensor in made)):
-            self.reached(out)
+            self.reached(out, active)
+            if not made:
+                return self.behind.read(func, name, out)
             return out  # a query, a comparison, an index: nothing of it is a function of the input that has a slope
         for tensor in active:
             linear_call = call.known.origins.of(tensor).linear_call
@@ -250,11 +262,24 @@ class RelevanceMode(TorchFunctionMode):
             self.reached(out)
         return out
 
-    def reached(self, out: Any) -> None:
+    def reached(self, out: Any, active: Sequence[Tensor] = ()) -> None:
         """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""
         for tensor in tensors_in(out):
             if not self.call.known.graph.active(tensor):
                 self.call.known.origins.note_data(tensor)
+                if active:
+                    self.behind.note_detached(active, tensor)
+
+    def _read_back(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, out: Any) -> Any:
+        """Follow what is read, and made, of values of the input without a gradient."""
+        if self.behind.has_read and (back := self.behind.come_back(args, kwargs, [])) is not None:
+            self.cuts.begin(back, out)
+        given = tensors_in((args, kwargs))
+        if not torch.is_grad_enabled() and not self.call.ended:
+            self.behind.note_detached([x for x in given if self.call.known.graph.active(x)], out)
+        if row is not None and row.ids is Ids.COPIES:
+            self.behind.note_copied(given, out)
+        return self.behind.read_array(name_of(func), given, out)
 
 
 def _holds_numbers(tensor: Tensor) -> bool:

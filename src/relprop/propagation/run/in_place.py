@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
+from relprop.errors import ModelError
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import of_relu
@@ -38,6 +39,17 @@ Function = Callable[..., Any]
 
 
 def write(
+    mode: RelevanceMode, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
+) -> Any:
+    """Run a call that writes into its arguments, and name what it writes where autograd does not look."""
+    unrecorded = mode.behind.writing(written)
+    out = _write(mode, row, func, args, kwargs, written)
+    if unrecorded:
+        mode.behind.wrote(name_of(func), unrecorded)
+    return out
+
+
+def _write(
     mode: RelevanceMode, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, written: list[Tensor]
 ) -> Any:
     """Run a call that writes into its arguments; what autograd saved from them is cloned first."""
@@ -64,6 +76,23 @@ def write(
     for target, value in zip(written, tensors_in(new), strict=False):
         _assign(call, target, value)
     return written[0] if len(written) == 1 else tuple(written)
+
+
+def set_data(mode: RelevanceMode, target: Tensor, value: Tensor) -> None:
+    """Run ``target.data = value``: what is the model's own stays, and holds the value for this call."""
+    protected = mode.call.known.protected
+    if not protected.owns(target):
+        mode.behind.replaced(target)
+        Tensor.data.__set__(target, value)  # type: ignore[attr-defined]  # a property
+        return
+    if (target.shape, target.dtype, target.device) != (value.shape, value.dtype, value.device):
+        name, module = mode.call.place
+        raise ModelError(
+            f"Module {name!r} ({type(module).__name__}) assigns .data of shape {tuple(value.shape)} ({value.dtype}) to "
+            f"a parameter or buffer of shape {tuple(target.shape)} ({target.dtype}), and relprop leaves the model as "
+            "it is. Assign a tensor of the same shape and type, or set it before the model is explained."
+        )
+    protected.copy_for_writing(target).copy_(protected.current(value))
 
 
 def _write_ids(

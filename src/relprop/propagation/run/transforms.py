@@ -63,6 +63,12 @@ def refuse_gradient(call: Call, func: Callable[..., Any], args: tuple[Any, ...],
 
 def hook_afterwards(call: Call, tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:
     """Register a hook on an active tensor: a hook of gradients has no say while relevance is explained."""
+    call.coverage.uncovered(
+        "register_hook",
+        "sets a hook on a tensor that depends on the input. It is called with gradients only, and has no say where "
+        "relevance is explained, whatever it returns; methods that are gradients obey it. Write what it does into the "
+        "forward pass, or set it where the model is trained.",
+    )
 
     def afterwards(gradient: Tensor) -> Any:
         return None if call.explaining else hook(gradient)

@@ -17,12 +17,16 @@ from relprop.trees import tensors_in
 
 @dataclass(frozen=True)
 class Cut:
-    """Where something was computed without gradients: the operation, the module, and the shape of what it made."""
+    """Where something was computed without gradients: the operation, the module, the shape of what it made, and why."""
 
     operation: str
     name: str
     module: nn.Module | None
     shape: tuple[int, ...]
+    why: str = (
+        "ran under torch.no_grad (or inference_mode); what it makes of the input counts as a constant, and its "
+        "relevance is cut. Let it record gradients, or say by .detach() that a constant is meant."
+    )
 
 
 class Cuts:
@@ -50,11 +54,14 @@ class Cuts:
                 cut = Cut(operation, *call.place, tuple(found[0].shape) if (found := tensors_in(made)) else ())
         if cut is None:
             return
+        self.begin(cut, made)
+
+    def begin(self, cut: Cut, made: Any) -> None:
+        """Follow what was made of numbers that were read from the input."""
         for tensor in tensors_in(made):
-            if tensor.is_floating_point() or tensor.is_complex():
-                call.known.origins.note_data(tensor)
-                if not call.known.graph.active(tensor):
-                    self._known[tensor] = cut
+            if (tensor.is_floating_point() or tensor.is_complex()) and not self._call.known.graph.active(tensor):
+                self._call.known.origins.note_data(tensor)
+                self._known[tensor] = cut
 
     def among(self, tensors: Sequence[Tensor]) -> list[Cut]:
         """Return the cuts among the arguments of a call; what a filter made a constant is none."""
@@ -67,12 +74,7 @@ class Cuts:
         if not call.way.explains or not any(map(call.known.graph.active, tensors_in(made))):
             return
         for cut in cuts:
-            named = call.coverage.uncovered(
-                cut.operation,
-                "ran under torch.no_grad (or inference_mode); what it makes of the input counts as a constant, and its "
-                "relevance is cut. Let it record gradients, or say by .detach() that a constant is meant.",
-                (cut.name, cut.module),
-            )
+            named = call.coverage.uncovered(cut.operation, cut.why, (cut.name, cut.module))
             if named and call.trace.recording:
                 record = Record(cut.name, type(cut.module).__name__, cut.operation, "no_grad", covered=False)
                 record.output, record.notes = cut.shape, ["its relevance is cut"]
