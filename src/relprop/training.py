@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relprop.errors import TrainingModeWarning, warn
+from relprop.presence import Presence
 
 F = TypeVar("F", bound=Callable[..., Any])
 _explained = threading.local()
@@ -21,27 +22,38 @@ _explained = threading.local()
 @contextmanager
 def attribution_of(model: nn.Module) -> Iterator[None]:
     """Warn of training mode, once for all the passes of one attribution: those inside are silent."""
-    models: list[nn.Module] = _explained.__dict__.setdefault("models", [])
-    if getattr(_explained, "measured", False) or any(model is other for other in models):
+    models = _now("models")
+    if _now("measured") or any(model is other for _, other in models):
         yield
         return
     warn_of_training(model)
-    models.append(model)
+    presence = Presence()
     try:
+        models.append((presence, model))
         yield
     finally:
-        models.pop()
+        presence.over = True
 
 
 @contextmanager
 def measurement_of(models: Iterable[nn.Module]) -> Iterator[None]:
     """Warn of training mode once for a measurement: explanations inside, of the models and of copies, are silent."""
-    outer = getattr(_explained, "measured", False)
-    _explained.measured = outer or any(warn_of_training(model, "measurement") for model in models)
+    measured = bool(_now("measured"))
+    warned = None if measured else next((model for model in models if warn_of_training(model, "measurement")), None)
+    presence = Presence()
     try:
+        if warned is not None:
+            _now("measured").append((presence, warned))
         yield
     finally:
-        _explained.measured = outer
+        presence.over = True
+
+
+def _now(what: str) -> list[tuple[Presence, nn.Module]]:
+    """Return what goes on on this thread, without what is over."""
+    found: list[tuple[Presence, nn.Module]] = _explained.__dict__.setdefault(what, [])
+    found[:] = [each for each in found if not each[0].over]
+    return found
 
 
 def one_measurement(metric: F) -> F:

@@ -18,6 +18,7 @@ from relprop.conservation import ConservationReport, make_report
 from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
+from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
 from relprop.propagation.call.options import Options as CallOptions
@@ -283,26 +284,31 @@ class Attribution(Method):
         }
         chosen = [reading(self.model, target, inputs.samples) for target in targets]
         call = self.make_call(**options)
-        with attribution_of(self.model), grad_mode(), foremost(call):
-            try:
-                passed = self.forward(
-                    call, inputs, as_args(additional), as_kwargs(forward_kwargs), chosen, layers, masks
-                )
-                for output in passed.selected:
-                    _check_output(call, output)
-                passed.seeds = [self._seed(output) for output in passed.selected]
-                self.after_forward(passed)
-                if len(inputs.tensors) > 1 or call.blocked:
-                    passed.held = call.known.graph.held_roots()
-                call.forget_forward()
-                yield passed
-            except _NotFiniteError as error:
-                call.close()
-                given = {**options, "forward_kwargs": forward_kwargs, "condition": condition}
-                self._look_again(inputs, targets, additional, layers, **given)
-                raise NumericalError(*error.args) from None
-            finally:
-                call.close()
+        presence, recording = Presence(), torch.is_grad_enabled()
+        try:
+            with attribution_of(self.model), grad_mode(), foremost(call, presence):
+                try:
+                    passed = self.forward(
+                        call, inputs, as_args(additional), as_kwargs(forward_kwargs), chosen, layers, masks
+                    )
+                    for output in passed.selected:
+                        _check_output(call, output)
+                    passed.seeds = [self._seed(output) for output in passed.selected]
+                    self.after_forward(passed)
+                    if len(inputs.tensors) > 1 or call.blocked:
+                        passed.held = call.known.graph.held_roots()
+                    call.forget_forward()
+                    yield passed
+                except _NotFiniteError as error:
+                    call.close()
+                    given = {**options, "forward_kwargs": forward_kwargs, "condition": condition}
+                    self._look_again(inputs, targets, additional, layers, **given)
+                    raise NumericalError(*error.args) from None
+                finally:
+                    call.close()
+        finally:
+            presence.over = True
+            torch._C._set_grad_enabled(recording)  # also where an interrupt came while it was being set
 
     def _seed(self, output: Tensor) -> Tensor:
         """Return the coefficient of the explained output, checked.

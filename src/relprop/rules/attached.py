@@ -10,11 +10,12 @@ from torch import nn
 from relprop.errors import RuleError
 from relprop.inputs import eager, unwrapped
 from relprop.operations.table import operations
+from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
 from relprop.propagation.call.options import Options
 from relprop.propagation.facts.protection import Attributes
-from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.function_mode import RelevanceMode, remove_modes_left
 from relprop.propagation.run.module_hooks import ModuleHooks
 from relprop.rules.selection import Selection
 
@@ -54,22 +55,31 @@ class Attached:
             )
         self._model = unwrapped(model)
         self._call = Call(self._model, self._selection, operations(), Options(create_graph=True, open_ended=True))
-        self._stack = ExitStack()
+        self._stack, self._presence = ExitStack(), Presence()
 
     def __enter__(self) -> Attached:
-        with ExitStack() as stack:
-            stack.enter_context(Attributes(self._model))
-            stack.enter_context(ModuleHooks(self._model, self._call))
-            stack.enter_context(eager())
-            stack.enter_context(foremost(self._call))
-            stack.enter_context(RelevanceMode(self._call))
-            self._stack = stack.pop_all()
+        remove_modes_left()
+        presence = self._presence = Presence()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(Attributes(self._model, presence))
+                stack.enter_context(ModuleHooks(self._model, self._call, presence))
+                stack.enter_context(eager())
+                stack.enter_context(foremost(self._call, presence))
+                stack.enter_context(RelevanceMode(self._call, presence))
+                self._stack = stack.pop_all()
+        except BaseException:
+            presence.over = True
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        finally:
+            self._presence.over = True
         if error is not None:
             self.finish()
             return

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
+from relprop.presence import Presence
 from relprop.propagation.facts.saved import has_storage, storage_key
 from relprop.trees import tensors_in
 
@@ -35,17 +36,20 @@ class Attributes:
     model, the state from before the first of them is kept.
     """
 
-    _lock = threading.Lock()
-    _open: ClassVar[weakref.WeakKeyDictionary[nn.Module, tuple[int, Contents]]] = weakref.WeakKeyDictionary()
+    _lock = threading.RLock()
+    _open: ClassVar[weakref.WeakKeyDictionary[nn.Module, tuple[set[Presence], Contents]]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = list(model.modules())
+    def __init__(self, model: nn.Module, presence: Presence) -> None:
+        self._modules, self._presence = list(model.modules()), presence
 
     def __enter__(self) -> Attributes:
         with self._lock:
+            for module in [module for module, (users, _) in self._open.items() if any(each.over for each in users)]:
+                self._leave(module, {each for each in self._open[module][0] if each.over})
             for module in self._modules:
-                calls, contents = self._open.get(module) or (0, _contents(module))
-                self._open[module] = (calls + 1, contents)
+                if module not in self._open:
+                    self._open[module] = {self._presence}, _contents(module)
+                self._open[module][0].add(self._presence)
         return self
 
     def __exit__(
@@ -53,11 +57,17 @@ class Attributes:
     ) -> None:
         with self._lock:
             for module in self._modules:
-                calls, contents = self._open.pop(module)
-                if calls > 1:
-                    self._open[module] = (calls - 1, contents)
-                else:
-                    _put_back(module, contents)
+                self._leave(module, {self._presence})
+
+    @classmethod
+    def _leave(cls, module: nn.Module, gone: set[Presence]) -> None:
+        """Put a module back, where nobody else runs it; only then forget how it was."""
+        users, contents = cls._open.get(module, (set(), None))
+        if contents is None or users - gone:
+            users -= gone
+        else:
+            _put_back(module, contents)
+            cls._open.pop(module, None)
 
 
 def _contents(module: nn.Module) -> Contents:

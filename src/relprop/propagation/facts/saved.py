@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ class CopyOnWrite:
     def __init__(self) -> None:
         self._by_storage: dict[int, weakref.WeakSet[Saved]] = {}
         # Without this object, which holds the hooks: nothing waits for the garbage collector.
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(partial(_pack, self._by_storage), _unpack)
+        self.pack: Callable[..., Any] = partial(_pack, self._by_storage)
+        self.unpack: Callable[..., Any] = _unpack
 
     def save(self, tensor: Tensor) -> Saved:
         """Keep a tensor as it is now, whatever is written into its storage later."""
@@ -50,7 +53,7 @@ class Unsaved(CopyOnWrite):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(_drop, _dropped)
+        self.pack, self.unpack = _drop, _dropped
 
 
 def _drop(tensor: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from relprop.errors import InputError, ModelError, RelpropError
 from relprop.inputs import Given, eager
+from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
 from relprop.propagation.call.trace import Record, total
@@ -22,7 +23,7 @@ from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
 from relprop.propagation.run.explained_output import Reading, Readings
-from relprop.propagation.run.function_mode import RelevanceMode
+from relprop.propagation.run.function_mode import RelevanceMode, remove_modes_left
 from relprop.propagation.run.module_hooks import ModuleHooks
 from relprop.trees import tensors_in
 
@@ -208,22 +209,27 @@ def forward(
 
     called: set[str] = set()
     readings = Readings(call, targets)
-    with ExitStack() as stack:
-        stack.enter_context(Attributes(call.model))
-        stack.enter_context(ModuleHooks(call.model, call, {*layers, *condition}, observe, readings))
-        stack.enter_context(eager())
-        stack.enter_context(foremost(call))
-        mode = stack.enter_context(RelevanceMode(call))
-        try:
-            passed.output = call.model(*first, *args, **named, **(kwargs or {}))
-        except RelpropError:
-            raise
-        except Exception as error:
-            _check_tokens(passed, inputs, error)
-            _check_device(call.model, error)
-            raise
-        passed.selected = readings.finish(passed.output)
-        mode.behind.finish()
+    presence = Presence()
+    remove_modes_left()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(Attributes(call.model, presence))
+            stack.enter_context(ModuleHooks(call.model, call, presence, {*layers, *condition}, observe, readings))
+            stack.enter_context(eager())
+            stack.enter_context(foremost(call, presence))
+            mode = stack.enter_context(RelevanceMode(call, presence))
+            try:
+                passed.output = call.model(*first, *args, **named, **(kwargs or {}))
+            except RelpropError:
+                raise
+            except Exception as error:
+                _check_tokens(passed, inputs, error)
+                _check_device(call.model, error)
+                raise
+            passed.selected = readings.finish(passed.output)
+            mode.behind.finish()
+    finally:
+        presence.over = True
     _check_tokens(passed, inputs, None)
     for name in condition:
         if name not in called:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
 from relprop.propagation.call.linear_call import LinearCall
@@ -32,15 +33,28 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
 
+_push_hooks: Function = torch._C._autograd._push_saved_tensors_default_hooks
+_pop_hooks: Function = torch._C._autograd._pop_saved_tensors_default_hooks
 _SET_DATA: Function = Tensor.data.__set__  # type: ignore[attr-defined]  # a property
+
+
+def remove_modes_left() -> None:
+    """Take off this thread the modes that an interrupt has left."""
+    modes = _get_current_function_mode_stack()
+    if any(isinstance(mode, RelevanceMode) and mode.presence.over for mode in modes):
+        for _ in modes:
+            _pop_mode()
+        for mode in modes:
+            if not (isinstance(mode, RelevanceMode) and mode.presence.over):
+                _push_mode(mode)
 
 
 class RelevanceMode(TorchFunctionMode):
     """Runs the operations of one call by the rules, on the thread that entered it."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, presence: Presence) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.presence = call, presence
         self.cuts = Cuts(call)
         self.behind = BehindAutograd(call, self.cuts)
 
@@ -49,9 +63,14 @@ class RelevanceMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
         if transforming():
             return run_transformed(self.call, func, args, kwargs or {})
-        # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over.
-        with self.call.known.saving.hooks:
+        # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over. An interrupt
+        # may come when a call returns, so that nothing may stand between ``try`` and the call.
+        pack, unpack = self.call.known.saving.pack, self.call.known.saving.unpack
+        try:
+            _push_hooks(pack, unpack)
             return self.run(func, args, kwargs or {})
+        finally:
+            _pop_hooks()
 
     def run(self, func: Function, args: Args, kwargs: Kwargs) -> Any:
         """Run one function call of the model."""

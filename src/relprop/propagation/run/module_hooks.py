@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooked
 
+from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
 from relprop.propagation.call.trace import Entered
@@ -35,17 +36,19 @@ class ModuleHooks:
     (A module whose forward raised walks its hooks in a way that does not bear others coming and going.)
     """
 
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _shared: ClassVar[weakref.WeakKeyDictionary[nn.Module, _Pair]] = weakref.WeakKeyDictionary()
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+    _users: ClassVar[weakref.WeakKeyDictionary[nn.Module, set[Presence]]] = weakref.WeakKeyDictionary()
 
     def __init__(
         self,
         model: nn.Module,
         call: Call,
+        presence: Presence,
         observed: Iterable[str] = (),
         observe: Observer | None = None,
         readings: Readings | None = None,
     ) -> None:
+        self._presence = presence
         self._names = {module: name for name, module in model.named_modules()}
         self._observed = frozenset(observed)
         self._observe = observe
@@ -55,11 +58,17 @@ class ModuleHooks:
 
     def __enter__(self) -> ModuleHooks:
         with self._lock:
+            for module in [module for module, users in self._users.items() if any(each.over for each in users)]:
+                self._leave(module, {each for each in self._users[module] if each.over})
             for module in self._names:
-                pair = self._shared.get(module)
-                if pair is None:
-                    pair = self._shared[module] = _Pair(module)
-                pair.calls += 1
+                users = self._users.setdefault(module, set())
+                if not users:
+                    users.add(self._presence)
+                    _remove(module)  # what an interrupt left
+                    # First before, last after: what the user's own hooks compute belongs to the module.
+                    module.register_forward_pre_hook(_enter, prepend=True, with_kwargs=True)
+                    module.register_forward_hook(_leave, with_kwargs=True, always_call=True)
+                users.add(self._presence)
         self.call.hooks = self
         return self
 
@@ -69,11 +78,16 @@ class ModuleHooks:
         self.call.hooks = None
         with self._lock:
             for module in self._names:
-                pair = self._shared[module]
-                pair.calls -= 1
-                if not pair.calls:
-                    pair.remove()
-                    del self._shared[module]
+                self._leave(module, {self._presence})
+
+    @classmethod
+    def _leave(cls, module: nn.Module, gone: set[Presence]) -> None:
+        """Take the hooks off a module, where nobody else uses them."""
+        if not cls._users.get(module, set()) - gone:
+            _remove(module)
+            cls._users.pop(module, None)
+        else:
+            cls._users[module] -= gone
 
     def entering(self, module: nn.Module, given: Any) -> None:
         """Note that a module begins to run."""
@@ -121,21 +135,16 @@ class ModuleHooks:
         return replaced
 
 
-class _Pair:
-    """The two hooks on one module, and how many calls need them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.calls = 0
-        # First before, last after: what the user's own hooks compute belongs to the module.
-        self._handles = (
-            module.register_forward_pre_hook(_enter, prepend=True, with_kwargs=True),
-            module.register_forward_hook(_leave, with_kwargs=True, always_call=True),
-        )
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+def _remove(module: nn.Module) -> None:
+    """Take the hooks off a module, also where only one of the two was set."""
+    for hooks, ours, marks in (
+        (module._forward_pre_hooks, _enter, (module._forward_pre_hooks_with_kwargs,)),
+        (module._forward_hooks, _leave, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+    ):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            for marked in marks:
+                marked.pop(key, None)
+            del hooks[key]
 
 
 def _enter(module: nn.Module, args: Any, kwargs: Any) -> None:
