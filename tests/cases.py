@@ -158,6 +158,8 @@ RULES: list[RuleCase] = [
     RuleCase("alpha_beta", {"alpha": 1.0, "beta": 0.0}),
     RuleCase("alpha_beta", {"alpha": 2.0, "beta": 1.0, "bias": "ignore"}),
     RuleCase("alpha_beta", {"alpha": 3.0, "beta": 2.0, "stabilizer": 0.1}),
+    RuleCase("absolute_value"),
+    RuleCase("absolute_value", {"bias": "ignore"}),
     RuleCase("contrast"),
     RuleCase("contrast", {"stabilizer": 0.0}),
     RuleCase("rescaled_excitation"),

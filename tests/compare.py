@@ -34,6 +34,7 @@ PACKAGE: dict[str, Callable[..., Any]] = {
     "epsilon": rules.Epsilon,
     "gamma": rules.Gamma,
     "alpha_beta": rules.AlphaBeta,
+    "absolute_value": rules.AbsoluteValue,
     "contrast": rules.Contrast,
     "rescaled_excitation": rules.RescaledExcitation,
     "zplus": rules.ZPlus,

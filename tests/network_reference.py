@@ -148,7 +148,7 @@ def explain(model: Branching, x: Tensor, seed: Tensor, rules: Assignment) -> dic
     r["hidden"] = activation(m.bend, hidden, r["bend"], below("head"))
     r["halve"] = back("hidden", flat, r["hidden"]).reshape(halved.shape)
     r["soft"] = pool(m.halve, soft, r["halve"], equal=below("hidden", "head"))
-    r["up"] = activation(m.soft, up, r["soft"], below("hidden", "head"))
+    r["up"] = activation(m.soft, up, r["soft"], below("hidden", "head"), rules["hidden"])
     r["gate"] = back("up", gated, r["up"])
     r["wide"] = activation(m.gate, wide, r["gate"], below("up", "hidden", "head"))
     r["cat_norm"] = back("wide", cat_n, r["wide"])

@@ -172,6 +172,13 @@ def rescaled_excitation(
     return share(parts, parts.sum(2), relevance, stabilizer, layer)
 
 
+def absolute_value(
+    layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER
+) -> Tensor:
+    parts = layer.products(a).abs()
+    return share(parts, parts.sum(2) + layer.offset(bias).abs(), relevance, stabilizer, layer)
+
+
 def zplus(layer: Dense, a: Tensor, relevance: Tensor, bias: str = "absorb", stabilizer: float = STABILIZER) -> Tensor:
     parts = positive(layer.products(a))
     return share(parts, parts.sum(2) + positive(layer.offset(bias)), relevance, stabilizer, layer)
@@ -241,6 +248,7 @@ RULES: dict[str, Rule] = {
     "epsilon": epsilon,
     "gamma": gamma,
     "alpha_beta": alpha_beta,
+    "absolute_value": absolute_value,
     "contrast": contrast,
     "rescaled_excitation": rescaled_excitation,
     "zplus": zplus,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.reference import BATCH_NORMS, LINEAR, STABILIZER, affine, linear, quotient
+from tests.reference import BATCH_NORMS, LINEAR, STABILIZER, affine, linear, negative, positive, quotient
 
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -23,12 +23,49 @@ ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool
 Window = list[int]
 
 
-def activation(function: Callable[[Tensor], Tensor], z: Tensor, relevance: Tensor, equal: bool = False) -> Tensor:
-    """An elementwise function keeps its relevance, but for what f(0), its bias, absorbs; as a constant, nothing."""
+def activation(
+    function: Callable[[Tensor], Tensor],
+    z: Tensor,
+    relevance: Tensor,
+    equal: bool = False,
+    above: tuple[str, dict[str, Any]] = ("lrp0", {}),
+) -> Tensor:
+    """An elementwise function keeps its relevance, but for what f(0), its bias, absorbs; as a constant, nothing.
+
+    Below z+ and alpha-beta, `above`, what the function adds to f(0) and f(0) itself share by sign.
+    """
     if equal:
         return relevance
     out, at_zero = function(z), function(torch.zeros_like(z))
-    return torch.where(at_zero == 0, relevance, relevance * quotient(out - at_zero, out))
+    name, options = above
+    if name in BY_SIGN:
+        shared = by_sign(out - at_zero, at_zero, relevance, **{**BY_SIGN[name], **options})
+    else:
+        shared = relevance * quotient(out - at_zero, out)
+    return torch.where(at_zero == 0, relevance, shared)
+
+
+BY_SIGN: dict[str, dict[str, Any]] = {"zplus": {"alpha": 1.0, "beta": 0.0}, "alpha_beta": {"alpha": 2.0, "beta": 1.0}}
+"""Rules that share contributions of either sign apart, and what they do by default."""
+
+
+def by_sign(
+    signal: Tensor,
+    constant: Tensor,
+    relevance: Tensor,
+    alpha: float,
+    beta: float,
+    bias: str = "absorb",
+    stabilizer: float = STABILIZER,
+) -> Tensor:
+    """What a signal beside a constant receives: alpha s+ / (s+ + k+) - beta s- / (s- + k-), stabilized, of R."""
+    beside = constant if bias == "absorb" else torch.zeros_like(constant)
+
+    def part(of: Callable[[Tensor], Tensor]) -> Tensor:
+        whole = of(signal) + of(beside)
+        return quotient(of(signal), whole, stabilizer * whole.abs())
+
+    return relevance * (alpha * part(positive) - beta * part(negative))
 
 
 REACHES_ZEROS = ("flat", "wsquare", "zbox")
@@ -150,6 +187,7 @@ def explain(
         elif isinstance(module, (nn.Flatten, nn.Unflatten)):
             relevance = relevance.reshape(a.shape)
         else:
-            relevance = activation(module, a, relevance, i < equal_below)
+            nearest = next((by_position[above] for above in positions if above > i), ("lrp0", {}))
+            relevance = activation(module, a, relevance, i < equal_below, nearest)
         found.append(relevance)
     return found[::-1]

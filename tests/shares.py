@@ -68,6 +68,8 @@ def row(layer: Dense, a: Tensor, relevance: Tensor, rule: str, options: dict[str
         above = split(positive(parts).sum(2) + positive(b), positive(b), alpha * relevance, epsilon)
         below = split(negative(parts).sum(2) + negative(b), negative(b), -beta * relevance, epsilon)
         found = tuple(x + y for x, y in zip(above, below, strict=True))  # type: ignore[assignment]
+    elif rule == "absolute_value":
+        found = split(parts.abs().sum(2) + b.abs(), b.abs(), relevance, epsilon)
     elif rule == "contrast":
         unit = split(positive(parts).sum(2), 0.0, relevance, epsilon)
         dual = split(negative(parts).sum(2), 0.0, -relevance, epsilon)

@@ -88,6 +88,8 @@ def terms(rule: str, layer: reference.Dense, a: Tensor, options: dict[str, Any])
         alpha, beta = (1.0, 0.0) if rule == "zplus" else (options.get("alpha", 2.0), options.get("beta", 1.0))
         raising = Term(alpha, positive(w), negative(w), positive(b))
         return [raising, Term(-beta, negative(w), positive(w), negative(b))] if beta else [raising]
+    if rule == "absolute_value":
+        return [Term(1.0, w.abs(), -w.abs(), b.abs())]
     if rule == "contrast":
         nothing = torch.zeros_like(b)
         return [

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from relprop import LRP, Rules
 from relprop.rules import (
+    AbsoluteValue,
     AlphaBeta,
     Contrast,
     Epsilon,
@@ -61,6 +62,7 @@ LIMITS: list[tuple[LinearRule, Columns]] = [
     (AlphaBeta(1, 0, bias="ignore"), ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (ZPlus(),                        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (ZPlus(bias="ignore"),           ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
+    (AbsoluteValue(),                ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (RescaledExcitation(0.0),        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (RescaledExcitation(0.5),        ("3+2", "5+2",   "2+1", "3+1",   "2+1", "3+1")),
     (RescaledExcitation(1.0),        ("1+1", "1+1",   "1+1", "1+1",   "1+1", "1+1")),

@@ -45,7 +45,7 @@ def test_rows_in_order() -> None:
         ("branch.0", "Conv2d", "conv2d", "linear"),
         ("branch.1", "BatchNorm2d", "batch_norm", "batch_norm"),
         ("branch.2", "ReLU", "relu", "activation"),
-        ("", "Residual", "add", "affine"),
+        ("", "Residual", "add", "sum"),
         ("pool", "MaxPool2d", "max_pool2d", "pooling"),
         ("mean", "AdaptiveAvgPool2d", "adaptive_avg_pool2d", "affine"),
         ("head", "Linear", "linear", "linear"),

@@ -16,9 +16,10 @@ from relprop.operations.products import denominator
 from relprop.operations.quotients import hardsigmoid
 from relprop.operations.rows import Rows, activation, rows
 from relprop.propagation.call import relus
-from relprop.propagation.call.autograd_functions import Spare, apply
+from relprop.propagation.call.autograd_functions import Beside, Spare, apply
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_finite_quotient, check_quotient
+from relprop.propagation.call.sum_call import SumCall
 from relprop.propagation.facts.inheritance import Keeps, clipped, function, keeps_nothing
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.math.numerics import safe
@@ -76,10 +77,49 @@ def applied(
             q = torch.where(offset, q, safe(value) / safe(z))
     if call.options.looking:
         check_finite_quotient(q, z, out, here.where)
-    found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
+    surrogate = here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q)
+    if call.way.by_sign and here.choice.default:
+        surrogate = _beside(here, surrogate, _value_at_zero(func, input, args, kwargs), value)
+    found = call.switch(out, surrogate)
     if offset is None:
         return found
     return _without_offset(here, input, apply(Spare, call, found, offset & (out.detach() == 0)), out - q * z)
+
+
+def _beside(here: Here, signal: Tensor, constant: Tensor | None, out: Tensor) -> Tensor:
+    """Return the signal of a function that adds a constant to it: below z+ and alpha-beta the two share by sign.
+
+    Of what such a layer gives its input only the parts of one sign count, however small the input: the constant is one
+    of the contributions, and where ``f(z)`` is near 0 nothing is amplified.
+    """
+    call, by_itself = here.call, here.declared
+    if constant is None:
+        return signal
+    call.above = {} if call.above is None else call.above
+    sum_call, mark = SumCall(call, here.where), object()
+    found = apply(Beside, sum_call, signal, constant, out, mark)
+    if not call.options.measuring:
+        return found
+    value_of, constant_of = signal.detach(), constant.detach()
+
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        rule = (call.above or {}).get(mark)
+        if rule is not None:
+            return sum_call.absorbed(rule, value_of[None], constant_of, value, c)
+        return {"bias": c * constant_of} if by_itself is None else by_itself(c, value)
+
+    here.declared = declared
+    return found
+
+
+def _value_at_zero(func: Function, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return ``f(0)``; None where that is zero."""
+    tensors = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
+    dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) and not tensors else input.dtype
+    with torch.no_grad():  # beside the device, where that can be, which it need not wait for
+        zero = torch.zeros((), dtype=dtype, device=input.device if tensors else "cpu")
+        found: Tensor = func(zero, *args, **kwargs)
+        return found.to(input.device, input.dtype) if bool((found != 0).any()) else None
 
 
 def _without_offset(here: Here, input: Tensor, out: Tensor, offset: Tensor) -> Tensor:
@@ -137,8 +177,10 @@ def about(root: float, quotient: Callable[..., Tensor], here: Here, input: Tenso
     if call.options.looking:
         check_finite_quotient(q, input, out, here.where)
     here.absorbs(-root * q)
-    found = call.switch(out, here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q))
-    return _without_offset(here, input, found, -root * q)
+    surrogate = here.asked(here.rule.surrogate, "out", z=input, out=out, quotient=q)
+    if call.way.by_sign and here.choice.default:
+        surrogate = _beside(here, surrogate, -root * q, out if call.options.create_graph else out.detach())
+    return _without_offset(here, input, call.switch(out, surrogate), -root * q)
 
 
 def piecewise(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

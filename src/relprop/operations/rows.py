@@ -222,13 +222,14 @@ def affine(
     difference: Difference,
     excitation: Excitation,
     image: Image,
+    kind: Kind = Kind.AFFINE,
     label: str | None = None,
     spaces: Sequence[Any] = SPACES,
 ) -> Rows:
     """What computes new values, for which autograd is right: it holds no ids, and rectifies nothing."""
     return rows(
         *names,
-        kind=Kind.AFFINE,
+        kind=kind,
         handler=handler,
         keeps=keeps,
         difference=difference,

@@ -3,6 +3,8 @@
 Some rules (zB, w^2, flat) give relevance to units whatever they are worth, units of zero among them. Where it may have
 come from one of these, no sum divides by its value, which may be anything: the terms that depend on the input share
 equally, and constants receive nothing.
+
+A sum is a linear map whose weights are 1: a rule for such maps that is set at the operation shares among its terms.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ import torch
 from torch import Tensor
 
 from relprop.operations.folding import folded
-from relprop.operations.products import scaled
+from relprop.operations.products import passed_on, scaled
 from relprop.operations.rows import Rows, affine, rows
 from relprop.propagation.call import relus
+from relprop.propagation.call.autograd_functions import Sum, apply
+from relprop.propagation.call.linear_call import check_precision
 from relprop.propagation.call.operation_call import Here
+from relprop.propagation.call.sum_call import SumCall
+from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import Values, averaged_terms, by_entry, moved, of, of_all, summed
 from relprop.propagation.facts.operation import Difference, Excitation, Holds, Ids, Image, Kind, Rectifies
+from relprop.propagation.math.linear_map import Addition, Contraction, Geometry
 from relprop.propagation.math.numerics import safe
 from relprop.trees import map_tensors, tensors_in
 
@@ -51,10 +58,13 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
-    here.by_autograd()
-    found = _shifted(here, first, second, alpha)
-    if found is not None:
-        return found
+    nothing = any(not isinstance(x, Tensor) and x == 0 for x in (first, second))  # with which Python's `sum` begins
+    ruled = by_rule(here, first, second) and not nothing
+    if not ruled:
+        here.by_autograd()
+        found = _shifted(here, first, second, alpha)
+        if found is not None:
+            return found
     terms = [(first, 1.0), (second, alpha)]
     held = _held(here, first, second)
     if held is not None:
@@ -63,8 +73,11 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         here.absorbs(x.detach() * factor)
     (first, _), (second, _) = terms
     plain = torch.add(first if isinstance(first, Tensor) else torch.as_tensor(first), second, alpha=alpha)
-    centres = alpha == -1 and here.active(first) and here.active(second) and _is_statistic(second, first)
-    out = combined(here, plain, terms, among=[first] if centres else None)
+    if ruled:
+        out = _stacked(here, plain, terms)
+    else:
+        centres = alpha == -1 and here.active(first) and here.active(second) and _is_statistic(second, first)
+        out = combined(here, plain, terms, among=[first] if centres else None)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.
         here.call.known.formulas.shift(out, here.original(first), here.original(second))
@@ -81,6 +94,48 @@ def _shifted(here: Here, first: Any, second: Any, alpha: float) -> Tensor | None
         return None
     before, scale = torch.as_tensor(first), None if alpha == 1 else alpha
     return folded(here, second, lambda x: torch.add(before, x, alpha=alpha), lambda: (scale, first), (first,))
+
+
+def by_rule(here: Here, *terms: Any) -> bool:
+    """Say whether a rule was set at a sum, which serves real numbers."""
+    if here.kind is not Kind.SUM or here.rule is None or here.rule.exact_by_autograd:
+        return False
+    if any(isinstance(x, Tensor) and x.is_complex() for x in terms):
+        here.uncovered(f"adds up complex numbers, for which {here.rule!r} is not defined")
+        return False
+    return True
+
+
+def _stacked(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Tensor:
+    """Return ``out``, the sum of two terms times factors, among which a rule for linear maps shares."""
+
+    def term(x: Any, factor: float) -> Tensor:
+        given = torch.as_tensor(x, device=out.device)
+        weighted = given if factor == 1 else given * factor
+        if weighted is not given and here.active(x):  # whole, at zero too
+            weighted = passed_on(here, given, weighted)
+        found: Tensor = weighted.to(out.dtype).expand_as(out)
+        return found
+
+    active = [term(*each) for each in terms if here.active(each[0])]
+    constants = [term(*each) for each in terms if not here.active(each[0])]
+    return shared(here, out, Addition(), torch.stack(active), constants[0] if constants else None)
+
+
+def shared(here: Here, out: Tensor, geometry: Geometry, a: Tensor, constant: Tensor | None) -> Tensor:
+    """Return ``out``, the sum of what is in ``a`` and a constant, as the rule shares it out.
+
+    Args:
+        geometry: how ``a`` is added up.
+    """
+    call, rule = here.call, here.rule
+    check_precision(rule, out.dtype)
+    sum_call = SumCall(
+        call, here.where, rule, geometry, call.handles_zeros(a), call.known.graph.reach(a) is Reach.ACTIVE
+    )
+    terms, beside = a.detach(), None if constant is None else constant.detach()
+    here.declared = lambda c, value: sum_call.absorbed(rule, terms, beside, value, c)
+    return apply(Sum, sum_call, lambda: out.detach().clone(), a, constant)
 
 
 def _held(here: Here, first: Any, second: Any) -> int | None:
@@ -162,6 +217,15 @@ def total(here: Here, *args: Any, **kwargs: Any) -> Tensor:
 
 def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Return ``out``, a sum of terms that count alike; where relevance reaches zeros, they share it equally."""
+    if by_rule(here, out):
+        (a,) = (x for x in tensors_in((args, kwargs)) if here.active(x))
+
+        def averages(x: Tensor, weight: Tensor) -> Tensor:
+            """Weights that are not negative, as those of a mean, times one number."""
+            given, named = map_tensors(lambda each: x * weight if each is a else each, (args, kwargs))
+            return mean(*given, **named)
+
+        return shared(here, out, Contraction(averages), a, None)
     here.by_autograd()
     return evenly(here, out, mean, args, kwargs)
 
@@ -252,10 +316,11 @@ def _extremes(*names: str, difference: Difference, rectifies: Rectifies | None, 
     )  # fmt: skip
 
 
-def _totals(*names: str, difference: Difference, image: Image) -> Rows:
+def _totals(*names: str, kind: Kind, difference: Difference, image: Image) -> Rows:
     """Sums and means of entries."""
     return affine(
         *names,
+        kind=kind,
         handler=total,
         keeps=of_all(averaged_terms),
         difference=difference,
@@ -265,19 +330,19 @@ def _totals(*names: str, difference: Difference, image: Image) -> Rows:
 
 
 ROWS: Rows = [
-    *affine("add", "__add__", "__radd__", label="add", handler=add, keeps=of(summed, _added),
+    *affine("add", "__add__", "__radd__", label="add", kind=Kind.SUM, handler=add, keeps=of(summed, _added),
             difference=Difference.ADD, excitation=Excitation.ADD, image=Image.KEEPS),
-    *affine("sub", "subtract", "__sub__", label="sub", handler=sub, keeps=of(summed, _subtracted),
+    *affine("sub", "subtract", "__sub__", label="sub", kind=Kind.SUM, handler=sub, keeps=of(summed, _subtracted),
             difference=Difference.ADD, excitation=Excitation.SUBTRACT, image=Image.SUBTRACTS),
-    *affine("rsub", "__rsub__", label="sub", handler=rsub, keeps=of(summed, _subtracted_from),
+    *affine("rsub", "__rsub__", label="sub", kind=Kind.SUM, handler=rsub, keeps=of(summed, _subtracted_from),
             difference=Difference.REVERSED_SUBTRACT, excitation=Excitation.REVERSED_SUBTRACT, image=Image.NOTHING),
     *affine("neg", "negative", "__neg__", label="neg", handler=neg, keeps=of(summed, _negative),
             difference=Difference.NEGATE, excitation=Excitation.AS_RULES, image=Image.NOTHING),
     *affine("deg2rad", "rad2deg", handler=factor, keeps=of(by_entry(averaged_terms), _first),
             difference=Difference.LINEAR, excitation=Excitation.AS_RULES, image=Image.NOTHING),
-    *_totals("sum", "nansum", "mean", "nanmean", "cumsum", "sum_to_size", difference=Difference.AVERAGES,
-             image=Image.SUMS),
-    *_totals("trace", "fold", difference=Difference.LINEAR, image=Image.NOTHING),
+    *_totals("sum", "nansum", "mean", "nanmean", "cumsum", "sum_to_size", kind=Kind.SUM,
+             difference=Difference.AVERAGES, image=Image.SUMS),
+    *_totals("trace", "fold", kind=Kind.AFFINE, difference=Difference.LINEAR, image=Image.NOTHING),
     *_extremes("maximum", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.KEEPS),
     *_extremes("fmax", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.NOTHING),
     *_extremes("minimum", "fmin", difference=Difference.SMALLER, rectifies=None, image=Image.NOTHING),

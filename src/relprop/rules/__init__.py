@@ -32,11 +32,12 @@ from relprop.rules.rule import (
     Rule,
     SoftmaxRule,
 )
-from relprop.rules.signed import AlphaBeta, Contrast, RescaledExcitation, ZPlus
+from relprop.rules.signed import AbsoluteValue, AlphaBeta, Contrast, RescaledExcitation, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 __all__ = [
     "CPLRP",
+    "AbsoluteValue",
     "ActivationRule",
     "AlphaBeta",
     "Attached",

@@ -32,7 +32,7 @@ from relprop.rules.plan import Plan, make_plan
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.selection import Entry, Selection
 from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Selector, Until
-from relprop.rules.signed import AlphaBeta, Contrast, RescaledExcitation, ZPlus
+from relprop.rules.signed import AbsoluteValue, AlphaBeta, Contrast, RescaledExcitation, ZPlus
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 PresetName = Literal[
@@ -47,8 +47,9 @@ PresetName = Literal[
 Selectable: TypeAlias = "str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[..., Any]"
 RuleName = Literal[
     "lrp0", "zero", "epsilon", "gamma", "alpha_beta", "alpha2_beta1", "alpha1_beta0", "zplus", "contrast",
-    "rescaled_excitation", "zbox", "wsquare", "flat", "rho", "pass", "block", "mask", "detach", "average_pool",
-    "winner_takes_all", "uniform", "equal", "signal_takes_all", "norm", "taylor_softmax", "attnlrp", "cp_lrp",
+    "absolute_value", "rescaled_excitation", "zbox", "wsquare", "flat", "rho", "pass", "block", "mask", "detach",
+    "average_pool", "winner_takes_all", "uniform", "equal", "signal_takes_all", "norm", "taylor_softmax", "attnlrp",
+    "cp_lrp",
 ]  # fmt: skip
 """The names of relprop's own rules, one by one, for editors and type checkers; yours are :class:`Registered`."""
 
@@ -64,6 +65,7 @@ _NAMED: dict[str, Callable[..., Rule]] = {
     "alpha2_beta1": AlphaBeta,
     "alpha1_beta0": lambda: AlphaBeta(1.0, 0.0),
     "zplus": ZPlus,
+    "absolute_value": AbsoluteValue,
     "contrast": Contrast,
     "rescaled_excitation": RescaledExcitation,
     "zbox": ZBox,

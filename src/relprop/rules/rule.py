@@ -44,7 +44,10 @@ class Rule(Value):
 
 
 class LinearRule(Rule, ABC):
-    """A rule for linear maps with parameters, by a formula of its own.
+    """A rule for linear maps, by a formula of its own.
+
+    Those with parameters have it wherever they are called. A sum is one too, with weights of 1, and has it where it is
+    set at that operation: ``Rules().set(torch.add, rule)``.
 
     >>> import torch; from relprop import LRP
     >>> class Squares(LinearRule):
@@ -58,9 +61,12 @@ class LinearRule(Rule, ABC):
     tensor([[1.8000, 0.2000]])
     """
 
-    serves = frozenset({"linear"})
+    serves = frozenset({"linear", "sum"})
     exact_by_autograd: ClassVar[bool] = False
     """Autograd's own backward is this rule, on complex numbers too."""
+
+    by_sign: ClassVar[bool] = False
+    """Contributions of either sign share apart, and among those of the input so does a constant ``f(0)`` in it."""
 
     @abstractmethod
     def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:

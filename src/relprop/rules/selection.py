@@ -11,11 +11,22 @@ from torch import nn
 from relprop.errors import RuleError, near
 from relprop.inputs import as_model
 from relprop.propagation.call.way import Choice, Way, Zeros
-from relprop.propagation.facts.operation import Table
+from relprop.propagation.facts.operation import Kind, Table
 from relprop.rules.linear import Zero
 from relprop.rules.nonlinear import AttnLRP, Norm, SignalTakesAll, TaylorSoftmax, Uniform, WinnerTakesAll
-from relprop.rules.rule import FilterRule, Rule
-from relprop.rules.selectors import ByName, ByPredicate, ByType, First, Last, PartsOf, Place, Selector, Until
+from relprop.rules.rule import FilterRule, LinearRule, Rule
+from relprop.rules.selectors import (
+    ByName,
+    ByOperation,
+    ByPredicate,
+    ByType,
+    First,
+    Last,
+    PartsOf,
+    Place,
+    Selector,
+    Until,
+)
 from relprop.rules.universal import Pass
 
 DEFAULTS: dict[str, Rule] = {
@@ -33,6 +44,12 @@ DEFAULTS: dict[str, Rule] = {
 
 _WITHOUT_RULES = ("unknown", "unseen", "composite")
 """Kinds of operations that only filters serve."""
+
+
+_AT_SUMS = (
+    " Rules for linear maps serve sums, set at the operation itself: .set(torch.add, Flat()) gives all terms equal "
+    "parts, AbsoluteValue() shares by size, ZPlus() among those above zero."
+)
 
 
 _OPTIONAL = "If the entry may stand idle, write .set(..., optional=True)."
@@ -67,6 +84,7 @@ class Selection(Way):
         zeros = [entry.selector for entry in self._entries if _reaches_zeros(entry)]
         only_first = all(isinstance(selector, First) for selector in zeros)
         self.zeros = Zeros.NOWHERE if not zeros else Zeros.FIRST if only_first else Zeros.EVERYWHERE
+        self.by_sign = any(isinstance(entry.rule, LinearRule) and entry.rule.by_sign for entry in self._entries)
         lasts = [index for index, entry in enumerate(self._entries) if isinstance(entry.selector, Last)]
         self.last = Choice(self._entries[lasts[-1]].rule, lasts[-1], False) if lasts else None
         self._modules = dict(as_model(model).named_modules())
@@ -100,7 +118,7 @@ class Selection(Way):
             if isinstance(entry.selector, Last) or not entry.selector.matches(place):
                 continue
             rule = entry.rule
-            if place.kind in rule.serves:
+            if _serves(entry, place):
                 self._served.add(index)
                 chosen = chosen or Choice(rule, index, False, found)
             elif isinstance(rule, FilterRule) and rule.filters(place.kind):
@@ -140,6 +158,7 @@ class Selection(Way):
                 raise RuleError(
                     f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
                     f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
+                    f"{_AT_SUMS if place.kind == Kind.SUM else ''}"
                 )
             if not entry.optional:
                 self._check_idle(entry, called)
@@ -178,6 +197,11 @@ class Selection(Way):
         return (
             f", and {model} has no such module, nor calls such a layer as a function. It has {types or 'no modules'}."
         )
+
+
+def _serves(entry: Entry, place: Place) -> bool:
+    """Say whether the rule of an entry can stand at a call: at sums only where the operation itself was named."""
+    return place.kind in entry.rule.serves and (place.kind != Kind.SUM or isinstance(entry.selector, ByOperation))
 
 
 def _reaches_zeros(entry: Entry) -> bool:

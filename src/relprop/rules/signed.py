@@ -43,6 +43,7 @@ class AlphaBeta(GroupRule):
     beta: float = 1.0
     bias: Bias = "absorb"
     stabilizer: float = 1e-6
+    by_sign = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +86,37 @@ class ZPlus(GroupRule):
     bias: Bias = "absorb"
     stabilizer: float = 1e-6
     groups = (Group(1, 0),)
+    by_sign = True
+
+
+@dataclass(frozen=True)
+class AbsoluteValue(GroupRule):
+    """Contributions share by their size, whatever their sign: nothing cancels, and no share is larger than the whole.
+
+    Definition: ``R_j = sum_k |a_j w_jk| / stab(sum_j |a_j w_jk| + |b_k|) R_k``. At a sum of two branches, set as
+    ``Rules().set(torch.add, AbsoluteValue())``, these receive ``|x| / (|x| + |y|) R`` and ``|y| / (|x| + |y|) R``.
+    Bias: ``|b|`` is one of the contributions; out of them with ``bias="ignore"``.
+    Conserves: without biases.
+
+    Args:
+        bias: ``"absorb"`` or ``"ignore"``.
+        stabilizer: without unit, see :class:`Relative`; 1e-6 by default.
+
+    Raises:
+        RuleError: where ``stabilizer`` is no number >= 0, or ``bias`` is another.
+    Source: Otsuki et al. 2024 (arXiv:2407.09115), the ratio-based splitting of relevance where a skip connection joins
+        its residual block; their symmetric splitting is :class:`Flat` there. Both at linear layers: relprop's own.
+
+    >>> import torch; from relprop import LRP
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+    >>> LRP(layer, AbsoluteValue(stabilizer=0)).attribute(torch.tensor([[1.0, 2.0]]))
+    tensor([[0.6000, 0.4000]])
+    """
+
+    bias: Bias = "absorb"
+    stabilizer: float = 1e-6
+    groups = (Group(1, -1),)
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,10 @@ class RescaledExcitation(GroupRule):
     @property
     def groups(self) -> tuple[Group, ...]:
         return (Group(1, self.gamma),)
+
+    @property
+    def by_sign(self) -> bool:  # type: ignore[override]  # no rule is written to
+        return self.gamma == 0
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from relprop.propagation.math.numerics import TAU
 if TYPE_CHECKING:
     from relprop.propagation.call.call import Call
     from relprop.propagation.call.linear_call import LinearCall
+    from relprop.propagation.call.sum_call import SumCall
 
 
 class Linear(Function):
@@ -68,6 +69,52 @@ def _derivatives(
         wanted = [tensor for tensor, need in zip(variables, needed, strict=True) if need and tensor is not None]
         found = iter(torch.autograd.grad(z, wanted, c, create_graph=again, allow_unused=True))
     return tuple(next(found) if need else None for need in needed)
+
+
+class Sum(Function):
+    """A sum of terms and a constant: ``c_in = rule(layer, a, z, c_out)``, of a layer whose weights are 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sum_call: SumCall, compute: Callable[[], Tensor], a: Tensor, constant: Tensor | None
+    ) -> Tensor:
+        z = compute()
+        ctx.sum_call = sum_call
+        ctx.save_for_backward(a, z, constant)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        sum_call: SumCall = ctx.sum_call
+        with torch._C.DisableTorchFunction():
+            a, z, constant = ctx.saved_tensors
+            if sum_call.call.explaining:
+                return None, None, sum_call.coefficient(sum_call.rule, a, constant, z, c), None
+            by_constant = c.sum_to_size(constant.shape) if ctx.needs_input_grad[3] else None
+            return None, None, sum_call.geometry.transpose(c, a.new_ones(()), a), by_constant
+
+
+class Beside(Function):
+    """A signal to which a constant is added to give ``z``; below a layer whose rule shares by sign, so do these two."""
+
+    @staticmethod
+    def forward(ctx: Any, sum_call: SumCall, signal: Tensor, constant: Tensor, z: Tensor, mark: object) -> Tensor:
+        ctx.sum_call, ctx.above_mark = sum_call, mark
+        ctx.save_for_backward(signal, constant, z)
+        return signal.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        sum_call: SumCall = ctx.sum_call
+        call = sum_call.call
+        rule = (call.above or {}).get(ctx.above_mark) if call.explaining else None
+        if rule is None:
+            return None, c, None, None, None
+        with torch._C.DisableTorchFunction():
+            signal, constant, z = ctx.saved_tensors
+            return None, sum_call.coefficient(rule, signal[None], constant, z, c)[0], None, None, None
 
 
 class Scale(Function):

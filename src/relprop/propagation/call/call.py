@@ -47,6 +47,7 @@ class Call:
         before_last: the nodes from which some path to the target passes a linear map.
         below_zeros: the marks of what relevance of a rule that reaches zeros may come to; None where that is not known.
         zeros_reach_input, reading_input: whether relevance may have come to inputs of zero, and is read there now.
+        above: by the mark of a function with a constant, the rule of a layer above it that shares by sign.
         blocked: a filter stands somewhere that lets no relevance pass.
         passed_whole: a filter stands somewhere that hands relevance on whole, to units of zero too.
         around: the filters at what the running operation is part of: they act on that as one.
@@ -80,6 +81,7 @@ class Call:
         self.below_zeros: set[Any] | None = None
         self.zeros_reach_input = False
         self.reading_input = False
+        self.above: dict[Any, Any] | None = None
         self.blocked = False
         self.passed_whole = False
         self.around: tuple[Any, ...] = ()
@@ -251,7 +253,7 @@ class Call:
     def close(self) -> None:
         """End the explanation: from here on every primitive differentiates truly."""
         self.explaining = False
-        self.before_last, self.below_zeros = set(), None
+        self.before_last, self.below_zeros, self.above = set(), None, None
         self.forget_forward()
         self.known.forget()
         self.linear_calls.clear()  # which hold this call, as its way may: nothing waits for the garbage collector

@@ -21,7 +21,7 @@ from relprop.propagation.call.returned import (
 )
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.call.way import Choice, Zeros
-from relprop.propagation.facts.graph import Reach
+from relprop.propagation.facts.graph import Reach, nodes_until_linear
 from relprop.propagation.facts.moves import Moves
 from relprop.propagation.math.linear_map import Geometry, LinearMap
 from relprop.propagation.math.numerics import safe
@@ -137,6 +137,9 @@ class LinearCall:
                 shares = check_absorbed(rule.absorbed(layer, a, z, c), z, rule.absorbed, self.where)
             self.record.absorb({name: total(share) for name, share in shares.items()})
         call.zeros_reach_input = call.zeros_reach_input or (self.first and rule.reaches_zeros)
+        if call.above is not None and rule.by_sign:
+            below = nodes_until_linear(node)
+            call.above.update((each.above_mark, rule) for each in below if hasattr(each, "above_mark"))
         return self._asked(rule, layer, a, z, c)
 
     def _asked(self, rule: Any, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:

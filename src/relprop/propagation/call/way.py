@@ -52,12 +52,14 @@ class Way:
     Attributes:
         explains: relevance passes by rules, and what no rule covers is named.
         zeros: where the rules give relevance to inputs of zero.
+        by_sign: some rule shares positive and negative contributions out apart, the constants of functions among them.
         last: the rule for the last linear layers, if there is one.
         table: the rows that the method runs, where these are not those of the rules; what they miss is run as it is.
     """
 
     explains: bool = False
     zeros: Zeros = Zeros.NOWHERE
+    by_sign: bool = False
     last: Choice | None = None
     table: Table | None = None
 

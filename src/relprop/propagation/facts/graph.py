@@ -112,8 +112,20 @@ class Graph:
         self._state, self._roots, self._held = {}, set(), []
 
 
+def nodes_until_linear(above: Any) -> set[Any]:
+    """Return the nodes below one of a linear map, as far as there is no other on the way."""
+    stack = [parent for parent, _ in above.next_functions if parent is not None]
+    found: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node not in found and not getattr(node, "passes_linear", False):
+            found.add(node)
+            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
 def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set[Any]:
-    """Return the nodes from which some path to an output passes one of the chosen nodes that stand for linear maps."""
+    """Return the nodes from which some path to an output passes one of the chosen nodes."""
     found: set[Any] = set()
     stack: list[tuple[Any, bool]] = [(tensor.grad_fn, False) for tensor in outputs if tensor.grad_fn is not None]
     seen = set(stack)
@@ -121,7 +133,7 @@ def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set
         node, below = stack.pop()
         if below:
             found.add(node)
-        below = below or bool(getattr(node, "passes_linear", False) and chosen(node))
+        below = below or chosen(node)
         for parent, _ in node.next_functions:
             if parent is not None and (parent, below) not in seen and (parent, True) not in seen:
                 seen.add((parent, below))

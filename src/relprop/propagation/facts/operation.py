@@ -48,6 +48,8 @@ class Kind(str, Enum):
     """The probabilities of a softmax."""
     ATTENTION = "attention"
     """Two products with a softmax between them."""
+    SUM = "sum"
+    """It adds up; autograd's own backward is LRP-0, and a rule for linear maps may share among the terms."""
     AFFINE = "affine"
     """``A x + b``, piecewise so, or homogeneous: it needs no rule, since autograd's own backward is right."""
     VIEW = "view"

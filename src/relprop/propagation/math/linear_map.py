@@ -328,6 +328,27 @@ class Contraction(Geometry):
 
 
 @dataclass(frozen=True)
+class Addition(Geometry):
+    """``z = sum_i w a_i + bias`` over dimension 0, where the terms of a sum are stacked; the weight is one number."""
+
+    layer_type = nn.Identity
+    has_units = False
+
+    def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        z = (a * weight).sum(0)
+        return z if bias is None else z + bias
+
+    def transpose(self, c: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        return (c * weight).expand_as(like)
+
+    def ones(self, like: Tensor) -> Tensor:
+        return torch.ones_like(like)
+
+    def output_channels(self, z: Tensor) -> tuple[int, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
 class LinearMap:
     """The linear map ``z = W a + b`` of one call, as a rule sees it.
 

@@ -150,6 +150,8 @@ class Forward:
         if call.way.zeros is not Zeros.NOWHERE and not call.passed_whole:
             below = nodes_below([output], _reaches_zeros)
             call.below_zeros = {node.below_mark for node in below if hasattr(node, "below_mark")}
+        if call.above is not None:
+            call.above.clear()  # of another target
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         found = torch.autograd.grad(
@@ -170,8 +172,10 @@ class Forward:
 
 
 def _reaches_zeros(node: Any) -> bool:
-    """Say whether the rule at the node of a linear map gives relevance to inputs of zero."""
-    return bool(node.linear_call.rule_at(node).reaches_zeros)
+    """Say whether the rule at the node of a linear map, or of a sum, gives relevance to inputs of zero."""
+    place = getattr(node, "linear_call", None) or getattr(node, "sum_call", None)
+    rule = None if place is None else place.rule_at(node)
+    return rule is not None and bool(rule.reaches_zeros)
 
 
 def forward(
