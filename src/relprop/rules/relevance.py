@@ -89,6 +89,16 @@ class Parts:
 ALL, POSITIVE, NEGATIVE = Parts(1.0, 1.0), Parts(1.0, 0.0), Parts(0.0, 1.0)
 
 
+def _less(z: Tensor, bias: Tensor | float) -> Tensor:
+    """Return ``z - b``, exactly 0 where it is no more than the rounding error of ``z``: there nothing was added up."""
+    found = z - bias
+    return torch.where(found.abs() <= _ROUNDED * torch.finfo(z.dtype).eps * z.abs(), 0.0, found)
+
+
+_ROUNDED = 2.0
+"""How many units in the last place a sum may be off that starts with a bias and adds nothing to it."""
+
+
 def _times(number: float, x: Tensor) -> Tensor:
     """Return ``number x``, which is ``x`` itself times 1."""
     return x if number == 1 else number * x
@@ -223,7 +233,7 @@ class Products(Contributions):
     def __init__(self, layer: LinearMap, a: Tensor, z: Tensor, with_bias: bool) -> None:
         self.layer, self.a = layer, a
         self._bias = layer.bias if with_bias else None
-        self._total = z if with_bias or layer.bias is None else z - layer.shift(z)
+        self._total = z if with_bias or layer.bias is None else _less(z, layer.shift(z))
         self.exact = self._total is z and not layer.zeros_receive
         self.positive_only = self._total is z and layer.positive_output_only
 

@@ -152,7 +152,7 @@ class LinearCall:
         if self.call.options.create_graph:
             check_connected(found, (c, layer.weight), method, where)  # of which it is a multiple
         if self.call.options.looking:
-            check_finite(found, (a, z, c), method, where)
+            check_finite(found, (a, z, c), method, where, c)
         return found
 
     def rule_at(self, node: Any) -> Any:

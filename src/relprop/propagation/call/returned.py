@@ -135,17 +135,27 @@ def check_absorbed(found: Any, z: Tensor, method: Callable[..., Any], where: Whe
     return {name: share.expand_as(z) for name, share in found.items()}
 
 
-def check_finite(found: Tensor, given: Sequence[Tensor], method: Callable[..., Any], where: Where) -> None:
-    """Raise where a rule made NaN or infinity of what is finite.
+def check_finite(
+    found: Tensor, given: Sequence[Tensor], method: Callable[..., Any], where: Where, c: Tensor | None = None
+) -> None:
+    """Raise where a rule made NaN or infinity of what is finite, the coefficient ``c`` that arrived among it.
 
     Raises:
         RuleError: says so.
     """
     if all(bool(x.isfinite().all()) for x in given) and not bool(found.isfinite().all()):
-        bad = found[~found.isfinite()]
+        bad, largest = found[~found.isfinite()], 0.0 if c is None else float(c.detach().abs().max())
+        title = f"{_title(method, where)} returned NaN or infinity in {bad.numel()} of {found.numel()} entries"
+        if largest > math.sqrt(torch.finfo(found.dtype).max):
+            raise RuleError(
+                f"{title}: relevance has grown from layer to layer above it, to {largest:.2g} times the activation, and "
+                f"more does not fit {found.dtype}. A rule that ignores the bias divides by z - b, which may be far "
+                "smaller than z, and LRP-0 or a small epsilon by sums that cancel. Let the bias absorb (bias='absorb', "
+                "the preset without _ignore_bias), set a larger epsilon or stabilizer, or gamma or z+ on "
+                "convolutions."
+            )
         raise RuleError(
-            f"{_title(method, where)} returned NaN or infinity in {bad.numel()} of {found.numel()} entries, where all "
-            "it was given is finite. Divide by quotient(numerator, denominator, stabilizer) of "
+            f"{title}, where all it was given is finite. Divide by quotient(numerator, denominator, stabilizer) of "
             "relprop.rules, in which 0 / 0 = 0, and give functions arguments for which they are finite."
         )
 

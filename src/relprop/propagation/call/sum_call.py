@@ -65,7 +65,7 @@ class SumCall:
         if call.options.create_graph:
             check_connected(found, (c,), method, self.where)
         if call.options.looking:
-            check_finite(found, (a, z, c), method, self.where)
+            check_finite(found, (a, z, c), method, self.where, c)
         return found
 
     def absorbed(self, rule: Any, a: Tensor, bias: Tensor | None, z: Tensor, c: Tensor) -> dict[str, Tensor]:
