@@ -148,7 +148,7 @@ def check_finite(
         title = f"{_title(method, where)} returned NaN or infinity in {bad.numel()} of {found.numel()} entries"
         if largest > math.sqrt(torch.finfo(found.dtype).max):
             raise RuleError(
-                f"{title}: relevance has grown from layer to layer above it, to {largest:.2g} times the activation, and "
+                f"{title}: relevance has grown from layer to layer, to {largest:.2g} times the activation here, and "
                 f"more does not fit {found.dtype}. A rule that ignores the bias divides by z - b, which may be far "
                 "smaller than z, and LRP-0 or a small epsilon by sums that cancel. Let the bias absorb (bias='absorb', "
                 "the preset without _ignore_bias), set a larger epsilon or stabilizer, or gamma or z+ on "
