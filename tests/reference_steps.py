@@ -38,14 +38,18 @@ def activation(
         return relevance
     out, at_zero = function(z), function(torch.zeros_like(z))
     name, options = above
-    if name in BY_SIGN:
+    if name in BY_SIGN and not options.get("gamma"):
         shared = by_sign(out - at_zero, at_zero, relevance, **{**BY_SIGN[name], **options})
     else:
         shared = relevance * quotient(out - at_zero, out)
     return torch.where(at_zero == 0, relevance, shared)
 
 
-BY_SIGN: dict[str, dict[str, Any]] = {"zplus": {"alpha": 1.0, "beta": 0.0}, "alpha_beta": {"alpha": 2.0, "beta": 1.0}}
+BY_SIGN: dict[str, dict[str, Any]] = {
+    "zplus": {"alpha": 1.0, "beta": 0.0},
+    "alpha_beta": {"alpha": 2.0, "beta": 1.0},
+    "rescaled_excitation": {"alpha": 1.0, "beta": 0.0, "bias": "ignore"},  # with gamma 0, its default
+}
 """Rules that share contributions of either sign apart, and what they do by default."""
 
 

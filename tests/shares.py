@@ -124,8 +124,29 @@ def _rows(modules: Sequence[nn.Module], x: Tensor, seed: Tensor, rule: Named) ->
                 bias = float((arrived * quotient(shift.expand_as(arrived), inputs[i + 1])).sum()) * (not below)
                 found[str(i)] = Row(float(arrived.sum()), float(left.sum()), bias)
         else:
+            at_zero = module(torch.zeros_like(inputs[i]))
+            by_sign = rule[0] in reference_steps.BY_SIGN and not options.get("gamma")
+            if by_sign and bool((at_zero != 0).any()) and at_zero.shape == arrived.shape:
+                found[str(i)] = _by_sign(inputs[i + 1] - at_zero, at_zero, arrived, left, rule)
+                continue
             bias = float(arrived.sum() - left.sum())  # f(0), or nothing
             found[str(i)] = Row(float(arrived.sum()), float(left.sum()), bias)
+    return found
+
+
+def _by_sign(signal: Tensor, constant: Tensor, arrived: Tensor, left: Tensor, rule: Named) -> Row:
+    """The shares of a signal beside a constant, below a rule that shares by sign."""
+    options = {"bias": "absorb", "stabilizer": STABILIZER, **reference_steps.BY_SIGN[rule[0]], **rule[1]}
+    found = Row(float(arrived.sum()), float(left.sum()))
+    beside = constant if options["bias"] == "absorb" else torch.zeros_like(constant)
+    for part, share in ((positive, options["alpha"]), (negative, -options["beta"])):
+        whole = part(signal) + part(beside)
+        amount = share * arrived
+        q = quotient(amount, whole, options["stabilizer"] * whole.abs())
+        lost = amount - q * whole
+        found.bias += float((q * part(beside)).sum())
+        found.stabilizer += float(lost[whole != 0].sum())
+        found.rule += float(lost[whole == 0].sum())
     return found
 
 

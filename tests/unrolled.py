@@ -20,6 +20,7 @@ from relprop import LRP
 from relprop.rules import AlphaBeta, Epsilon, Gamma, LinearRule, Zero, ZPlus
 from tests import explicit
 from tests.models import settle
+from tests.reference_steps import by_sign
 
 DTYPE = torch.float64
 
@@ -86,11 +87,23 @@ def conv(share: Share, layer: Any, a: Tensor, weight: Tensor | None = None) -> T
     return share(operation, a, layer.weight if weight is None else weight, layer.bias)
 
 
+_ABOVE: list[str] = []
+"""The rule of the layer above what a reference computes now, where it is known."""
+
+
 def passing(function: Callable[[Tensor], Tensor], z: Tensor, slope: float = 1.0) -> Tensor:
-    """f(z), that hands relevance on: its derivative is (f(z) - f(0)) / z, and `slope` at zero."""
+    """f(z), that hands relevance on: its derivative is (f(z) - f(0)) / z, and `slope` at zero.
+
+    Below z+ and alpha-beta, what it adds to f(0) and f(0) itself share by sign.
+    """
     fixed = z.detach()
     value, origin = function(fixed), function(torch.zeros_like(fixed))
-    quotient = torch.where(fixed == 0, slope, (value - origin) / torch.where(fixed == 0, 1.0, fixed))
+    signal = value - origin
+    quotient = torch.where(fixed == 0, slope, signal / torch.where(fixed == 0, 1.0, fixed))
+    alpha_beta = {"zplus": (1.0, 0.0), "alpha2_beta1": (2.0, 1.0)}.get(_ABOVE[-1] if _ABOVE else "")
+    if alpha_beta is not None and bool((origin != 0).any()):
+        share = by_sign(signal, origin, torch.ones_like(value), *alpha_beta)
+        quotient = quotient * value * share / torch.where(signal == 0, 1.0, signal)
     return value + (z - fixed) * quotient
 
 
@@ -195,7 +208,13 @@ def check_between(
     model = Between(body, hidden)
 
     def reference(share: Share, x: Tensor) -> Tensor:
-        return dense(share, model.above, pure(dense(share, model.below, x), x))
+        below = dense(share, model.below, x)
+        _ABOVE.append(rule)
+        try:
+            between = pure(below, x)
+        finally:
+            _ABOVE.pop()
+        return dense(share, model.above, between)
 
     check(model, reference, random(3, 4), rule=rule)
 
