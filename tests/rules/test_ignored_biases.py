@@ -82,5 +82,5 @@ def test_growth_beyond_the_type_names_the_layer() -> None:
             layer.weight.data.normal_(std=1e-4).add_(0.1 * torch.tensor([1.0, -1.0] * 4))
             layer.bias.data.fill_(1.0)
     with pytest.raises(RuleError, match=r"in module '\d+' \(Linear\).*relevance has grown.*bias='absorb'"):
-        LRP(model, "epsilon_ignore_bias").attribute(torch.randn(2, 8), 1)
+        LRP(model, "lrp0_ignore_bias").attribute(torch.randn(2, 8), 1)
     assert bool(LRP(model, "epsilon").attribute(torch.randn(2, 8), 1).isfinite().all())

@@ -57,7 +57,7 @@ CONTENT: dict[str, tuple[dict[str, Any], list[Named]]] = {
     "wsquare": ({}, [("wsquare", {})] * 4),
     "flat": ({}, [FLAT] * 4),
     "lrp0_ignore_bias": ({}, [("epsilon", {"epsilon": 0.0, **IGNORE})] * 4),
-    "epsilon_ignore_bias": ({}, [("epsilon", {"epsilon": 1e-6, "relative": True, **IGNORE})] * 4),
+    "epsilon_ignore_bias": ({}, [("epsilon", {"epsilon": 0.25, "relative": True, **IGNORE})] * 4),
     "alpha1_beta0_ignore_bias": ({}, [(ALPHA1[0], {**ALPHA1[1], **IGNORE})] * 4),
     "alpha2_beta1_ignore_bias": ({}, [(ALPHA2[0], {**ALPHA2[1], **IGNORE})] * 4),
     "preset_a": ({}, [ALPHA1, ALPHA1, DENSE, DENSE]),

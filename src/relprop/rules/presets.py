@@ -114,7 +114,8 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "wsquare": lambda: everywhere(WSquare()),
     "flat": lambda: everywhere(Flat()),
     "lrp0_ignore_bias": lambda: everywhere(Epsilon(0.0, bias="ignore")),
-    "epsilon_ignore_bias": lambda epsilon=1e-6: everywhere(Epsilon(epsilon, relative=True, bias="ignore")),
+    # Sums without their bias may cancel, with all of its relevance on them: less does not hold that.
+    "epsilon_ignore_bias": lambda epsilon=0.25: everywhere(Epsilon(epsilon, relative=True, bias="ignore")),
     "alpha1_beta0_ignore_bias": lambda: everywhere(AlphaBeta(1, 0, bias="ignore")),
     "alpha2_beta1_ignore_bias": lambda: everywhere(AlphaBeta(2, 1, bias="ignore")),
     "preset_a": _preset_a,
