@@ -10,7 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from relprop import LRP, RuleError, Rules
-from relprop.rules import AbsoluteValue, AlphaBeta, Epsilon, Equal, Flat, Gamma, Rule, Zero, ZPlus
+from relprop.rules import (
+    AbsoluteValue,
+    AlphaBeta,
+    Epsilon,
+    Equal,
+    Flat,
+    Gamma,
+    LinearMap,
+    LinearRule,
+    Rule,
+    Zero,
+    ZPlus,
+)
 from tests.reference import linear, negative, positive, quotient
 
 STABILIZER = 1e-6
@@ -217,6 +229,20 @@ def test_rules_for_layers_reach_no_sums() -> None:
         Rules.preset("zplus"),
     ):
         torch.testing.assert_close(LRP(model, rules).attribute(x, 1), plain)
+
+
+def test_a_rule_of_ones_own() -> None:
+    class Squares(LinearRule):
+        def coefficient(self, layer: LinearMap, a: Tensor, z: Tensor, c: Tensor) -> Tensor:
+            whole = layer.forward(a * a, layer.modified(torch.square))
+            return a * layer.transpose(z * c / whole, layer.modified(torch.square))
+
+    x, y = (each.abs() + 0.1 for each in given())
+    model = Weighted(lambda x, y: x + y)
+    found = LRP(model, Rules().set(torch.add, Squares())).attribute((x, y))
+    relevance = (x + y) * model.weight.detach()
+    whole = x.square() + y.square()
+    torch.testing.assert_close(found, (x.square() / whole * relevance, y.square() / whole * relevance))
 
 
 def test_a_plan_shows_the_rule() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import LRP, Rules
-from relprop.rules import AlphaBeta, Epsilon, Pass, RescaledExcitation, Rule, ZPlus
+from relprop.rules import AlphaBeta, Epsilon, Group, GroupRule, Pass, RescaledExcitation, Rule, ZPlus
+from tests.models import settle
 from tests.reference import linear
 from tests.reference_steps import activation, by_sign, explain
 
@@ -174,3 +176,41 @@ def test_a_loss_on_the_relevance_is_differentiated(rule: str) -> None:
     seed = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     explain(list(model), y, seed, RULES[rule][1])[0].pow(2).sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_networks_drawn_at_random(seed: int) -> None:
+    """Functions behind each other, behind batch norms and behind pooling, each below a layer of another rule."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    smooth = [name for name in FUNCTIONS if name not in ("acos", "exp", "cosh", "power")]  # of numbers of any size
+    modules: list[nn.Module] = []
+    rules: list[tuple[Rule, tuple[str, dict[str, Any]]]] = []
+    for _ in range(3):
+        modules.append(nn.Conv1d(4, 4, 1))
+        rules.append(draw.choice(list(RULES.values())))
+        for _ in range(draw.randrange(1, 3)):
+            modules.append(Function(draw.choice(smooth)))
+            modules.extend(draw.choice([[], [], [nn.BatchNorm1d(4)], [nn.AvgPool1d(2)]]))
+    modules += [nn.Flatten(), nn.LazyLinear(3)]
+    rules.append(RULES["epsilon"])
+    model, x = nn.Sequential(*modules).double().eval(), torch.randn(2, 4, 32, dtype=torch.float64)
+    model(x)
+    settle(model)
+    registry = Rules()
+    places = [name for name, module in model.named_children() if isinstance(module, (nn.Conv1d, nn.Linear))]
+    for place, (rule, _) in zip(places, rules, strict=True):
+        registry = registry.set(place, rule)
+    seeds = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    reference = explain(list(model), x, seeds, [named for _, named in rules])[0].detach()
+    found = LRP(model, registry).attribute(x, 1)
+    assert float((found - reference).abs().max()) <= 1e-9 * float(reference.abs().max().clamp(min=1e-12))
+    LRP(model, registry).report(x, 1).check(1e-8)
+
+
+def test_a_rule_of_ones_own_says_so() -> None:
+    class Own(GroupRule):
+        groups, by_sign = (Group(1, 0),), True
+
+    model, x = network("sigmoid"), given()
+    torch.testing.assert_close(LRP(model, Own()).attribute(x, 1), LRP(model, "zplus").attribute(x, 1))
