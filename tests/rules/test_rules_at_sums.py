@@ -20,6 +20,7 @@ from relprop.rules import (
     LinearMap,
     LinearRule,
     Rule,
+    WSquare,
     Zero,
     ZPlus,
 )
@@ -217,6 +218,31 @@ def test_a_skip_connection(rule: str, dtype: torch.dtype) -> None:
     found = LRP(model.to(dtype), rules).attribute(x.to(dtype), 1).double()
     within = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
     assert float((found - reference).abs().max() / reference.abs().max()) < within
+
+
+@pytest.mark.parametrize("layers", [ZPlus(), WSquare(), Epsilon(relative=True)], ids=repr)
+@pytest.mark.parametrize("rule", RULES)
+def test_an_input_of_zero_that_is_skipped(rule: str, layers: Rule) -> None:
+    """What equal parts give to an input of zero is read there, and the report holds."""
+    torch.manual_seed(3)
+    layer, head = nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
+
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = layer, head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + torch.relu(self.layer(x)))  # type: ignore[no-any-return]
+
+    x = torch.randn(3, 6, dtype=torch.float64)
+    x[:, :3] = 0.0
+    explainer = LRP(Skipping(), Rules().set(nn.Linear, layers).set(torch.add, RULES[rule][0]))
+    explainer.report(x, 1).check(1e-9)
+    if isinstance(layers, WSquare) and rule == "flat":
+        found = explainer.attribute(x, 1)
+        torch.testing.assert_close(found.sum(1), Skipping()(x)[:, 1].detach())
+        assert bool((found[:, :3] != 0).all())
 
 
 def test_rules_for_layers_reach_no_sums() -> None:

@@ -117,22 +117,25 @@ def _stacked(here: Here, out: Tensor, terms: Sequence[tuple[Any, float]]) -> Ten
         found: Tensor = weighted.to(out.dtype).expand_as(out)
         return found
 
-    active = [term(*each) for each in terms if here.active(each[0])]
-    constants = [term(*each) for each in terms if not here.active(each[0])]
-    return shared(here, out, Addition(), torch.stack(active), constants[0] if constants else None)
+    given = [x for x, _ in terms if here.active(x)]
+    active = torch.stack([term(x, factor) for x, factor in terms if here.active(x)])
+    constants = [term(x, factor) for x, factor in terms if not here.active(x)]
+    return shared(here, out, Addition(), given, active, constants[0] if constants else None)
 
 
-def shared(here: Here, out: Tensor, geometry: Geometry, a: Tensor, constant: Tensor | None) -> Tensor:
+def shared(
+    here: Here, out: Tensor, geometry: Geometry, given: Sequence[Tensor], a: Tensor, constant: Tensor | None
+) -> Tensor:
     """Return ``out``, the sum of what is in ``a`` and a constant, as the rule shares it out.
 
     Args:
         geometry: how ``a`` is added up.
+        given: the tensors that ``a`` was made of.
     """
     call, rule = here.call, here.rule
     check_precision(rule, out.dtype)
-    sum_call = SumCall(
-        call, here.where, rule, geometry, call.handles_zeros(a), call.known.graph.reach(a) is Reach.ACTIVE
-    )
+    first = any(call.known.graph.reach(x) is Reach.ACTIVE for x in given)
+    sum_call = SumCall(call, here.where, rule, geometry, call.handles_zeros(a), first)
     terms, beside = a.detach(), None if constant is None else constant.detach()
     here.declared = lambda c, value: sum_call.absorbed(rule, terms, beside, value, c)
     return apply(Sum, sum_call, lambda: out.detach().clone(), a, constant)
@@ -225,7 +228,7 @@ def averaged(here: Here, out: Tensor, mean: Callable[..., Tensor], *args: Any, *
             given, named = map_tensors(lambda each: x * weight if each is a else each, (args, kwargs))
             return mean(*given, **named)
 
-        return shared(here, out, Contraction(averages), a, None)
+        return shared(here, out, Contraction(averages), [a], a, None)
     here.by_autograd()
     return evenly(here, out, mean, args, kwargs)
 
