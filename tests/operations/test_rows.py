@@ -69,7 +69,7 @@ def test_every_other_way_has_a_row() -> None:
     assert {row.truth for _, row in ROWS} == set(Truth)
     for held in Holds:
         assert any(held in row.holds for _, row in ROWS)
-    as_they_run = {Kind.GATE, Kind.UNKNOWN, Kind.UNSEEN}
+    as_they_run = {Kind.GATE, Kind.SHIFT, Kind.UNKNOWN, Kind.UNSEEN}
     assert {row.kind for _, row in ROWS} | as_they_run == set(Kind)
 
 

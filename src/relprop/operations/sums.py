@@ -58,6 +58,10 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
+    held = _held(here, first, second)
+    if held is not None or not (here.active(first) and here.active(second)):
+        here.kind = Kind.SHIFT
+        here.choose()
     nothing = any(not isinstance(x, Tensor) and x == 0 for x in (first, second))  # with which Python's `sum` begins
     ruled = by_rule(here, first, second) and not nothing
     if not ruled:
@@ -66,7 +70,6 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
         if found is not None:
             return found
     terms = [(first, 1.0), (second, alpha)]
-    held = _held(here, first, second)
     if held is not None:
         x, factor = terms[held]
         terms[held] = here.call.constant(x), factor
@@ -98,7 +101,7 @@ def _shifted(here: Here, first: Any, second: Any, alpha: float) -> Tensor | None
 
 def by_rule(here: Here, *terms: Any) -> bool:
     """Say whether a rule was set at a sum, which serves real numbers."""
-    if here.kind is not Kind.SUM or here.rule is None or here.rule.exact_by_autograd:
+    if here.kind not in (Kind.SUM, Kind.SHIFT) or here.rule is None or here.rule.exact_by_autograd:
         return False
     if any(isinstance(x, Tensor) and x.is_complex() for x in terms):
         here.uncovered(f"adds up complex numbers, for which {here.rule!r} is not defined")

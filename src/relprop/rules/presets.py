@@ -24,8 +24,8 @@ from relprop.rules.nonlinear import CPLRP, Equal, SignalTakesAll
 from relprop.rules.registry import PresetName, Rules, as_rule
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.selection import Entry
-from relprop.rules.selectors import PartsOf
-from relprop.rules.signed import AlphaBeta, ZPlus
+from relprop.rules.selectors import Joins, PartsOf
+from relprop.rules.signed import AbsoluteValue, AlphaBeta, ZPlus
 from relprop.rules.universal import Detach
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -91,7 +91,12 @@ def _preset_a(epsilon: float = 0.1) -> Rules:
 
 
 def _preset_b(epsilon: float = 0.1) -> Rules:
-    return _composite(AlphaBeta(2, 1), epsilon, relative=False)
+    return _alpha2_beta1(_composite(AlphaBeta(2, 1), epsilon, relative=False))
+
+
+def _alpha2_beta1(rules: Rules) -> Rules:
+    """Return the rules with sums of branches shared by size: what alpha-beta gives them may cancel there."""
+    return Rules((*rules, Entry(Joins(), AbsoluteValue(), optional=True)))
 
 
 def _until(rules: Rules, until: int | str) -> Rules:
@@ -106,10 +111,10 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     "epsilon_plus_flat": lambda epsilon=1e-6: _composite(ZPlus(), epsilon).first(Flat()),
     "epsilon_gamma": lambda epsilon=1e-6, gamma=0.25: _composite(Gamma(gamma), epsilon),
     "epsilon_gamma_box": _epsilon_gamma_box,
-    "epsilon_alpha2_beta1": lambda epsilon=1e-6: _composite(AlphaBeta(2, 1), epsilon),
-    "epsilon_alpha2_beta1_flat": lambda epsilon=1e-6: _composite(AlphaBeta(2, 1), epsilon).first(Flat()),
+    "epsilon_alpha2_beta1": lambda epsilon=1e-6: _alpha2_beta1(_composite(AlphaBeta(2, 1), epsilon)),
+    "epsilon_alpha2_beta1_flat": lambda epsilon=1e-6: _alpha2_beta1(_composite(AlphaBeta(2, 1), epsilon)).first(Flat()),
     "alpha1_beta0": lambda: everywhere(AlphaBeta(1, 0)),
-    "alpha2_beta1": lambda: everywhere(AlphaBeta(2, 1)),
+    "alpha2_beta1": lambda: _alpha2_beta1(everywhere(AlphaBeta(2, 1))),
     "zplus": lambda: everywhere(ZPlus()),
     "wsquare": lambda: everywhere(WSquare()),
     "flat": lambda: everywhere(Flat()),
@@ -117,7 +122,7 @@ PRESETS: dict[PresetName, Callable[..., Rules]] = {
     # Sums without their bias may cancel, with all of its relevance on them: less does not hold that.
     "epsilon_ignore_bias": lambda epsilon=0.25: everywhere(Epsilon(epsilon, relative=True, bias="ignore")),
     "alpha1_beta0_ignore_bias": lambda: everywhere(AlphaBeta(1, 0, bias="ignore")),
-    "alpha2_beta1_ignore_bias": lambda: everywhere(AlphaBeta(2, 1, bias="ignore")),
+    "alpha2_beta1_ignore_bias": lambda: _alpha2_beta1(everywhere(AlphaBeta(2, 1, bias="ignore"))),
     "preset_a": _preset_a,
     "preset_b": _preset_b,
     "preset_a_flat": lambda epsilon=0.1: _preset_a(epsilon).first(Flat()),

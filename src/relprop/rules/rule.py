@@ -61,7 +61,7 @@ class LinearRule(Rule, ABC):
     tensor([[1.8000, 0.2000]])
     """
 
-    serves = frozenset({"linear", "sum"})
+    serves = frozenset({"linear", "sum", "shift"})
     exact_by_autograd: ClassVar[bool] = False
     """Autograd's own backward is this rule, on complex numbers too."""
 

@@ -21,6 +21,7 @@ from relprop.rules.selectors import (
     ByPredicate,
     ByType,
     First,
+    Joins,
     Last,
     PartsOf,
     Place,
@@ -151,14 +152,14 @@ class Selection(Way):
         for index, entry in enumerate(self._entries):
             if isinstance(entry.selector, Until) and index not in self._ends and not ended:
                 raise RuleError(f"{entry.rule!r} was set {entry.selector}, where no linear layer runs.")
-            if index in self._served or isinstance(entry.selector, (ByPredicate, PartsOf, First, Last)):
+            if index in self._served or isinstance(entry.selector, (ByPredicate, PartsOf, Joins, First, Last)):
                 continue
             place = self._refused.get(index)
             if place is not None and not (entry.optional and place.kind in _WITHOUT_RULES):
                 raise RuleError(
                     f"{entry.rule!r} was set at {entry.selector}, where {place.operation!r} ({place.kind}) runs in "
                     f"module {place.name!r}; it serves operations of kind {', '.join(sorted(entry.rule.serves))}."
-                    f"{_AT_SUMS if place.kind == Kind.SUM else ''}"
+                    f"{_AT_SUMS if place.kind in (Kind.SUM, Kind.SHIFT) else ''}"
                 )
             if not entry.optional:
                 self._check_idle(entry, called)
@@ -201,7 +202,8 @@ class Selection(Way):
 
 def _serves(entry: Entry, place: Place) -> bool:
     """Say whether the rule of an entry can stand at a call: at sums only where the operation itself was named."""
-    return place.kind in entry.rule.serves and (place.kind != Kind.SUM or isinstance(entry.selector, ByOperation))
+    named = place.kind not in (Kind.SUM, Kind.SHIFT) or isinstance(entry.selector, (ByOperation, Joins))
+    return named and place.kind in entry.rule.serves
 
 
 def _reaches_zeros(entry: Entry) -> bool:

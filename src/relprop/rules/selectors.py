@@ -133,6 +133,17 @@ class PartsOf(Selector):
 
 
 @dataclass(frozen=True)
+class Joins(Selector):
+    """Additions and subtractions of tensors that depend on the input, such as where a skip connection ends."""
+
+    def matches(self, place: Place) -> bool:
+        return place.kind == "sum" and place.operation in ("add", "sub")
+
+    def __str__(self) -> str:
+        return "joined branches"
+
+
+@dataclass(frozen=True)
 class First(Selector):
     """Linear calls to which no path from the input passes another."""
 
