@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from relprop import LRP, GradientXInput, Rules
 from tests.networks import zoo
 
-NETWORKS = ["torchvision/squeezenet1_1", "torchvision/mobilenet_v3_small", "timm/test_vit", "timm/resnet10t"]
+NETWORKS = ["torchvision/squeezenet1_1", "torchvision/mobilenet_v3_small", "timm/test_vit", "timm/repghostnet_050"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "epsilon_gamma_box": {"low": -4.0, "high": 4.0},
     "deep_taylor_bounded": {"low": -4.0, "high": 4.0},

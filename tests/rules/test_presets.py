@@ -11,7 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relprop import LRP, Rules
-from relprop.rules import CPLRP, AlphaBeta, Detach, Epsilon, Flat, Gamma, GroupRule, Rule, WSquare, ZBox, Zero, ZPlus
+from relprop.rules import (
+    CPLRP,
+    AbsoluteValue,
+    AlphaBeta,
+    Detach,
+    Epsilon,
+    Flat,
+    Gamma,
+    GroupRule,
+    Rule,
+    WSquare,
+    ZBox,
+    Zero,
+    ZPlus,
+)
 from relprop.rules.presets import PRESETS
 from tests import reference_steps
 from tests.models import close, settle
@@ -258,3 +272,25 @@ def test_zero_is_its_name() -> None:
     assert [entry.rule for entry in Rules.preset("wsquare")] == [WSquare()]
     assert [entry.rule for entry in Rules.preset("flat")] == [Flat()]
     assert [entry.rule for entry in Rules.preset("lrp0")] == [Zero()]
+
+
+@pytest.mark.parametrize("preset", sorted(Rules.presets))
+def test_sums_of_branches(preset: str) -> None:
+    """Those of alpha 2 and beta 1 share them by size, the others by LRP-0; what is added to one branch is no join."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = (nn.Linear(4, 4).double() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.one(x)) - 0.25
+            return self.head(h - self.two(x))  # type: ignore[no-any-return]
+
+    options: dict[str, Any] = (
+        {"low": -9.0, "high": 9.0} if preset in ("epsilon_gamma_box", "deep_taylor_bounded") else {}
+    )
+    options = {"until": 1} if preset.endswith("idx") else options
+    rows = Rules.preset(preset, **options).plan(Branches(), torch.randn(2, 4, dtype=torch.float64)).rows  # type: ignore[arg-type]
+    by_size = "alpha2_beta1" in preset or preset.startswith("preset_b")
+    assert [row.rule for row in rows if row.operation == "sub"] == ["", repr(AbsoluteValue()) if by_size else ""]
