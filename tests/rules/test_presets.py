@@ -294,3 +294,44 @@ def test_sums_of_branches(preset: str) -> None:
     rows = Rules.preset(preset, **options).plan(Branches(), torch.randn(2, 4, dtype=torch.float64)).rows  # type: ignore[arg-type]
     by_size = "alpha2_beta1" in preset or preset.startswith("preset_b")
     assert [row.rule for row in rows if row.operation == "sub"] == ["", repr(AbsoluteValue()) if by_size else ""]
+
+
+@pytest.mark.parametrize("preset", ["alpha2_beta1", "epsilon_alpha2_beta1", "preset_b"])
+def test_what_centres_joins_no_branches(preset: str) -> None:
+    """A layer norm that is written by hand is the layer norm it is, in a map and in a report."""
+
+    class Norm(nn.Module):
+        def __init__(self, by_hand: bool) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.first, self.norm, self.head = nn.Linear(4, 6), nn.LayerNorm(6, bias=False), nn.Linear(6, 3)
+            self.by_hand = by_hand
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if not self.by_hand:
+                return self.head(self.norm(h))  # type: ignore[no-any-return]
+            h = h - h.mean(-1, keepdim=True)
+            return self.head(h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.norm.eps) * self.norm.weight)  # type: ignore[no-any-return]
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    by_hand, given = (LRP(Norm(way).double(), preset) for way in (True, False))
+    close(by_hand.attribute(x, 1), given.attribute(x, 1))
+    assert by_hand.report(x, 1).relevance == pytest.approx(float(given.attribute(x, 1).sum()), rel=1e-9)
+
+
+def test_sums_by_value_all_the_same() -> None:
+    torch.manual_seed(0)
+    first, second = (nn.Linear(4, 3).double() for _ in range(2))
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x) + self.second(x)  # type: ignore[no-any-return]
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    by_value = LRP(Branches(), Rules.preset("alpha2_beta1").set(torch.add, Zero())).attribute(x, 1)
+    close(by_value, LRP(Branches(), AlphaBeta(2, 1)).attribute(x, 1))

@@ -59,7 +59,9 @@ def factor(here: Here, input: Tensor) -> Tensor:
 
 def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     held = _held(here, first, second)
-    if held is not None or not (here.active(first) and here.active(second)):
+    several = held is None and here.active(first) and here.active(second)
+    centres = several and alpha == -1 and _is_statistic(here.original(second), here.original(first))
+    if centres or not several:
         here.kind = Kind.SHIFT
         here.choose()
     nothing = any(not isinstance(x, Tensor) and x == 0 for x in (first, second))  # with which Python's `sum` begins
@@ -79,7 +81,6 @@ def _signed_sum(here: Here, first: Any, second: Any, alpha: float) -> Tensor:
     if ruled:
         out = _stacked(here, plain, terms)
     else:
-        centres = alpha == -1 and here.active(first) and here.active(second) and _is_statistic(second, first)
         out = combined(here, plain, terms, among=[first] if centres else None)
     if alpha == -1 and here.active(first) and _shifts(first, second) and here.call.handles_zeros(first):
         # Where it is a softmax that is stabilised so, its relevance must not meet the rule for sums of zero.

@@ -134,7 +134,7 @@ class PartsOf(Selector):
 
 @dataclass(frozen=True)
 class Joins(Selector):
-    """Additions and subtractions of tensors that depend on the input, such as where a skip connection ends."""
+    """Additions and subtractions of branches, such as where a skip connection ends; what centres is none."""
 
     def matches(self, place: Place) -> bool:
         return place.kind == "sum" and place.operation in ("add", "sub")

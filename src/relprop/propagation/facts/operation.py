@@ -51,7 +51,7 @@ class Kind(str, Enum):
     SUM = "sum"
     """It adds up; autograd's own backward is LRP-0, and a rule for linear maps may share among the terms."""
     SHIFT = "shift"
-    """A constant is added; a sum comes to be one when it runs."""
+    """A constant is added, or a mean of the entries taken off; a sum comes to be one when it runs."""
     AFFINE = "affine"
     """``A x + b``, piecewise so, or homogeneous: it needs no rule, since autograd's own backward is right."""
     VIEW = "view"
