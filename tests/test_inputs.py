@@ -109,7 +109,8 @@ def test_every_way_to_ask_takes_the_same_arguments() -> None:
     expected = method.attribute(x, 1, **given)
     assert torch.equal(method.attribute_targets(x, [1], **given)[0], expected)
     layers = method.attribute_layers(x, "image", 1, **given)
-    close(layers["image"], 3 * method.attribute_layers(x, "image", 1, y)["image"])
+    # A number is part of the layer before it, a shift too: of its bias, in shares of which stabilizers count.
+    close(layers["image"], 3 * method.attribute_layers(x, "image", 1, y)["image"], 1e-5)
     report = method.report(x, 1, **given)
     assert report.relevance == pytest.approx(float(expected.sum()), abs=1e-12)
     assert any(row.name == "image" for row in method.rules.plan(model, x, 1, **given).rows)
@@ -238,7 +239,8 @@ def test_inputs_made_under_inference_mode(method: str, inside: bool) -> None:
 
 def test_further_arguments_made_under_inference_mode() -> None:
     two = settle(Two())
-    expected = LRP(two).attribute(images(), 1, (vectors(), 3.0), forward_kwargs={"shift": torch.ones(3).double()})
+    three = torch.tensor(3.0, dtype=torch.float64)
+    expected = LRP(two).attribute(images(), 1, (vectors(), three), forward_kwargs={"shift": torch.ones(3).double()})
     with torch.inference_mode():
         x, y, shift = images(), vectors(), torch.ones(3).double()
         scale = torch.tensor(3.0, dtype=torch.float64)

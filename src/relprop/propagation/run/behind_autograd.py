@@ -66,7 +66,8 @@ class BehindAutograd:
     def writing(self, written: list[Tensor]) -> list[Written]:
         """Return which tensors a call is about to write into that are, or share memory with, active ones unrecorded."""
         call = self._call
-        if not call.way.explains or call.ended or (torch.is_grad_enabled() and not self._shared):
+        seen = torch.is_grad_enabled() and not self._shared
+        if seen or call.ended or not call.way.explains or call.outside_model:
             return []
         found = []
         for target in written:
@@ -86,7 +87,8 @@ class BehindAutograd:
 
     def replaced(self, target: Tensor) -> None:
         """Name the assignment of ``.data``, where the tensor is active."""
-        if self._call.way.explains and self._call.known.graph.active(target):
+        call = self._call
+        if call.way.explains and not call.outside_model and call.known.graph.active(target):
             why = f"{_WRITES} by assigning .data, which autograd does not see; {_AS_IF}."
             self._call.coverage.uncovered("data", why)
 

@@ -81,7 +81,7 @@ def _write(
 def set_data(mode: RelevanceMode, target: Tensor, value: Tensor) -> None:
     """Run ``target.data = value``: what is the model's own stays, and holds the value for this call."""
     protected = mode.call.known.protected
-    if not protected.owns(target):
+    if mode.call.outside_model or not protected.owns(target):
         mode.behind.replaced(target)
         Tensor.data.__set__(target, value)  # type: ignore[attr-defined]  # a property
         return
