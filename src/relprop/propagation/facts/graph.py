@@ -141,6 +141,18 @@ def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set
     return found
 
 
+def nodes_above(output: Tensor) -> set[Any]:
+    """Return the nodes that run in the backward of an output."""
+    found: set[Any] = set()
+    stack = [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
 def nodes_before_last(outputs: Iterable[Tensor]) -> tuple[set[Any], set[Any]]:
     """Return the nodes that reach an output, and those of them from which some path there passes a linear map.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import foremost
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.call.way import Zeros
-from relprop.propagation.facts.graph import nodes_before_last, nodes_below
+from relprop.propagation.facts.graph import nodes_above, nodes_before_last, nodes_below
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
@@ -154,15 +154,14 @@ class Forward:
             call.above.clear()  # of another target
         inputs = [root.edge for start in self.starts for root in roots_of(start)]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
-        found = torch.autograd.grad(
-            output,
-            [*inputs, *layers],
-            self.seeds[target] if self.seeds else torch.ones_like(output),
-            retain_graph=retain_graph or call.options.create_graph,
-            create_graph=call.options.create_graph,
-            allow_unused=True,
-        )
-        left: Iterator[Tensor | None] = iter(found)
+        # Before torch 2.9 an edge whose node does not run, as that of a layer that is folded, ends the process.
+        runs = nodes_above(output) if layers else None
+        asked = [edge for edge in (*inputs, *layers) if runs is None or edge.node in runs]
+        seed = self.seeds[target] if self.seeds else torch.ones_like(output)
+        more = call.options.create_graph
+        options: dict[str, bool] = {"retain_graph": retain_graph or more, "create_graph": more, "allow_unused": True}
+        given = iter(torch.autograd.grad(output, asked, seed, **options) if asked else ())
+        left = iter([next(given) if runs is None or edge.node in runs else None for edge in (*inputs, *layers)])
         roots = [[(root.value, next(left)) for root in roots_of(start)] for start in self.starts]
         passages = {
             name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]
