@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from relprop.operations import elementary, quotients, softmax_by_hand
@@ -21,6 +22,7 @@ from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_finite_quotient, check_quotient
 from relprop.propagation.call.sum_call import SumCall
 from relprop.propagation.facts.inheritance import Keeps, clipped, function, keeps_nothing
+from relprop.propagation.facts.numbers import number
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Rectifies
 from relprop.propagation.math.numerics import safe
 
@@ -140,12 +142,44 @@ def _without_offset(here: Here, input: Tensor, out: Tensor, offset: Tensor) -> T
 
 def exponential_function(here: Here, input: Tensor) -> Tensor:
     """``exp``, which may come to be part of a softmax that is written by hand."""
-    found = softmax_by_hand.exponential(here, input)
+    found = softmax_by_hand.exponential(here, input, lambda: here.func(input))
     if found is not None:
         return found
     out = elementwise(exp, here, input)
-    if here.call.way.explains and not input.is_complex():
-        softmax_by_hand.note_exponential(here, input, out)
+    softmax_by_hand.note_exponential(here, input, out)
+    return out
+
+
+def exponential_of_two(here: Here, input: Tensor) -> Tensor:
+    """``exp2``, likewise."""
+    found = softmax_by_hand.exponential(here, input, lambda: here.func(input), 2.0)
+    if found is not None:
+        return found
+    out = elementwise(elementary.exp2, here, input)
+    softmax_by_hand.note_exponential(here, input, out, base=2.0)
+    return out
+
+
+def exponential_less_one(here: Here, input: Tensor) -> Tensor:
+    """``expm1``, which is an exponential again once 1 is added."""
+    out = elementwise(elementary.expm1, here, input)
+    softmax_by_hand.note_exponential(here, input, out, added=-1.0)
+    return out
+
+
+def softplus(here: Here, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``softplus``, the logarithm of ``1 + exp(z)``."""
+    out = elementwise(quotients.softplus, here, input, beta, threshold)
+    softmax_by_hand.note_logarithm(
+        here, input, out, lambda z: F.softplus(z, beta, threshold), summed=False, degree=0, ones=1 / beta, rate=beta
+    )
+    return out
+
+
+def log_sigmoid(here: Here, input: Tensor) -> Tensor:
+    """``logsigmoid``."""
+    out = elementwise(quotients.logsigmoid, here, input)
+    softmax_by_hand.note_logarithm(here, input, out, F.logsigmoid, summed=False, ones=-1)
     return out
 
 
@@ -289,7 +323,8 @@ def _power(func: Function, here: Here, input: Any, exponent: Any) -> Tensor:
             return _powers(func, here, input, exponent)
         exponent = exponent.item()
     if exponent <= 0:
-        return denominator(here, func(input, exponent))
+        found = softmax_by_hand.recognized(here, Image.POWER, input, exponent)
+        return denominator(here, func(input, exponent)) if found is None else found
     return applied(func, power, here, input, exponent)
 
 
@@ -298,8 +333,15 @@ def _exponential(func: Function, here: Here, base: Any, exponent: Tensor) -> Ten
     if bool((base <= 0).any()):
         here.uncovered("raises a base that is not positive to an active exponent")
         return func(base, exponent)  # type: ignore[no-any-return]
+    one = number(base)
+    found = None if one is None else softmax_by_hand.exponential(here, exponent, lambda: func(base, exponent), one)
+    if found is not None:
+        return found
     here.absorbs(torch.ones_like(exponent * base))
-    return applied(lambda x, b: func(b, x), _of_base, here, exponent, base)
+    out = applied(lambda x, b: func(b, x), _of_base, here, exponent, base)
+    if one is not None:
+        softmax_by_hand.note_exponential(here, exponent, out, base=one)
+    return out
 
 
 def _of_base(x: Tensor, base: Tensor) -> Tensor:
@@ -349,6 +391,14 @@ def _gate(
     )
 
 
+def _beginning(*names: str, handler: Handler, bounds: tuple[float, float]) -> Rows:
+    """Functions of an exponential, which begin what is followed of them: their handlers say what."""
+    keeps = function(*bounds, gate=False, homogeneous=False)
+    return activation(
+        *names, handler=handler, keeps=keeps, difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,
+    )  # fmt: skip
+
+
 def _about(*names: str, root: float, quotient: Callable[..., Tensor], difference: Difference, image: Image) -> Rows:
     """Functions without a value at 0, by their quotients about their zero."""
     keeps = function(*_REAL, gate=False, homogeneous=False)
@@ -391,8 +441,8 @@ ROWS: Rows = [
     *curve("gelu", quotient=quotients.gelu, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("silu", quotient=quotients.silu, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("mish", quotient=quotients.mish, bounds=_REAL, difference=Difference.SMOOTH),
-    *curve("softplus", quotient=quotients.softplus, bounds=_ABOVE, difference=Difference.SMOOTH),
-    *curve("log_sigmoid", quotient=quotients.logsigmoid, bounds=_REAL, difference=Difference.SMOOTH),
+    *_beginning("softplus", handler=softplus, bounds=_ABOVE),
+    *_beginning("log_sigmoid", handler=log_sigmoid, bounds=(-math.inf, 0.0)),
     *curve("softsign", quotient=quotients.softsign, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
     *curve("tanhshrink", quotient=quotients.tanhshrink, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("tanh", quotient=elementary.tanh, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
@@ -403,22 +453,20 @@ ROWS: Rows = [
     *curve("sinc", quotient=elementary.sinc, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("atan", "arctan", quotient=elementary.atan, bounds=_REAL, difference=Difference.SMOOTH),
     *curve("asinh", "arcsinh", quotient=elementary.asinh, bounds=_REAL, difference=Difference.SMOOTH),
-    *curve("exp2", quotient=elementary.exp2, bounds=_ABOVE, difference=Difference.SMOOTH),
-    *curve("expm1", quotient=elementary.expm1, bounds=_REAL, difference=Difference.SMOOTH),
+    *_beginning("exp", handler=exponential_function, bounds=_ABOVE),
+    *_beginning("exp2", handler=exponential_of_two, bounds=_ABOVE),
+    *_beginning("expm1", handler=exponential_less_one, bounds=(-1.0, math.inf)),
     *curve("erf", quotient=elementary.erf, bounds=(-1.0, 1.0), difference=Difference.SMOOTH),
     *_gate("erfc", handler=partial(elementwise, elementary.erfc), bounds=(0.0, 2.0), difference=Difference.SMOOTH),
     *_gate("ndtr", handler=partial(elementwise, elementary.ndtr), bounds=(0.0, 1.0), difference=Difference.SMOOTH),
     *_gate("sigmoid", "expit", label="sigmoid", handler=sigmoid, bounds=(0.0, 1.0), difference=Difference.SMOOTH),
-    *activation(
-        "exp", handler=exponential_function, keeps=function(*_ABOVE, gate=False, homogeneous=False),
-        difference=Difference.SMOOTH, rectifies=None, image=Image.NOTHING,  # its handler begins an image
-    ),
     # With poles, or not defined everywhere.
     *curve("tan", quotient=elementary.tan, bounds=_REAL, difference=Difference.POLES),
     *curve("asin", "arcsin", quotient=elementary.asin, bounds=_REAL, difference=Difference.POLES),
     *curve("acos", "arccos", quotient=elementary.acos, bounds=_REAL, difference=Difference.POLES),
     *curve("atanh", "arctanh", quotient=elementary.atanh, bounds=_REAL, difference=Difference.POLES),
-    *curve("log1p", quotient=elementary.log1p, bounds=_REAL, difference=Difference.POLES),
+    *activation("log1p", handler=partial(elementwise, elementary.log1p), keeps=_anything,
+                difference=Difference.POLES, rectifies=None, image=Image.LOGARITHM),
     *curve("erfinv", quotient=elementary.erfinv, bounds=_REAL, difference=Difference.POLES),
     *curve("erfcx", quotient=elementary.erfcx, bounds=_REAL, difference=Difference.UNCOVERED),
     *curve("log_ndtr", quotient=elementary.log_ndtr, bounds=_REAL, difference=Difference.POLES),
@@ -430,8 +478,8 @@ ROWS: Rows = [
     *curve("square", quotient=elementary.square, bounds=_ABOVE, difference=Difference.SQUARE),
     *curve("sqrt", quotient=elementary.sqrt, bounds=_ABOVE, difference=Difference.SQUARE_ROOT),
     *_about("log", root=1.0, quotient=elementary.log, difference=Difference.SCALED, image=Image.LOGARITHM),
-    *_about("log2", root=1.0, quotient=elementary.log2, difference=Difference.SCALED, image=Image.NOTHING),
-    *_about("log10", root=1.0, quotient=elementary.log10, difference=Difference.SCALED, image=Image.NOTHING),
+    *_about("log2", root=1.0, quotient=elementary.log2, difference=Difference.SCALED, image=Image.LOGARITHM),
+    *_about("log10", root=1.0, quotient=elementary.log10, difference=Difference.SCALED, image=Image.LOGARITHM),
     *_about(
         "acosh", "arccosh", root=1.0, quotient=elementary.acosh, difference=Difference.POLES, image=Image.NOTHING
     ),
@@ -473,7 +521,7 @@ ROWS: Rows = [
     ),
     # Powers, of which a number says what they are.
     *activation("pow", "__pow__", label="pow", handler=raise_to, keeps=_anything, difference=Difference.POWER,
-                rectifies=None, image=Image.NOTHING),
+                rectifies=None, image=Image.POWER),
     *activation("__rpow__", label="pow", handler=reversed_power, keeps=_anything,
                 difference=Difference.REVERSED_POWER, rectifies=None, image=Image.NOTHING),
     *activation("float_power", handler=float_power, keeps=_anything, difference=Difference.POWER, rectifies=None,

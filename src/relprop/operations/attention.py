@@ -17,7 +17,7 @@ from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_shares
 from relprop.propagation.call.trace import total
 from relprop.propagation.facts.inheritance import keeps_nothing
-from relprop.propagation.facts.operation import Difference, Holds, Kind
+from relprop.propagation.facts.operation import Difference, Holds, Image, Kind
 
 
 def scaled_dot_product_attention(
@@ -98,6 +98,7 @@ ROWS: Rows = weighted(
     handler=scaled_dot_product_attention,
     keeps=keeps_nothing,
     difference=Difference.ATTENTION,
+    image=Image.NOTHING,
     holds=Holds.NOTHING,
     updates=None,
 )

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relprop.operations import softmax_by_hand
 from relprop.operations.folding import Constants, folded, is_weight
 from relprop.operations.linear import apply_linear
 from relprop.operations.products import joined, product
 from relprop.operations.rows import SPACES, Rows, weighted
-from relprop.operations.sums import combined
+from relprop.operations.sums import averaged, combined
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
 from relprop.propagation.facts.moves import Moves, Permuted, Reshaped, undone
-from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.math.linear_map import Contraction, Dense, Pairs
 from relprop.propagation.run.taps import measured_input
@@ -46,6 +47,12 @@ def of_outer(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     return ((-1, -1),) if first else ((-2, -1),)
 
 
+def of_dots(first: bool, a: Tensor, weight: Tensor) -> Pairs:
+    """Those in which the input has one entry, and the weight more, but the last, which is summed over."""
+    given = [1] * (weight.dim() - a.dim()) + list(a.shape)[-weight.dim() :]
+    return tuple((d + 1, d) for d in range(-weight.dim(), -1) if given[d] == 1 < weight.shape[d])
+
+
 def of_entries(first: bool, a: Tensor, weight: Tensor) -> Pairs:
     """None that is known: entries of both are mixed (``kron``, ``cross``)."""
     return ()
@@ -59,6 +66,9 @@ def _of_batches(a: Tensor, weight: Tensor) -> Pairs:
 def contracted(here: Here, input: Tensor, other: Tensor, compute: Bilinear, dims: Dims = of_matrices) -> Tensor:
     """Run what is linear in each of two tensors: a product of factors, a linear map or a sum with constant weights."""
     left, right = here.active(input), here.active(other)
+    found = softmax_by_hand.recognized(here, Image.CONTRACTS, input, other)
+    if found is not None:
+        return found
     if left and right:
         factors = product(here, (input, other), entrywise=_dots(here, input, other))
         return joined(here, compute(*factors), compute, factors)
@@ -131,6 +141,12 @@ def matmul(here: Here, *args: Tensor, **kwargs: Any) -> Tensor:
     return contracted(here, first, second, torch.matmul)
 
 
+def sparse_matmul(here: Here, *args: Tensor, **kwargs: Any) -> Tensor:
+    """``torch.sparse.mm``, whose derivative is sparse too."""
+    (first, second), _ = _operands(2, args, kwargs)
+    return contracted(here, first, second, here.func)
+
+
 def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
     """``input @ other`` where only ``other`` is a tensor (``Tensor.__rmatmul__``)."""
     return contracted(here, input, other, torch.matmul)
@@ -139,6 +155,8 @@ def reversed_matmul(here: Here, other: Tensor, input: Tensor) -> Tensor:
 def contraction(dims: Dims, here: Here, *args: Any, **kwargs: Any) -> Tensor:
     """Whatever else is linear in its first two arguments: ``inner``, ``outer``, ``kron``, ``cross``."""
     (first, second), rest = _operands(2, args, kwargs)
+    if kwargs.get("dim", -1) != -1:
+        dims = of_entries
     return contracted(here, first, second, lambda x, y: here.func(x, y, *rest, **kwargs), dims)
 
 
@@ -217,7 +235,12 @@ def einsum(here: Here, equation: Any, *operands: Any) -> Tensor:
     if not isinstance(equation, str):
         equation, operands = _equation(equation, *operands)
     tensors = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
+    if len(tensors) == 1:
+        return averaged(here, torch.einsum(equation, *tensors), partial(torch.einsum, equation), *tensors)
     active = [here.active(tensor) for tensor in tensors]
+    found = softmax_by_hand.recognized(here, Image.CONTRACTS, equation, *tensors)
+    if found is not None:
+        return found
     if sum(active) > 1:
         alike = len(set(equation.replace(" ", "").partition("->")[0].split(","))) == 1
         factors = product(here, tuple(tensors), entrywise=alike)
@@ -312,29 +335,37 @@ _SPARSE = (torch._C._sparse,)  # type: ignore[attr-defined]
 
 
 def _matrix_product(
-    *names: str, handler: Handler, difference: Difference, label: str | None = None, spaces: Sequence[Any] = SPACES
+    *names: str,
+    handler: Handler,
+    difference: Difference,
+    image: Image = Image.CONTRACTS,
+    label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
 ) -> Rows:
     """Products of matrices; against a parameter they are linear layers."""
     return weighted(
         *names, label=label, spaces=spaces, kind=Kind.PRODUCT, handler=handler, keeps=of_active(linear_terms),
-        difference=difference, holds=Holds.LINEAR, updates=None,
+        difference=difference, image=image, holds=Holds.LINEAR, updates=None,
     )  # fmt: skip
 
 
 ROWS: Rows = [
     *_matrix_product("matmul", "mm", "bmm", "mv", "dot", "__matmul__", label="matmul", handler=matmul,
                      difference=Difference.MATMUL),
-    *_matrix_product("_sparse_mm", label="matmul", spaces=_SPARSE, handler=matmul, difference=Difference.UNCOVERED),
+    *_matrix_product("_sparse_mm", label="matmul", spaces=_SPARSE, handler=sparse_matmul,
+                     difference=Difference.UNCOVERED),
     *_matrix_product("__rmatmul__", label="matmul", handler=reversed_matmul, difference=Difference.MATMUL),
-    *_matrix_product("addmm", "addmv", "baddbmm", handler=addmm, difference=Difference.ADDMM),
-    *_matrix_product("_sparse_addmm", label="addmm", spaces=_SPARSE, handler=addmm, difference=Difference.UNCOVERED),
-    *_matrix_product("addbmm", handler=addbmm, difference=Difference.PRODUCT),
-    *_matrix_product("addr", handler=addr, difference=Difference.PRODUCT),
+    *_matrix_product("addmm", "addmv", "baddbmm", handler=addmm, difference=Difference.ADDMM, image=Image.NOTHING),
+    *_matrix_product("_sparse_addmm", label="addmm", spaces=_SPARSE, handler=addmm, difference=Difference.UNCOVERED,
+                     image=Image.NOTHING),
+    *_matrix_product("addbmm", handler=addbmm, difference=Difference.PRODUCT, image=Image.NOTHING),
+    *_matrix_product("addr", handler=addr, difference=Difference.PRODUCT, image=Image.NOTHING),
     *_matrix_product("einsum", handler=einsum, difference=Difference.CONTRACTION),
     *_matrix_product("bilinear", handler=bilinear, difference=Difference.CONTRACTION),
     *_matrix_product("tensordot", handler=tensordot, difference=Difference.PRODUCT),
     *_matrix_product("inner", handler=partial(contraction, of_trailing), difference=Difference.PRODUCT),
     *_matrix_product("outer", "ger", handler=partial(contraction, of_outer), difference=Difference.PRODUCT),
-    *_matrix_product("kron", "cross", "vdot", "vecdot", handler=partial(contraction, of_entries),
+    *_matrix_product("vecdot", handler=partial(contraction, of_dots), difference=Difference.PRODUCT),
+    *_matrix_product("kron", "cross", "vdot", handler=partial(contraction, of_entries),
                      difference=Difference.PRODUCT),
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.call.operation_call import Here, declares_nothing
 from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import linear_terms, of_active
-from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind, Updates
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.math.linear_map import Convolution, Dense, Geometry, same_padding
 from relprop.propagation.math.numerics import per_channel, safe
@@ -284,24 +284,24 @@ def _torch_updates(
     return [running_mean, running_var] if training else []
 
 
-def _linear(*names: str, handler: Handler) -> Rows:
+def _linear(*names: str, handler: Handler, image: Image = Image.NOTHING) -> Rows:
     """Layers with a weight and a bias."""
     return weighted(
         *names, kind=Kind.LINEAR, handler=handler, keeps=of_active(linear_terms), difference=Difference.LAYER,
-        holds=Holds.LINEAR, updates=None,
+        image=image, holds=Holds.LINEAR, updates=None,
     )  # fmt: skip
 
 
 def _batch_norms(space: Any, *, handler: Handler, difference: Difference, updates: Updates) -> Rows:
     return weighted(
         "batch_norm", spaces=(space,), kind=Kind.BATCH_NORM, handler=handler, keeps=of_active(linear_terms),
-        difference=difference, holds=Holds.LINEAR, updates=updates,
+        difference=difference, image=Image.NOTHING, holds=Holds.LINEAR, updates=updates,
     )  # fmt: skip
 
 
 ROWS: Rows = [
-    *_linear("linear", handler=linear),
-    *(row for d in (1, 2, 3) for row in _linear(f"conv{d}d", handler=convolution(d))),
+    *_linear("linear", handler=linear, image=Image.CONTRACTS),
+    *(row for d in (1, 2, 3) for row in _linear(f"conv{d}d", handler=convolution(d), image=Image.CONTRACTS)),
     *(row for d in (1, 2, 3) for row in _linear(f"conv_transpose{d}d", handler=transposed_convolution(d))),
     *_batch_norms(F, handler=batch_norm, difference=Difference.BATCH_NORM, updates=_updates),
     *_batch_norms(torch, handler=torch_batch_norm, difference=Difference.TORCH_BATCH_NORM, updates=_torch_updates),

@@ -18,7 +18,7 @@ from relprop.operations.rows import SPACES, Rows, weighted
 from relprop.operations.sums import combined
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import linear_terms, of_active
-from relprop.propagation.facts.operation import Difference, Handler, Holds, Kind, Updates
+from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind, Updates
 from relprop.propagation.math.numerics import per_channel, safe
 
 
@@ -233,6 +233,7 @@ def _norm(
         handler=handler,
         keeps=of_active(linear_terms),
         difference=difference,
+        image=Image.NOTHING,
         holds=Holds.NOTHING,
         updates=updates,
     )

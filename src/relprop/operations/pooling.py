@@ -137,12 +137,12 @@ def _averaged(
 def _maximum(name: str, *, handler: Handler, difference: Difference) -> Rows:
     return weighted(
         name, f"{name}_with_indices", kind=Kind.POOLING, handler=handler, keeps=of_all(moved, indices=False),
-        difference=difference, holds=Holds.NOTHING, updates=None,
+        difference=difference, image=Image.NOTHING, holds=Holds.NOTHING, updates=None,
     )  # fmt: skip
 
 
 def _mean(name: str, *, handler: Handler, keeps: Keeps, difference: Difference, excitation: Excitation) -> Rows:
-    return affine(name, handler=handler, keeps=keeps, difference=difference, excitation=excitation, image=Image.NOTHING)
+    return affine(name, handler=handler, keeps=keeps, difference=difference, excitation=excitation, image=Image.SUMS)
 
 
 ROWS: Rows = [

@@ -34,6 +34,7 @@ def product(here: Here, factors: tuple[Any, ...], entrywise: bool = False) -> tu
     origins = [call.known.origins.with_itself(here.original(x)) if here.active(x) else CONSTANT for x in factors]
     slopes = _slopes(origins) if entrywise else [False] * len(origins)
     counts = tuple(0 if slope else origin.factors for origin, slope in zip(origins, slopes, strict=True))
+    counts = counts if any(counts) else tuple(int(here.active(x)) for x in factors)  # multiples of zero alone
     gates = tuple(origin.gate and not slope for origin, slope in zip(origins, slopes, strict=True))
     here.kind = Kind.GATE if any(gates) and sum(map(bool, counts)) > sum(gates) else Kind.PRODUCT
     here.choose()
@@ -77,13 +78,18 @@ def _activation(here: Here, input: Tensor, other: Tensor) -> Tensor | None:
 
 def multiply(here: Here, input: Any, other: Any) -> Tensor:
     """``*``: by a constant it is linear, by another active tensor a product."""
-    found = softmax_by_hand.product(here, input, other)
+    found = softmax_by_hand.recognized(here, Image.MULTIPLIES, input, other)
     if found is not None:
         return found
     if not (here.active(input) and here.active(other)):
         x, factor = (input, other) if here.active(input) else (other, input)
+        if isinstance(factor, (int, float)) and factor == 0:
+            here.kept = CONSTANT
         found = folded(here, x, lambda y: torch.mul(y, factor), lambda: (factor, None), (factor,))
-        return scaled(here, x, factor, here.func(input, other)) if found is None else found
+        out: Tensor = scaled(here, x, factor, here.func(input, other)) if found is None else found
+        if isinstance(factor, Tensor) and factor.dim():  # a sum of it may be a linear layer
+            here.call.known.products.note(out, here.original(x), factor)
+        return out
     found = _activation(here, input, other)
     if found is not None:
         return found
@@ -94,7 +100,9 @@ def multiply(here: Here, input: Any, other: Any) -> Tensor:
 def divide(here: Here, input: Any, other: Any) -> Tensor:
     """``/``: what divides is a constant (Norm)."""
     if here.active(other):
-        found = softmax_by_hand.quotient(here, input, other)
+        found = softmax_by_hand.recognized(here, Image.DIVIDES, input, other)
+        if found is None:
+            found = softmax_by_hand.gated(here, input, other)
         if found is not None:
             return found
         here.declared = declares_nothing
@@ -111,12 +119,16 @@ def divide(here: Here, input: Any, other: Any) -> Tensor:
 
 def reversed_divide(here: Here, other: Tensor, input: Any) -> Tensor:
     """``input / other`` where only ``other`` is a tensor (``Tensor.__rdiv__``)."""
+    found = softmax_by_hand.recognized(here, Image.INVERTS, other, input)
+    if found is not None:
+        return found
     return here.func(denominator(here, other), input)  # type: ignore[no-any-return]
 
 
 def inverse(here: Here, input: Tensor, *args: Any) -> Tensor:
     """``rsqrt``, ``reciprocal`` and negative powers: what divides is a constant (Norm)."""
-    return denominator(here, here.func(input, *args))
+    found = softmax_by_hand.recognized(here, Image.POWER if args else Image.INVERTS, input, *args)
+    return denominator(here, here.func(input, *args)) if found is None else found
 
 
 def denominator(here: Here, x: Tensor) -> Tensor:
@@ -217,11 +229,11 @@ ROWS: Rows = [
     *rows(
         "mul", "multiply", "__mul__", "__rmul__", label="mul", kind=Kind.PRODUCT, handler=multiply, keeps=multiplied,
         difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=relus.of_product, ids=Ids.NONE,
-        entering=(), image=Image.KEEPS, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
+        entering=(), image=Image.MULTIPLIES, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     *_inverting("__rdiv__", "__rtruediv__", label="div", kind=Kind.PRODUCT, handler=reversed_divide,
                 difference=Difference.REVERSED_DIVIDE),
     *_inverting("reciprocal", kind=Kind.NORM, handler=inverse, difference=Difference.RECIPROCAL),
     *weighted("rsqrt", kind=Kind.NORM, handler=inverse, keeps=keeps_nothing, difference=Difference.INVERSE_ROOT,
-              holds=Holds.NOTHING, updates=None),
+              image=Image.NOTHING, holds=Holds.NOTHING, updates=None),
 ]  # fmt: skip

@@ -203,6 +203,7 @@ def _polynomial(*names: str, handler: Handler, keeps: Keeps, difference: Differe
         handler=handler,
         keeps=keeps,
         difference=difference,
+        image=Image.NOTHING,
         holds=Holds.NOTHING,
         updates=None,
     )
@@ -224,11 +225,18 @@ def _into_places(
     )  # fmt: skip
 
 
-def _taken(*names: str, handler: Handler, keeps: Keeps, difference: Difference, spaces: Sequence[Any] = SPACES) -> Rows:
+def _taken(
+    *names: str,
+    handler: Handler,
+    keeps: Keeps,
+    difference: Difference,
+    image: Image = Image.NOTHING,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:
     """What is linear, homogeneous or picks entries, and adds up no terms that would share as sums do."""
     return affine(
         *names, handler=handler, keeps=keeps, difference=difference, excitation=Excitation.AS_RULES,
-        image=Image.NOTHING, spaces=spaces,
+        image=image, spaces=spaces,
     )  # fmt: skip
 
 
@@ -248,17 +256,17 @@ ROWS: Rows = [
     *_into_places("index_add", keeps=of(averaged_terms, _added_at), difference=Difference.LINEAR,
                   excitation=Excitation.INDEX_ADD, image=Image.SUMS, entering=()),
     *_into_places("scatter", keeps=of(averaged_terms, _scattered), difference=Difference.LINEAR,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=(0, 3)),
+                  excitation=Excitation.SCATTERS, image=Image.SUMS, entering=(0, 3)),
     *_into_places("scatter_add", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
                   excitation=Excitation.AVERAGES, image=Image.SUMS, entering=()),
     *_into_places("scatter_reduce", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
                   excitation=Excitation.SCATTERS, image=Image.SUMS, entering=()),
     *_into_places("index_put", keeps=of_all(averaged_terms), difference=Difference.LINEAR,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
+                  excitation=Excitation.SCATTERS, image=Image.SUMS, entering=()),
     *_into_places("index_reduce", "put", keeps=of_all(averaged_terms), difference=Difference.UNCOVERED,
                   excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
     *_into_places("segment_reduce", keeps=of(averaged_terms, _segments), difference=Difference.UNCOVERED,
-                  excitation=Excitation.SCATTERS, image=Image.NOTHING, entering=()),
+                  excitation=Excitation.SCATTERS, image=Image.SUMS, entering=()),
     # The largest, norms, and what picks entries by their size.
     *rows(
         "max", kind=Kind.AFFINE, handler=largest, keeps=_picked, difference=Difference.LARGEST,
@@ -270,7 +278,7 @@ ROWS: Rows = [
     *_taken("amin", handler=native, keeps=_picked, difference=Difference.SMALLEST),
     *_taken("aminmax", "cummax", "cummin", "median", "nanmedian", "quantile", "nanquantile", "kthvalue", "mode",
             handler=native, keeps=_picked, difference=Difference.UNCOVERED),
-    *_taken("norm", "vector_norm", handler=norm, keeps=keeps_nothing, difference=Difference.NORM),
+    *_taken("norm", "vector_norm", handler=norm, keeps=keeps_nothing, difference=Difference.NORM, image=Image.NORM),
     *_taken("matrix_norm", handler=norm, keeps=keeps_nothing, difference=Difference.UNCOVERED),
     *_taken("std", handler=native, keeps=keeps_nothing, difference=Difference.DEVIATION),
     *_taken("std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim", "svdvals", "eigvalsh", "nll_loss",

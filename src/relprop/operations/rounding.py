@@ -87,6 +87,7 @@ def _quotient(name: str, *, handler: Handler, difference: Difference, label: str
         handler=handler,
         keeps=keeps_nothing,
         difference=difference,
+        image=Image.NOTHING,
         holds=Holds.NOTHING,
         updates=None,
         label=label,

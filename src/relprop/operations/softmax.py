@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from relprop.operations import softmax_by_hand
-from relprop.operations.rows import Rows, affine, weighted
+from relprop.operations.rows import SPACES, Rows, affine, weighted
 from relprop.propagation.call.operation_call import Here
-from relprop.propagation.facts.exponentials import Form
 from relprop.propagation.facts.inheritance import Keeps, Terms, keeps_nothing, of_active
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Image, Kind
 from relprop.propagation.facts.origins import Origin
@@ -22,7 +22,10 @@ def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not here.call.way.explains:
         return p
     dim = _dim(input, args, kwargs)
-    x = input.detach()
+    found = softmax_by_hand.of_two(here, p, input, dim) if here.choice.default else None
+    if found is not None:
+        return found
+    x = input.detach() if input.layout == torch.strided else input.detach().to_dense()
 
     here.declared = lambda c, value: {"softmax": c * offset(value, x, dim)}
     return here.explained(here.rule.probabilities, "p", p=p)
@@ -55,7 +58,7 @@ def log_softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     offset = logarithm if not here.active(divisor) else logarithm - _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": -c * offset.detach()}
     found = call.switch(out, input.to(out.dtype) - divisor)
-    softmax_by_hand.note_logarithm(here, Form.LOG_PROBABILITY, input, found, lambda z: here.func(z, *args, **kwargs))
+    softmax_by_hand.note_logarithm(here, input, found, lambda z: here.func(z, *args, **kwargs), summed=True, degree=0)
     return found
 
 
@@ -65,8 +68,7 @@ def logsumexp(here: Here, input: Tensor, dim: Any, keepdim: bool = False) -> Ten
     out: Tensor = here.func(input, dim, keepdim)
     tangent = _tangent(input, dim)
     here.declared = lambda c, value: {"softmax": c * (value - tangent.reshape(value.shape))}
-    if here.call.way.explains:
-        softmax_by_hand.note_logarithm(here, Form.LOGARITHM, input, out, lambda z: here.func(z, dim, keepdim))
+    softmax_by_hand.note_logarithm(here, input, out, lambda z: here.func(z, dim, keepdim), summed=True)
     return out
 
 
@@ -86,6 +88,7 @@ def logcumsumexp(here: Here, input: Tensor, dim: int) -> Tensor:
     parts = [here.func(x + torch.log((sign * x).clamp(min=0)), dim) for sign in (1, -1)]
     tangent = torch.exp(parts[0] - out.detach()) - torch.exp(parts[1] - out.detach())
     here.declared = lambda c, value: {"softmax": c * (value - tangent)}
+    softmax_by_hand.note_logarithm(here, input, out, lambda z: here.func(z, dim), summed=True)
     return out
 
 
@@ -96,10 +99,14 @@ def _probabilities(terms: Terms) -> Origin:
     return Origin(low=0.0)
 
 
-def _rule(name: str, *, kind: Kind, handler: Handler, keeps: Keeps, difference: Difference) -> Rows:
+def _rule(
+    name: str, *, kind: Kind, handler: Handler, keeps: Keeps, difference: Difference, label: str | None = None,
+    spaces: Sequence[Any] = SPACES,
+) -> Rows:  # fmt: skip
     return weighted(
-        name, kind=kind, handler=handler, keeps=keeps, difference=difference, holds=Holds.NOTHING, updates=None
-    )
+        name, kind=kind, handler=handler, keeps=keeps, difference=difference, image=Image.NOTHING, holds=Holds.NOTHING,
+        updates=None, label=label, spaces=spaces,
+    )  # fmt: skip
 
 
 def _logarithm(name: str, *, handler: Handler, difference: Difference) -> Rows:
@@ -116,6 +123,15 @@ def _logarithm(name: str, *, handler: Handler, difference: Difference) -> Rows:
 ROWS: Rows = [
     *_rule(
         "softmax", kind=Kind.SOFTMAX, handler=softmax, keeps=of_active(_probabilities), difference=Difference.SOFTMAX
+    ),
+    *_rule(
+        "_sparse_softmax",
+        label="softmax",
+        spaces=(torch._C._sparse,),  # type: ignore[attr-defined]
+        kind=Kind.SOFTMAX,
+        handler=softmax,
+        keeps=of_active(_probabilities),
+        difference=Difference.UNCOVERED,
     ),
     *_rule("log_softmax", kind=Kind.NORM, handler=log_softmax, keeps=keeps_nothing, difference=Difference.LOG_SOFTMAX),
     *_logarithm("logsumexp", handler=logsumexp, difference=Difference.LOGSUMEXP),

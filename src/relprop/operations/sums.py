@@ -323,7 +323,7 @@ def _extremes(*names: str, difference: Difference, rectifies: Rectifies | None, 
     )  # fmt: skip
 
 
-def _totals(*names: str, kind: Kind, difference: Difference, image: Image) -> Rows:
+def _totals(*names: str, kind: Kind, difference: Difference, image: Image, label: str | None = None) -> Rows:
     """Sums and means of entries."""
     return affine(
         *names,
@@ -333,22 +333,24 @@ def _totals(*names: str, kind: Kind, difference: Difference, image: Image) -> Ro
         difference=difference,
         excitation=Excitation.AVERAGES,
         image=image,
+        label=label,
     )
 
 
 ROWS: Rows = [
     *affine("add", "__add__", "__radd__", label="add", kind=Kind.SUM, handler=add, keeps=of(summed, _added),
-            difference=Difference.ADD, excitation=Excitation.ADD, image=Image.KEEPS),
+            difference=Difference.ADD, excitation=Excitation.ADD, image=Image.ADDS),
     *affine("sub", "subtract", "__sub__", label="sub", kind=Kind.SUM, handler=sub, keeps=of(summed, _subtracted),
             difference=Difference.ADD, excitation=Excitation.SUBTRACT, image=Image.SUBTRACTS),
     *affine("rsub", "__rsub__", label="sub", kind=Kind.SUM, handler=rsub, keeps=of(summed, _subtracted_from),
             difference=Difference.REVERSED_SUBTRACT, excitation=Excitation.REVERSED_SUBTRACT, image=Image.NOTHING),
     *affine("neg", "negative", "__neg__", label="neg", handler=neg, keeps=of(summed, _negative),
-            difference=Difference.NEGATE, excitation=Excitation.AS_RULES, image=Image.NOTHING),
+            difference=Difference.NEGATE, excitation=Excitation.AS_RULES, image=Image.NEGATES),
     *affine("deg2rad", "rad2deg", handler=factor, keeps=of(by_entry(averaged_terms), _first),
             difference=Difference.LINEAR, excitation=Excitation.AS_RULES, image=Image.NOTHING),
-    *_totals("sum", "nansum", "mean", "nanmean", "cumsum", "sum_to_size", kind=Kind.SUM,
+    *_totals("nanmean", "cumsum", "sum_to_size", kind=Kind.SUM,
              difference=Difference.AVERAGES, image=Image.SUMS),
+    *_totals("_sparse_sum", label="sum", kind=Kind.AFFINE, difference=Difference.UNCOVERED, image=Image.SUMS),
     *_totals("trace", "fold", kind=Kind.AFFINE, difference=Difference.LINEAR, image=Image.NOTHING),
     *_extremes("maximum", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.KEEPS),
     *_extremes("fmax", difference=Difference.LARGER, rectifies=relus.of_maximum, image=Image.NOTHING),

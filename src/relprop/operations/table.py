@@ -20,6 +20,7 @@ from relprop.operations import (
     products,
     recurrent,
     reductions,
+    respelled,
     rounding,
     softmax,
     sums,
@@ -29,7 +30,7 @@ from relprop.propagation.facts.operation import Operation, Table
 
 _FILES = (
     activations, attention, composites, constants, contractions, embedding, linear, losses, normalization, pooling,
-    products, recurrent, reductions, rounding, softmax, sums, views,
+    products, recurrent, reductions, respelled, rounding, softmax, sums, views,
 )  # fmt: skip
 
 TORCH: dict[Any, Operation] = {function: row for file in _FILES for function, row in file.ROWS}

@@ -181,7 +181,7 @@ def _own(
     """Return the row of what a write computes; see :mod:`relprop.propagation.run.in_place`."""
     return function, Operation(
         function.__name__, Kind.AFFINE, native, keeps, difference, Excitation.AS_RULES, rectifies, Ids.MOVES, entering,
-        Image.NOTHING, Holds.NOTHING, None, Writes.NOTHING, None, Truth.NOTHING, composite=False, deterministic=True,
+        Image.JOINS, Holds.NOTHING, None, Writes.NOTHING, None, Truth.NOTHING, composite=False, deterministic=True,
     )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ ROWS: Rows = [
     # Joined, filled, written.
     *joins("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack", "column_stack",
            keeps=_joined, difference=Difference.MOVES, rectifies=None, ids=Ids.MOVES, entering=(0,),
-           image=Image.NOTHING),
+           image=Image.JOINS),
     *joins("broadcast_tensors", keeps=_joined, difference=Difference.MOVES, rectifies=None, ids=Ids.MOVES,
            entering=(0, 1, 2, 3), image=Image.NOTHING),
     *joins("block_diag", keeps=_joined, difference=Difference.LINEAR, rectifies=None, ids=Ids.MOVES,
@@ -256,13 +256,13 @@ ROWS: Rows = [
     *joins("masked_fill", keeps=of(by_entry(moved), _filled), difference=Difference.STEERED,
            rectifies=relus.of_filled, ids=Ids.MOVES, entering=(0, 2), image=Image.KEEPS),
     *joins("pad", keeps=of(moved, _padded), difference=Difference.MOVES, rectifies=None, ids=Ids.MOVES,
-           entering=(0, 3), image=Image.NOTHING),
+           entering=(0, 3), image=Image.KEEPS),
     *joins("constant_pad_nd", keeps=of(moved, _constant_padded), difference=Difference.MOVES, rectifies=None,
-           ids=Ids.MOVES, entering=(0, 2), image=Image.NOTHING),
+           ids=Ids.MOVES, entering=(0, 2), image=Image.KEEPS),
     *joins("index_fill", keeps=of(moved, _filled_at), difference=Difference.LINEAR, rectifies=None, ids=Ids.MOVES,
-           entering=(0, 3), image=Image.NOTHING),
+           entering=(0, 3), image=Image.KEEPS),
     *joins("index_copy", keeps=_joined, difference=Difference.LINEAR, rectifies=None, ids=Ids.MOVES, entering=(0, 3),
-           image=Image.NOTHING),
+           image=Image.JOINS),
     *joins("masked_scatter", keeps=_joined, difference=Difference.LINEAR, rectifies=None, ids=Ids.MOVES,
            entering=(0, 2), image=Image.NOTHING),
     *joins("select_scatter", "slice_scatter", keeps=_joined, difference=Difference.LINEAR, rectifies=None,

@@ -196,6 +196,24 @@ class Below(Function):
         return (None, None, c, None) if evenly else (None, c, None, None)
 
 
+class Adjoint(Function):
+    """``L^T u`` for a linear map ``L``, whose derivative is ``L``, also where PyTorch knows no second one."""
+
+    @staticmethod
+    def forward(ctx: Any, linear: Callable[[Tensor], Tensor], like: Tensor, u: Tensor) -> Tensor:
+        ctx.linear = linear
+        with torch.enable_grad():
+            x = torch.zeros_like(like).requires_grad_()
+            (found,) = torch.autograd.grad(linear(x), x, u)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (c,) = gradients
+        with torch._C.DisableTorchFunction():
+            return None, None, ctx.linear(c)
+
+
 class Tap(Function):
     """The identity; while explaining, it tells what coefficient passed."""
 

@@ -94,7 +94,7 @@ class Call:
         Where only rules for the first layer give relevance to zeros, what lies beyond a linear map receives none:
         relevance flows from it to the first layer, not back.
         """
-        if self.way.zeros is Zeros.NOWHERE:
+        if self.way.zeros is Zeros.NOWHERE or x.layout != torch.strided:  # a sparse matrix leaves its zeros out
             return False
         return self.way.zeros is Zeros.EVERYWHERE or self.known.graph.reach(x) is not Reach.BEYOND_LINEAR
 

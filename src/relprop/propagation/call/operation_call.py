@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from relprop.propagation.call.returned import (
 from relprop.propagation.call.trace import Record
 from relprop.propagation.call.way import Choice
 from relprop.propagation.facts.operation import Kind
+from relprop.propagation.facts.origins import Origin
 from relprop.trees import map_tensors, tensors_in
 
 Shares = dict[str, Tensor]
@@ -46,6 +48,8 @@ class Here:
         watchers: are to be shown the output, once it is measured.
         folds: it was folded into the linear call that made what it takes.
         factors: where it multiplies tensors that depend on the input, of how many such factors its terms are made.
+        kept: what its output keeps, where its handler found that it is another operation than its row says.
+        mode: within it, functions run as if the model called them; while the handler runs.
     """
 
     call: Call
@@ -62,6 +66,8 @@ class Here:
     watchers: list[Callable[[Tensor], None]] = field(default_factory=list)
     folds: bool = False
     factors: int | None = None
+    kept: Origin | None = None
+    mode: AbstractContextManager[Any] | None = None
 
     @property
     def rule(self) -> Any:

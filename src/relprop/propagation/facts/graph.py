@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -72,6 +73,10 @@ class Graph:
         """Say whether a tensor depends on the input."""
         return self.reach(tensor) is not Reach.INACTIVE
 
+    def depends(self, node: Any) -> bool:
+        """Say whether a node that was reached depends on the input."""
+        return bool(self._state.get(node))
+
     def reach(self, tensor: Tensor) -> Reach:
         """Return how far a tensor is from the input."""
         root = tensor.grad_fn
@@ -122,6 +127,66 @@ def nodes_until_linear(above: Any) -> set[Any]:
             found.add(node)
             stack.extend(parent for parent, _ in node.next_functions if parent is not None)
     return found
+
+
+_MOVES = frozenset({
+    "Cat", "Stack", "ConstantPadNd", "CopySlice", "AsStrided", "View", "UnsafeView", "Reshape", "Unsqueeze", "Squeeze",
+    "Select", "Slice", "Transpose", "T", "Permute", "Expand", "Clone", "Alias", "Copy",
+})  # fmt: skip
+_SHIFTS = frozenset({"Add", "Sub"})
+
+
+def constant_entry(graph: Graph, x: Tensor, dim: int) -> int | None:
+    """Return which of two entries along a dimension depends on no input, where one of them was joined to the other.
+
+    What both of them were shifted by does not count.
+    """
+    node: Any = x.grad_fn
+    seeds: list[Any] = list(_entries(x, dim))
+    while node is not None:
+        kind = node.name().removeprefix("torch::autograd::").rstrip("0123456789s").removesuffix("Backward")
+        if kind == "Tap":  # of a report, which would tell what passes
+            node = next(parent for parent, _ in node.next_functions if parent is not None)
+            continue
+        if kind not in _MOVES | _SHIFTS:
+            return None
+        found = [_passed(node, seed) for seed in seeds]
+        depending = [position for position, (parent, _) in enumerate(node.next_functions) if graph.depends(parent)]
+        if kind in _SHIFTS:
+            shapes = [_shape(parent, output) for parent, output in node.next_functions]
+            depending = [position for position in depending if shapes[position] == seeds[0].shape]
+        reached = [any(_any(each[position]) for position in depending) for each in found]
+        if False in reached:
+            return reached.index(False) if True in reached else None
+        if len(depending) != 1:
+            return None
+        (position,) = depending
+        node, seeds = node.next_functions[position][0], [each[position] for each in found]
+    return None
+
+
+def _passed(node: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
+    """Return what passes one node on its way back."""
+    found = node(seed)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _shape(node: Any, output: int) -> torch.Size | None:
+    """Return the shape of one output of a node."""
+    outputs = getattr(node, "_input_metadata", ())
+    return torch.Size(outputs[output].shape) if output < len(outputs) else None
+
+
+def _any(c: Tensor | None) -> bool:
+    return c is not None and bool(c.any())
+
+
+def _entries(x: Tensor, dim: int) -> Iterator[Tensor]:
+    """Yield for each of two entries along a dimension a tensor that is 1 there."""
+    for entry in range(2):
+        seed = torch.zeros_like(x)
+        seed.select(dim, entry).fill_(1)
+        yield seed
 
 
 def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set[Any]:

@@ -324,7 +324,7 @@ def _of_factors(terms: Terms) -> Origin:
     return Origin(low=terms.sign, gate=terms.gates, powers=powers)
 
 
-def _pair(input: Any, other: Any) -> tuple[Any, Any]:
+def _pair(input: Any, other: Any, *, rounding_mode: Any = None) -> tuple[Any, Any]:
     return input, other
 
 

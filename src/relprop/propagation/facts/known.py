@@ -7,8 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from relprop.propagation.facts.exponentials import Formulas
+from relprop.propagation.facts.fills import Fills
 from relprop.propagation.facts.graph import Graph
 from relprop.propagation.facts.origins import Origins
+from relprop.propagation.facts.products import Products
 from relprop.propagation.facts.protection import Protected
 from relprop.propagation.facts.saved import CopyOnWrite
 from relprop.propagation.facts.token_ids import Tokens
@@ -26,6 +28,8 @@ class Known:
         origins: where tensors came from: bounds, gates, factors, masks.
         saving: what autograd saved, cloned before it is written over.
         formulas: how tensors were computed from the argument of an exponential.
+        fills: what was written over by constants.
+        products: what was multiplied by constants, entry by entry.
         tokens: where the token ids of explained inputs are.
     """
 
@@ -35,12 +39,17 @@ class Known:
         self.origins = Origins()
         self.saving = CopyOnWrite()
         self.formulas = Formulas(self.saving)
+        self.fills = Fills()
+        self.products = Products()
         self.tokens: list[Tokens] = []
 
     def copies(self, new: Tensor, old: Tensor) -> None:
         """Note that a tensor is another once more: all that is known of that one is known of it."""
         self.stands_for(new, old)
         self.formulas.note(new, self.formulas.of(old))
+        factors = self.products.of(old)
+        if factors is not None:
+            self.products.note(new, *factors)
 
     def stands_for(self, new: Tensor, old: Tensor) -> None:
         """Note that a tensor has the values of another, and must be gone through: no formula leads past it."""
@@ -67,6 +76,8 @@ class Known:
         self.graph.clear()
         self.origins.clear()
         self.formulas.clear()
+        self.fills.clear()
+        self.products.clear()
 
     def forget(self) -> None:
         """Let go of everything."""

@@ -101,6 +101,8 @@ class RelevanceMode(TorchFunctionMode):
                 note(call.known.tokens, found, out)
                 out = iter(out) if func is Tensor.__iter__ else out
             self.note_constants(row, func, (args, kwargs), out)
+            if call.known.formulas.exist and row is not None:  # what divides goes on as a constant
+                call.known.formulas.follow(row.image, func, args, kwargs, active, out)
         elif func is Tensor.register_hook and call.way.explains and not call.outside_model:
             return hook_afterwards(call, *args)
         else:
@@ -206,12 +208,16 @@ class RelevanceMode(TorchFunctionMode):
         if call.options.measuring and here.record is not None:
             args, kwargs = measured_inputs(here, args, kwargs, active)
         taken = [found for x in active if (found := call.known.origins.of(x).linear_call) is not None]
+        here.mode = self
         out = operation.handler(here, *args, **kwargs)
+        here.mode = None
+        if here.kept is not None:
+            kept = here.kept
         if kept is not NOTHING or here.factors is not None:
             note_inherited(call.known.origins, out, kept, active, here.factors)
         if taken and not here.folds:
             self._consume(operation, here, taken, out)
-        if call.known.formulas.exist and isinstance(out, Tensor):
+        if call.known.formulas.exist:
             call.known.formulas.follow(operation.image, func, *given, active, out)
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         if here.record is not None or here.choice.filter is not None or here.filters:

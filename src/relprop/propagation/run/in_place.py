@@ -24,6 +24,7 @@ from relprop.errors import ModelError
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import of_relu
+from relprop.propagation.facts.fills import memory
 from relprop.propagation.facts.operation import Kind, Operation, Updates, Writes
 from relprop.propagation.facts.token_ids import note
 from relprop.propagation.run.filters import finished_as_one
@@ -66,6 +67,43 @@ def _write(
     if not active:
         mode.note_constants(row, func, (args, kwargs), written)
         return _write_ids(mode, row, func, args, kwargs, written)
+    if len(written) == 1 and all(tensor is written[0] for tensor in active):
+        return _write_constant(mode, row, func, args, kwargs, active, written)
+    return _write_values(mode, row, func, args, kwargs, active, written)
+
+
+def _write_constant(
+    mode: RelevanceMode,
+    row: Operation | None,
+    func: Function,
+    args: Args,
+    kwargs: Kwargs,
+    active: list[Tensor],
+    written: list[Tensor],
+) -> Any:
+    """Run a call that may write a constant; where nothing else is left, relevance ends."""
+    (target,), known = written, mode.call.known
+    mask = known.fills.before_write(target, func, args, kwargs)
+    out = _write_values(mode, row, func, args, kwargs, active, written)
+    if mask is not None and known.fills.wrote(target, mask):
+        whole = memory(target)
+        known.graph.overwrite(whole, whole.detach())
+        if not whole._is_view():
+            whole.detach_()  # not even a zero: what is measured there would be counted twice
+    return out
+
+
+def _write_values(
+    mode: RelevanceMode,
+    row: Operation | None,
+    func: Function,
+    args: Args,
+    kwargs: Kwargs,
+    active: list[Tensor],
+    written: list[Tensor],
+) -> Any:
+    """Run a call that writes what depends on the input, as the call that returns it."""
+    call = mode.call
     twin = twin_of(row, func, args, kwargs)
     if twin is None:
         return _write_without_twin(mode, row, func, args, kwargs, active, written)

@@ -161,7 +161,5 @@ def _tapped(here: Here, tensor: Tensor, measure: Any) -> Tensor:
     call = here.call
     with torch.enable_grad():
         out = apply(Tap, call, tensor, measure)
-    call.known.graph.reach(out)
-    call.known.origins.note(out, call.known.origins.of(tensor))
-    call.known.formulas.note(out, call.known.formulas.of(tensor))
+    call.known.copies(out, tensor)
     return out
