@@ -32,12 +32,12 @@ class Graph:
         self._is_input = is_input
         self._state: dict[Any, Reach] = {}
         self._roots: set[Any] = set()
-        self._held: list[Any] = []
+        self._held: list[Tensor] = []
 
     def hold(self, tensor: Tensor) -> None:
         """Note that a tensor which depends on the input goes on as a constant."""
         if self._roots and self.active(tensor):  # in the forward pass
-            self._held.append(tensor.grad_fn)
+            self._held.append(tensor)  # which alone keeps a node of relprop's own alive, before torch 2.7
 
     @property
     def holds(self) -> bool:
@@ -47,7 +47,7 @@ class Graph:
     def held_roots(self) -> set[Any]:
         """Return the nodes of the inputs on which constants depend."""
         seen: set[Any] = set()
-        stack = list(self._held)
+        stack: list[Any] = [tensor.grad_fn for tensor in self._held]
         while stack:
             node = stack.pop()
             if node is not None and node not in seen and self._state.get(node):
