@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use; only Python >= 3.10 need be there.
+# Everything runs in .venv, which is made on first use; only Python >= 3.11 need be there.
 PYTHON ?= python3
 # Test processes, with one thread each.
 JOBS ?= 2
@@ -50,5 +50,5 @@ clean: ## Remove what was built, but not .venv
 	@touch $@
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit("relprop needs Python 3.10 or later" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("relprop needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv

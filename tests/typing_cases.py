@@ -17,7 +17,7 @@ from relprop.metrics import Curve, Selectivity, deletion, faithfulness_estimate,
 from relprop.rules import Epsilon
 
 if TYPE_CHECKING:
-    from typing_extensions import assert_type
+    from typing import assert_type
 
 
 @dataclass

@@ -363,10 +363,5 @@ def eager() -> Iterator[None]:
     if compiler is None:  # nothing can have been compiled
         yield
         return
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    if set_stance is None:  # before torch 2.6
-        with torch._dynamo.config.patch(disable=True):
-            yield
-        return
-    with set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"):
         yield

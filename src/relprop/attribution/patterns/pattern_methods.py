@@ -21,7 +21,7 @@ from relprop.propagation.call.call import Call
 from relprop.propagation.run.forward import Forward
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 class PatternMethod(Attribution):

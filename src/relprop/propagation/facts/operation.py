@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, Flag, auto
+from enum import Enum, Flag, StrEnum, auto
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from torch import Tensor
@@ -27,7 +27,7 @@ Updates: TypeAlias = "Callable[..., list[Tensor | None]]"
 """From the arguments of a call to those that it writes into."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What an operation is to the rules: which of them can stand at it."""
 
     LINEAR = "linear"
@@ -64,9 +64,6 @@ class Kind(str, Enum):
     """What no rule covers, with a row or without."""
     UNSEEN = "unseen"
     """What no call that relprop sees has made."""
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Difference(Enum):
