@@ -73,28 +73,28 @@ class MaxPool:
         for k, window in enumerate(self.windows):
             now, before = x[window], x0[window]
             change = now.max() - before.max()
-            which = window[int(now.argmax() if change >= 0 else before.argmax())]
-            if change == 0:
-                total[which] += m[0][k] * (1.0 if x[which] == x0[which] else 0.0)
-            else:
-                total[which] += m[0][k] * change / (x[which] - x0[which])
+            # Extreme in the pass that has the larger maximum, then nearest to it in the other, then all alike.
+            first, second = (now, before) if change >= 0 else (before, now)
+            best = max((float(u), float(v)) for u, v in zip(first, second, strict=True))
+            which = [i for i, u, v in zip(window, first, second, strict=True) if (float(u), float(v)) == best]
+            for i in which:
+                share = change / (x[i] - x0[i]) if x[i] != x0[i] else 1.0
+                total[i] += m[0][k] * share / len(which)
         return total, total
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """An exponential of the input less the logarithm of a sum of exponentials: secants all through."""
+    """An exponential of the input less ``L``, the logarithm of a sum of exponentials: a secant, and with ``sum p = 1``
+    ``sum_i w_i (dx_i - dL) = 0``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.exp() / x.exp().sum()
 
     def back(self, x: Tensor, x0: Tensor, m: Pair) -> Pair:
-        e, e0 = x.exp(), x0.exp()
-        s, s0 = e.sum(), e0.sum()
-        p, p0 = e / s, e0 / s0
-        own = m[0] * _ratio(p - p0, p.log() - p0.log(), p)
-        of_log_sum = _ratio(e - e0, x - x0, e) / _ratio(s - s0, s.log() - s0.log(), s)
-        total = own - of_log_sum * own.sum()
+        p, p0 = self.forward(x), self.forward(x0)
+        w = _ratio(p - p0, p.log() - p0.log(), p)
+        total = m[0] * w - w / w.sum() * (m[0] * w).sum()
         return total, total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -31,17 +30,29 @@ def test_softmax_of_scores_far_apart(steep: float, shift: float) -> None:
     """Against zero scores: by the formula of the logarithmic means, each a number between 0 and 1."""
     x = steep * torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64) + shift
     found, delta = DeepLift(Of(lambda z: z.softmax(-1))).attribute(x, target=2, return_convergence_delta=True)
-    z = x[0]
+    z = x[0] - shift
     p, third = z.softmax(0), torch.tensor(1 / 3, dtype=torch.float64)
-    w = (p[2] - third) / (p[2].log() - third.log())
-    rise = z.logsumexp(0) - math.log(3)
-    size = torch.where(z == 0, 1.0, z)  # of exp(z) and 1 over that of the two sums, exp(L) and 3
-    means = torch.where(z == 0, 1.0, -torch.expm1(-size) / size) * (z - z.logsumexp(0)).exp()
-    shares = means * rise / -torch.expm1(-rise)
-    own = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) * z
-    close(found[0], w * (own - shares * z), 1e-9)
-    assert bool((shares >= 0).all()) and float(shares.sum()) <= 1 + 1e-12
+    w = (p - third) / (p.log() - third.log())
+    expected = w[2] * (torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - w / w.sum()) * x[0]
+    close(found[0], expected, 1e-9)
     assert float(delta.abs()) < 1e-10
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+def test_a_common_offset_of_scores_in_float32(function: str) -> None:
+    """Multipliers know no offset: those of float64 without it, to the rounding of the scores with it."""
+    x, base = (torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    target = None if function == "logsumexp" else 2
+    method = DeepLift(Of(lambda z: getattr(z, function)(1)))
+    expected = method.attribute(x, base, target) / (x - base)
+    for offset in (1e2, 1e3, 1e4):
+        here, there = (x + offset).float(), (base - offset).float()
+        found = method.attribute(here, there, target) / (here - there)
+        close(found, expected.float(), 64 * torch.finfo(torch.float32).eps * offset)
+        if target is not None:
+            assert float((found.sum(1) / found.abs().sum(1)).abs().max()) < 1e-6
+        else:
+            close(found.sum(1), torch.ones(5), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["normalize", "cosine", "layer_norm", "by hand"])

@@ -36,8 +36,7 @@ def log_softmax(here: Here, input: Tensor, dim: int | None = None, *args: Any, *
     if found is None:
         return here.func(input, dim, *args, **kwargs)  # type: ignore[no-any-return]
     call = call_of(here)
-    x = _cast(here, found[0], args, kwargs)
-    return secants.linear(call, torch.sub, x, secants.logsumexp(call, x, (dim,))).value
+    return secants.log_softmax(call, _cast(here, found[0], args, kwargs), dim).value
 
 
 def _over(input: Tensor, dim: int | None) -> int:

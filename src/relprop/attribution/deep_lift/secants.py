@@ -73,7 +73,7 @@ def divided(
     """Return the slope ``(f(x) - f(x')) / (x - x')``; nearer than ``near``, ``limit``: the derivative halfway."""
 
     def slope(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Tensor) -> Tensor:
-        difference = torch.where(x == other, 0.0, x - other)  # infinities may be equal too
+        difference = _change(x, other)
         close = difference.abs() <= near(x, other)
         there = (limit or halfway)(function, x, other)
         return torch.where(close, there, torch.where(close, 0.0, y - y_other) / torch.where(close, 1.0, difference))
@@ -126,7 +126,7 @@ def relative(x: Tensor, other: Tensor) -> Tensor:
 
 def stepped(function: Function, x: Tensor, other: Tensor, y: Tensor, y_other: Tensor) -> Tensor:
     """Return the slope of a function made of steps, flat between them: it need have no derivative in PyTorch."""
-    difference = torch.where(x == other, 0.0, x - other)
+    difference = _change(x, other)
     still = difference == 0
     return torch.where(still, 0.0, torch.where(still, 0.0, y - y_other) / torch.where(still, 1.0, difference))
 
@@ -189,40 +189,57 @@ def quotient(call: Call, a: Pair, b: Pair) -> Pair:
 
 
 def softmax(call: Call, x: Pair, dim: int) -> Pair:
-    """Return ``p = exp(x - L)`` with ``L = log sum exp(x)``: of both the secants, in logarithms.
+    """Return ``p = exp(x - L)`` with ``L = log sum exp(x)``: ``dp_i = w_i (dx_i - dL)``.
 
-    ``dp_i = w_i (dx_i - sum_j m_j dx_j)``, with the logarithmic mean ``w_i`` of ``p_i`` and ``p_i'`` and the ``m_j`` of
-    :func:`logsumexp`: all of them between 0 and 1.
+    ``w_i`` is the logarithmic mean of ``p_i`` and ``p_i'``, and ``dL`` the mean of :func:`logsumexp`.
     """
     with torch.set_grad_enabled(call.options.create_graph):
         value, other = x.value.softmax(dim), x.other.softmax(dim)
-        mean = _log_mean(x.value.log_softmax(dim), x.other.log_softmax(dim))
-        shares, _ = _shares(x, (dim,))
+        weights = _mean_probabilities(x, (dim,))
     scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
-    centered = scores - (scores * call.constant(shares)).sum(dim, keepdim=True)
-    return Pair(call.switch(value, centered * call.constant(mean)), other)
+    centered = scores - _mean(call, scores, weights, (dim,))
+    return Pair(call.switch(value, centered * call.constant(weights)), other)
+
+
+def log_softmax(call: Call, x: Pair, dim: int) -> Pair:
+    """Return ``x - L`` with the ``L`` of :func:`logsumexp`."""
+    with torch.set_grad_enabled(call.options.create_graph):
+        value, other = x.value.log_softmax(dim), x.other.log_softmax(dim)
+        weights = _mean_probabilities(x, (dim,))
+    scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
+    return Pair(call.switch(value, x.value - _mean(call, scores, weights, (dim,))), other)
 
 
 def logsumexp(call: Call, x: Pair, dims: Sequence[int]) -> Pair:
-    """Return ``log sum exp(x)``, with the dimensions it is taken over: ``dL = sum_j m_j dx_j``.
+    """Return ``L = log sum exp(x)``, with the dimensions it is taken over: ``dL = sum_j w_j dx_j / sum_j w_j``.
 
-    ``m_j`` is the logarithmic mean of ``exp(x_j)`` and ``exp(x_j')`` over that of the two sums: between 0 and 1, and
-    together at most 1.
+    ``w_j`` is the logarithmic mean of the probabilities ``p_j`` and ``p_j'``. With ``dp_j = w_j (dx_j - dL)`` and
+    ``sum_j dp_j = 0`` that is exact, and a common offset of the scores passes whole, however large.
     """
     over = tuple(dims)
     with torch.set_grad_enabled(call.options.create_graph):
-        shares, (value, other) = _shares(x, over)
+        value, other = x.value.logsumexp(over, keepdim=True), x.other.logsumexp(over, keepdim=True)
+        weights = _mean_probabilities(x, over)
     scores = torch.where(torch.isfinite(x.value), x.value, 0.0)
-    return Pair(call.switch(value, (scores * call.constant(shares)).sum(over, keepdim=True)), other)
+    return Pair(call.switch(value, _mean(call, scores, weights, over)), other)
 
 
-def _shares(x: Pair, dims: tuple[int, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return the multipliers of ``log sum exp``, and its values, with the dimensions it is taken over."""
-    value, other = x.value.logsumexp(dims, keepdim=True), x.other.logsumexp(dims, keepdim=True)
-    gone = torch.maximum(x.value, x.other).isneginf()
-    most = torch.where(gone, 0.0, torch.maximum(x.value, x.other)) - torch.maximum(value, other)
-    shares = most.exp() * _mean_exponential(x.value - x.other) / _mean_exponential(value - other)
-    return torch.where(gone, 0.0, shares), (value, other)
+def _mean(call: Call, x: Tensor, weights: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the weighted mean of ``x``."""
+    total = weights.sum(dims, keepdim=True)
+    return (x * call.constant(weights / torch.where(total == 0, 1.0, total))).sum(dims, keepdim=True)
+
+
+def _mean_probabilities(x: Pair, dims: tuple[int, ...]) -> Tensor:
+    """Return the logarithmic means of the probabilities of ``x`` and of those of the reference."""
+    return _log_mean(_log_probabilities(x.value, dims), _log_probabilities(x.other, dims))
+
+
+def _log_probabilities(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return ``x - log sum exp(x)``, from differences to the largest score, whose rounding is not that of ``x``."""
+    most = x.amax(dims, keepdim=True).detach()
+    scores = x - torch.where(torch.isfinite(most), most, 0.0)
+    return scores - scores.logsumexp(dims, keepdim=True)
 
 
 def _log_mean(u: Tensor, other: Tensor) -> Tensor:
@@ -261,23 +278,38 @@ def norm(call: Call, x: Pair, p: float, dims: Sequence[int]) -> Pair:
     return total if p == 1 else power(call, total, 1 / p)
 
 
-def picked(call: Call, x: Pair, index: Tensor, index_other: Tensor, largest: bool = True) -> Pair:
-    """Return extreme entries of the last dimension: the whole difference goes to one entry.
+def picked(call: Call, x: Pair, largest: bool = True, inside: Tensor | None = None) -> Pair:
+    """Return the extreme entries of the last dimension: the whole difference goes to what accounts for it.
 
-    Where the extreme value moved outwards it is the entry that is extreme now, otherwise the one that was: the entry
-    that accounts for the difference, since it moved at least as far itself. Its multiplier is between 0 and 1.
+    Where the extreme value moved outwards that is the entry which is extreme now, otherwise the one that was: it moved
+    at least as far itself, so that its multiplier is between 0 and 1. Of several it is the one that moved least, the
+    more extreme in the other pass; several that are alike in both share equally.
 
     Args:
-        index, index_other: where the extreme entries are, and where they are in the reference.
+        inside: what takes part, to be broadcast to ``x``; all by default.
     """
     with torch.set_grad_enabled(call.options.create_graph):
-        value, other = x.value.gather(-1, index), x.other.gather(-1, index_other)
-        outwards = value >= other if largest else value <= other
-        chosen = torch.where(outwards, index, index_other)
-        moved = x.value.gather(-1, chosen) - x.other.gather(-1, chosen)
+        now, before = (x.value, x.other) if largest else (-x.value, -x.other)
+        if inside is not None:
+            now, before = now.masked_fill(~inside, -torch.inf), before.masked_fill(~inside, -torch.inf)
+        most, most_before = now.amax(-1, keepdim=True), before.amax(-1, keepdim=True)
+        outwards = most >= most_before
+        extreme = torch.where(outwards, now, before) == torch.where(outwards, most, most_before)
+        also = torch.where(outwards, before, now).masked_fill(~extreme, -torch.inf)
+        nearest = also.amax(-1, keepdim=True)
+        chosen = (also == nearest).logical_and_(extreme)
+        moved = torch.where(outwards, _change(most, nearest), _change(nearest, most_before))
         still = moved == 0
-        factor = torch.where(still, 1.0, (value - other) / torch.where(still, 1.0, moved))
-    return Pair(call.switch(value, x.value.gather(-1, chosen) * call.constant(factor)), other)
+        factor = torch.where(still, 1.0, _change(most, most_before) / torch.where(still, 1.0, moved))
+        share = (factor / chosen.sum(-1, keepdim=True)).squeeze(-1)
+        value, other = (out.squeeze(-1) if largest else -out.squeeze(-1) for out in (most, most_before))
+    total = x.value.masked_fill(~chosen, 0.0).sum(-1)
+    return Pair(call.switch(value, total * call.constant(share)), other)
+
+
+def _change(x: Tensor, other: Tensor) -> Tensor:
+    """Return ``x - x'``, where infinities may be equal too."""
+    return torch.where(x == other, 0.0, x - other)
 
 
 # RevealCancel ------------------------------------------------------------------------------------
