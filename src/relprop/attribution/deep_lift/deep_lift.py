@@ -47,8 +47,8 @@ class DeepLift(Method, name="deep_lift"):
     ``dy+ = (f(z' + dz+) - f(z') + f(z) - f(z' + dz-)) / 2`` and likewise ``dy-``. Max pooling: the whole difference to
     one entry, the largest now if the maximum grew, else the largest of before; of several, the one that is larger in
     the other pass, and where they tie in both, equally. Products: ``dx (y + y') / 2 + dy (x + x') / 2``. Softmax
-    ``p = exp(x - L)``: ``dp_i = w_i (dx_i - sum_j w_j dx_j / sum_j w_j)``, with the logarithmic means ``w`` of ``p`` and
-    ``p'``. Normalisations and norms: by these, step by step.
+    ``p = exp(x - L)``: ``dp_i = w_i (dx_i - sum_j w_j dx_j / sum_j w_j)``, with the logarithmic means ``w`` of ``p``
+    and ``p'``. Normalisations and norms: by these, step by step.
     Conserves: ``sum R = f(x) - f(x')`` exactly, whatever the baseline. What has no rule is named in a warning; its
     gradient stands in for a multiplier.
 

@@ -119,7 +119,8 @@ def _pooled(
         at, inside = _windows(input.shape[-dimensions:], places(shape))
 
         def entries(x: Tensor) -> Tensor:
-            return x.flatten(-dimensions).index_select(-1, at.flatten()).unflatten(-1, at.shape)
+            found: Tensor = x.flatten(-dimensions).index_select(-1, at.flatten()).unflatten(-1, at.shape)
+            return found
 
         picked = secants.picked(call, secants.linear(call, entries, found[0]), inside=inside).value
         native = call.switch(native, picked.unflatten(-1, shape))
@@ -161,7 +162,7 @@ def either(largest: bool) -> Callable[..., Any]:
             return elementwise(KINKED, here, wide, constant)
         found = pairs(here, *active)
         if found is None:
-            return here.func(input, other)  # type: ignore[no-any-return]
+            return here.func(input, other)
         call = call_of(here)
         both = secants.linear(call, lambda *values: torch.stack(torch.broadcast_tensors(*values), -1), *found)
         return secants.picked(call, both, largest).value
