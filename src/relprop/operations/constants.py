@@ -47,8 +47,8 @@ ROWS: Rows = [
     *_function(_property("grad"), "grad", Ids.NONE),
     *_function(torch.autograd.grad, "grad", Ids.NONE),
     *constant(
-        "tensor", "new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "empty_like",
-        "full_like", "ones_like", "zeros_like", "rand_like", "randint_like", "randn_like", ids=Ids.NONE,
+        "new", "tensor", "new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros",
+        "empty_like", "full_like", "ones_like", "zeros_like", "rand_like", "randint_like", "randn_like", ids=Ids.NONE,
         truth=Truth.NOTHING,
     ),
     # Numbers written over a whole tensor.

@@ -13,6 +13,7 @@ from relprop.attribution.deep_lift.secants import KINKED, SCALED, SMOOTH, Pair, 
 from relprop.attribution.deep_lift.two_runs import PairedCall
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import like_output, rectified
+from relprop.propagation.run.in_place import set_item
 from relprop.trees import map_tensors, tensors_in
 
 OTHERWISE = "takes constants that are others for the baselines than for the inputs; the sum may miss f - f'."
@@ -204,6 +205,9 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
     then = _meanwhile(here, found, args, kwargs)
     if not then:
         return out
+    if here.func is set_item and not here.active(args[0]):
+        _name_if_set_otherwise(here, then, *args)
+        return out
     h, otherwise = rectified(here, args, kwargs), _decided_otherwise(here, then, args, kwargs)
     if len(found) > 1 and otherwise:
         call.coverage.uncovered(here.operation, OTHERWISE)
@@ -226,6 +230,13 @@ def steered(here: Here, *args: Any, **kwargs: Any) -> Any:
     return call.switch(out, torch.where(still, out, found[0] * call.constant(factor)))
 
 
+def _name_if_set_otherwise(here: Here, then: dict[int, Tensor], x: Tensor, index: Any, value: Tensor) -> None:
+    """Name ``x[index] = value`` into a constant that keeps entries which are others for the baselines."""
+    kept = ~set_item(torch.zeros_like(x, dtype=torch.bool), index, True)
+    if _decided_otherwise(here, then, index, {}) or not _same(x[kept], then.get(id(x), x)[kept]):
+        call_of(here).coverage.uncovered(here.operation, OTHERWISE)
+
+
 def checked(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) -> Any:
     """A function that is named where a constant it takes, made from the input, is another for the reference."""
     then = _meanwhile(here, actives(here, args, kwargs), args, kwargs)
@@ -239,7 +250,12 @@ def checked(handler: Callable[..., Any], here: Here, *args: Any, **kwargs: Any) 
 def _decided_otherwise(here: Here, then: dict[int, Tensor], args: Any, kwargs: Any) -> bool:
     """Say whether constants were others in the pass on the baselines."""
     constants = (x for x in tensors_in((args, kwargs)) if id(x) in then and not here.active(x))
-    return not all(torch.equal(x, then[id(x)]) for x in constants)
+    return not all(_same(x, then[id(x)]) for x in constants)
+
+
+def _same(x: Tensor, other: Tensor) -> bool:
+    """Say whether constants are equal, NaN to NaN too."""
+    return torch.equal(x, other) or bool(((x == other) | (x.isnan() & other.isnan())).all())
 
 
 def _meanwhile(here: Here, found: list[Tensor], args: Any, kwargs: Any) -> dict[int, Tensor]:

@@ -29,6 +29,16 @@ from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient,
 from relprop.propagation.run.without_gradient import Cuts, makes_constants
 from relprop.trees import map_tensors, tensors_in
 
+_UNINITIALISED = {
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    torch.empty_permuted,
+    Tensor.new_empty,
+    Tensor.new_empty_strided,
+}
+"""What returns whatever lay in memory, to be written over: zeros in the meantime, which no count takes for a value."""
+
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
@@ -112,6 +122,8 @@ class RelevanceMode(TorchFunctionMode):
             out = self._explain(row, func, args, kwargs, active)
             if cuts:
                 self.cuts.name(cuts, out)
+        if func in _UNINITIALISED:
+            out.zero_()
         if call.known.origins.has_masks:
             follow_masks(call, row, args, out)
         return out
