@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.errors import ConservationError
+from relprop.errors import ConservationError, StabilizerWarning, warn
 from relprop.propagation.call.trace import Record, merged
 from relprop.tables import html_table, text_table
 
@@ -208,6 +208,24 @@ def make_report(records: Sequence[Record], output: Tensor, relevance: Tensor) ->
         delta,
         float(delta.sum()) - leaked,
     )
+
+
+def name_stabilizers(report: ConservationReport, explained: float) -> None:
+    """Warn where stabilizers took more than 1 % of the explained output.
+
+    Args:
+        explained: the size of the explained output, summed over the samples.
+    """
+    taken = [(abs(entry.absorbed.get("stabilizer", 0.0)), entry) for entry in report.entries]
+    total = sum(share for share, _ in taken)
+    if total > 0.01 * explained:
+        share, most = max(taken, key=lambda pair: pair[0])
+        warn(
+            f"Stabilizers took {total / explained:.1%} of the explained output, of which {share / explained:.1%} at "
+            f"{most.operation} in module {most.name!r} by {most.rule or 'autograd'}. Where that is not meant, set a "
+            "smaller epsilon or stabilizer there, or the rule Gamma, whose sums cancel less.",
+            StabilizerWarning,
+        )
 
 
 def _account(record: Record) -> Account:

@@ -195,6 +195,29 @@ class DeepTaylorWarning(RelpropWarning):
     """
 
 
+class ProbabilityWarning(RelpropWarning):
+    """A relevance method explains the output of a softmax or of a sigmoid, of which it absorbs most.
+
+    What to do: explain the scores before it: ``Unit("layer", index)`` as the target, the layer that returns them, or a
+    model without the last step. Filter the warning where probabilities are meant.
+    """
+
+
+class NoEffectWarning(RelpropWarning):
+    """A method met nothing on the way to the explained output that it passes otherwise than the gradient does.
+
+    What to do: take another method, such as LRP, which has rules for other activations; or explain a target above the
+    layers that the method is about.
+    """
+
+
+class StabilizerWarning(RelpropWarning):
+    """By a report, stabilizers took more than 1 % of the explained output.
+
+    What to do: set a smaller epsilon, or another rule, where the message says; or filter it, where that is meant.
+    """
+
+
 class MovedWarning(RelpropWarning, FutureWarning):
     """A name was imported from where it stood before; in the next release it stands there no more.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from relprop.arguments import takes
 from relprop.attribution.contract import Method
 from relprop.attribution.options import Condition, ForwardOptions, Options, maps, maps_and_delta
-from relprop.conservation import ConservationReport, make_report
+from relprop.conservation import ConservationReport, make_report, name_stabilizers
 from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
 from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
 from relprop.operations.table import operations
@@ -242,6 +242,9 @@ class Attribution(Method):
             InputError: where the method claims no sum.
             RelpropError: see :mod:`relprop.errors`.
 
+        Warns:
+            StabilizerWarning: where stabilizers took more than 1 % of the explained output.
+
         >>> from relprop import LRP; from relprop.rules import Zero
         >>> model = torch.nn.Linear(2, 1)
         >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]])), model.bias.data.fill_(1.0)
@@ -261,7 +264,9 @@ class Attribution(Method):
             delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
             arrived = explained - delta
-            return make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
+            found_report = make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
+        name_stabilizers(found_report, float(explained.abs().sum()))
+        return found_report
 
     # The pipeline ------------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from relprop.attribution.contract import Contract
 from relprop.attribution.excitation import positive_sums
 from relprop.attribution.lrp import LRP
-from relprop.errors import NumericalError
+from relprop.errors import NoEffectWarning, NumericalError, warn
 from relprop.operations.table import operations
 from relprop.propagation.call.call import Call
+from relprop.propagation.facts.graph import any_node
 from relprop.propagation.facts.operation import Derived
+from relprop.propagation.run.forward import Forward
 from relprop.rules.presets import everywhere
 from relprop.rules.registry import Rules
 from relprop.rules.signed import Contrast, ZPlus
@@ -38,6 +40,8 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
     Raises:
         RuleError: where ``stabilizer`` is no number >= 0.
         NumericalError: while explaining, where the output is exactly zero, so that no share of it is defined.
+    Warns:
+        NoEffectWarning: while explaining, where nothing shares between the input and the explained output.
     Source: Zhang et al. 2016 (arXiv:1608.00507); Zhang et al. 2018 (doi:10.1007/s11263-017-1059-x).
 
     >>> import torch
@@ -58,6 +62,16 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
     def make_call(self, **options: Any) -> Call:
         return super().make_call(table=_TABLE(operations()), **options)
 
+    def after_forward(self, passed: Forward) -> None:
+        super().after_forward(passed)
+        if not any_node(passed.selected, _shares_what_excites):
+            warn(
+                f"{type(self).__name__} met no linear layer and no sum between the input and the explained output: "
+                "nothing shares by what excites, and the map is the gradient times the input over the output. Explain "
+                "a target above the layers.",
+                NoEffectWarning,
+            )
+
     def seed(self, output: Tensor) -> Tensor:
         if bool((output == 0).any()):
             raise NumericalError(
@@ -65,6 +79,10 @@ class ExcitationBackprop(LRP, name="excitation_backprop"):
                 "multiple of it. Explain another output, or a unit that is on."
             )
         return 1 / output
+
+
+def _shares_what_excites(node: Any) -> bool:
+    return hasattr(node, "passes_linear") or hasattr(node, "excites")
 
 
 class ContrastiveExcitationBackprop(ExcitationBackprop, name="contrastive_excitation_backprop"):

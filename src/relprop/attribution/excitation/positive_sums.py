@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,9 @@ def _explained(here: Here, out: Tensor, plus: Tensor) -> Tensor:
     here.declared = lambda c, value: {"rule": torch.where(none, c * value, 0.0)}
     share = torch.where(none, 0.0, 1 / torch.where(none, 1.0, plus))
     # The relevance c out first, which is no larger than any: out / plus may be.
-    return here.call.switch(out, plus * here.call.constant(share) * here.call.constant(out))
+    found = here.call.switch(out, plus * here.call.constant(share) * here.call.constant(out))
+    cast("Any", found.grad_fn).excites = True  # read where the method asks whether it does anything
+    return found
 
 
 HANDLERS: dict[Excitation, Handler] = {

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.attribution.rectifiers.table import variants
+from relprop.attribution.rectifiers.table import name_without_relu, variants
 from relprop.operations.table import operations
 from relprop.propagation.call.autograd_functions import Rectify, apply
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.operation import Derived
+from relprop.propagation.run.forward import Forward
 
 
 def deconvolved(here: Here, h: Tensor) -> Tensor:
@@ -38,6 +39,8 @@ class Deconvolution(Attribution, name="deconvolution"):
 
     Args:
         model: any ``nn.Module``; the method is defined for ReLU networks.
+    Warns:
+        NoEffectWarning: while explaining, where no ReLU lies between the input and the explained output.
     Source: Zeiler and Fergus 2014 (doi:10.1007/978-3-319-10590-1_53).
 
     >>> import torch
@@ -52,6 +55,9 @@ class Deconvolution(Attribution, name="deconvolution"):
 
     def make_call(self, **options: Any) -> Call:
         return super().make_call(table=_TABLE(operations()), **options)
+
+    def after_forward(self, passed: Forward) -> None:
+        name_without_relu(passed, "Deconvolution")
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return c

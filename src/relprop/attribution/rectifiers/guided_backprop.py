@@ -10,12 +10,13 @@ from torch import Tensor
 
 from relprop.attribution.base import Attribution
 from relprop.attribution.contract import Contract
-from relprop.attribution.rectifiers.table import variants
+from relprop.attribution.rectifiers.table import name_without_relu, variants
 from relprop.operations.table import operations
 from relprop.propagation.call.autograd_functions import Rectify, apply
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.operation import Derived
+from relprop.propagation.run.forward import Forward
 
 
 def guided(here: Here, h: Tensor) -> Tensor:
@@ -36,6 +37,8 @@ class GuidedBackprop(Attribution, name="guided_backprop"):
 
     Args:
         model: any ``nn.Module``; the method is defined for ReLU networks.
+    Warns:
+        NoEffectWarning: while explaining, where no ReLU lies between the input and the explained output.
     Source: Springenberg et al. 2015 (arXiv:1412.6806).
 
     >>> import torch
@@ -50,6 +53,9 @@ class GuidedBackprop(Attribution, name="guided_backprop"):
 
     def make_call(self, **options: Any) -> Call:
         return super().make_call(table=_TABLE(operations()), **options)
+
+    def after_forward(self, passed: Forward) -> None:
+        name_without_relu(passed, "GuidedBackprop")
 
     def result(self, call: Call, x: Tensor, c: Tensor) -> Tensor:
         return c

@@ -8,12 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
+from relprop.errors import NoEffectWarning, warn
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import comparisons, like_output, rectified, rectifiers
+from relprop.propagation.facts.graph import any_node
 from relprop.propagation.facts.operation import Holds, Table
+from relprop.propagation.run.forward import Forward
 
 Variant = Callable[[Here, Tensor], Tensor]
 """From what is rectified to what its ReLU is explained as."""
+
+
+def name_without_relu(passed: Forward, title: str) -> None:
+    """Warn where no ReLU lies between the input and what is explained."""
+    if not any_node(passed.selected, lambda node: hasattr(node, "rectifies")):
+        warn(
+            f"{title} met no ReLU between the input and the explained output, and is the plain gradient there. It is "
+            "defined for ReLU networks: of a model with other activations take LRP, or Gradient for the gradient.",
+            NoEffectWarning,
+        )
 
 
 def variants(variant: Variant, operations: Table) -> Table:

@@ -52,6 +52,8 @@ class Call:
         passed_whole: a filter stands somewhere that hands relevance on whole, to units of zero too.
         around: the filters at what the running operation is part of: they act on that as one.
         hooks: the hooks on the modules, while the model runs.
+        squashed: the nodes of softmax and sigmoid behind linear maps: where each stands, and the layer that makes its
+            scores, where one is known.
         unseen: the filters at autograd nodes that no seen call made, by node.
 
     >>> from relprop import Attribution, Contract
@@ -86,6 +88,7 @@ class Call:
         self.passed_whole = False
         self.around: tuple[Any, ...] = ()
         self.hooks: ModuleHooks | None = None
+        self.squashed: dict[Any, tuple[Where, str]] = {}
         self.unseen: dict[Any, tuple[Any, Where, Record | None, set[int]]] = {}
 
     def handles_zeros(self, x: Tensor) -> bool:
@@ -247,6 +250,7 @@ class Call:
         self.trace.stack.clear()
         self.starts.clear()
         self.unseen.clear()
+        self.squashed.clear()
         for linear in self.linear_calls:
             linear.release()
 

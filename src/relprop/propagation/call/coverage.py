@@ -6,11 +6,13 @@ from torch import nn
 
 from relprop.errors import (
     BackwardHookWarning,
+    ProbabilityWarning,
     RelpropWarning,
     UncoveredOperationError,
     UncoveredOperationWarning,
     warn,
 )
+from relprop.propagation.call.returned import Where
 from relprop.propagation.call.trace import Trace
 
 
@@ -45,6 +47,20 @@ class Coverage:
                 "stands for the coefficients. Remove the hooks if that is not meant.",
                 BackwardHookWarning,
             )
+
+    def probability(self, where: Where, layer: str) -> None:
+        """Warn, once a place, that what is explained is a softmax or a sigmoid."""
+        unit = (
+            f"with target=relprop.Unit({layer!r}, index), the output of the layer before"
+            if layer
+            else "with target=relprop.Unit(layer, index) for the layer that returns them"
+        )
+        self._say(
+            f"What is explained comes from a {where.operation} ({where}), and the rules absorb most of a probability, as "
+            "a report shows: the map explains what is left. Explain the scores that the probability is made of: "
+            f"{unit}, or a model without this last step.",
+            ProbabilityWarning,
+        )
 
     def _say(self, message: str, category: type[RelpropWarning]) -> bool:
         new = message not in self._said

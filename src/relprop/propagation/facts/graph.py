@@ -189,6 +189,21 @@ def _entries(x: Tensor, dim: int) -> Iterator[Tensor]:
         yield seed
 
 
+def any_node(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> bool:
+    """Say whether one of the nodes that outputs are made by is chosen."""
+    stack = [tensor.grad_fn for tensor in outputs]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        if chosen(node):
+            return True
+        seen.add(node)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
 def nodes_below(outputs: Iterable[Tensor], chosen: Callable[[Any], bool]) -> set[Any]:
     """Return the nodes from which some path to an output passes one of the chosen nodes."""
     found: set[Any] = set()

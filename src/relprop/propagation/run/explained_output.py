@@ -108,3 +108,24 @@ class Readings:
                 f"Module {name!r} was called {calls} time{'s' if calls > 1 else ''} in this forward pass; there is no "
                 f"call={number} (they count from 0)."
             )
+
+
+# A softmax or a sigmoid that is explained -------------------------------------------------------------
+
+_MOVES = (
+    "Alias", "Clone", "Expand", "Gather", "Index", "IndexSelect", "Permute", "ReshapeAlias", "Select", "Slice",
+    "Squeeze", "T", "Tap", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "View",
+)  # fmt: skip
+"""The autograd nodes by which a target is selected."""
+
+
+def name_probabilities(call: Call, explained: Tensor) -> None:
+    """Warn where what is explained is a softmax or a sigmoid, from which nothing but a selection leads to it."""
+    node: Any = explained.grad_fn if call.squashed else None
+    while node is not None:
+        found = call.squashed.get(node)
+        if found is not None:
+            call.coverage.probability(*found)
+            return
+        moves = node.name().rpartition("Backward")[0] in _MOVES
+        node = node.next_functions[0][0] if moves and node.next_functions else None

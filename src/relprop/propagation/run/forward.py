@@ -22,7 +22,7 @@ from relprop.propagation.facts.graph import nodes_above, nodes_before_last, node
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
-from relprop.propagation.run.explained_output import Reading, Readings
+from relprop.propagation.run.explained_output import Reading, Readings, name_probabilities
 from relprop.propagation.run.function_mode import RelevanceMode, remove_modes_left
 from relprop.propagation.run.module_hooks import ModuleHooks
 from relprop.trees import tensors_in
@@ -233,6 +233,8 @@ def forward(
             mode.behind.finish()
     finally:
         presence.over = True
+    for selected in passed.selected:
+        name_probabilities(call, selected)
     _check_tokens(passed, inputs, None)
     for name in condition:
         if name not in called:

@@ -15,6 +15,8 @@ from relprop.propagation.call.current import current
 from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import follow_masks, of_relu
+from relprop.propagation.call.returned import Where
+from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import note_inherited
 from relprop.propagation.facts.operation import Ids, Kind, Operation
 from relprop.propagation.facts.origins import NOTHING, Source
@@ -28,6 +30,8 @@ from relprop.propagation.run.taps import measured_inputs, new_record
 from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.run.without_gradient import Cuts, makes_constants
 from relprop.trees import map_tensors, tensors_in
+
+_SIGMOIDS = ("sigmoid", "expit", "hardsigmoid")
 
 _UNINITIALISED = {
     torch.empty,
@@ -237,7 +241,18 @@ class RelevanceMode(TorchFunctionMode):
         for watch in here.watchers:
             watch(out)
         self.reached(out, active)
+        if call.way.explains and (here.kind is Kind.SOFTMAX or here.operation in _SIGMOIDS):
+            self._note_squashed(here, active, out)
         return out
+
+    def _note_squashed(self, here: Here, active: list[Tensor], out: Tensor) -> None:
+        """Remember a softmax or a sigmoid of what a linear map makes, in case it is what is explained."""
+        call = self.call
+        if active and here.choice.filter is None and call.known.graph.reach(active[0]) is Reach.BEYOND_LINEAR:
+            linear_call = call.known.origins.of(active[0]).linear_call
+            layer = "" if linear_call is None else linear_call.where.name
+            name = "softmax" if here.kind is Kind.SOFTMAX else "sigmoid"
+            call.squashed[out.grad_fn] = Where(name, *call.place), layer
 
     def _explain_parts(self, operation: Operation, here: Here, args: Args, kwargs: Kwargs) -> Any:
         """Run an operation that is made of others; a filter that stands there acts on all of it, and not inside."""
