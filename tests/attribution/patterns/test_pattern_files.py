@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import gc
+import json
+import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +87,108 @@ def test_what_is_no_file_of_patterns_is_refused(tmp_path: Path) -> None:
         PatternNet(network()).load(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.parametrize("part", ["weight", "bias", "relu+", "missing relu+", "units", "shape"])
-def test_a_damaged_file_is_refused(part: str, tmp_path: Path) -> None:
+Tensors = dict[str, Tensor]
+Damage = Callable[[Tensors, list[Any]], Any]
+"""What is done to the tensors of a file and to its list of units; a string returned is written in the place of that."""
+
+PARTS = ["weight", "bias", "linear", "relu+", "relu-", "missing linear", "missing relu+", "missing relu-"]
+CHANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "shortened": lambda x: x[:-1].contiguous(),
+    "with a dimension more": lambda x: x[None].contiguous(),
+    "of another type": lambda x: x.float() if x.dtype == torch.bool else x.to(torch.int32),
+    "of complex numbers": lambda x: x.to(torch.complex64),
+    "in float8": lambda x: x.float().to(torch.float8_e4m3fn),
+    "emptied": lambda x: x[:0].contiguous(),
+}
+
+
+def changed(part: str, how: str) -> Damage:
+    return lambda tensors, units: tensors.update({f"4.weight/{part}": CHANGED[how](tensors[f"4.weight/{part}"])})
+
+
+def filled(part: str, value: float) -> Damage:
+    return lambda tensors, units: tensors[f"4.weight/{part}"].view(-1)[:1].fill_(value)
+
+
+def without_part(part: str) -> Damage:
+    return lambda tensors, units: tensors.pop(f"4.weight/{part}")
+
+
+def entry(name: str, value: Any) -> Damage:
+    return lambda tensors, units: units[1].update({name: value})
+
+
+DAMAGES: dict[str, Damage] = {
+    **{f"{part} {how}": changed(part, how) for part in PARTS for how in CHANGED},
+    **{f"{part} holds {v}": filled(part, v) for part in PARTS[:5] for v in (math.nan, math.inf)},
+    **{f"without {part}": without_part(part) for part in PARTS},
+    **{
+        f"{name} is {value!r}": entry(name, value)
+        for name, values in {
+            "unit": ["0.weight with 1", "nothing", 4, None, []],
+            "parameter": [None, 4, ["4.weight"], "4.wei"],
+            "rectified": ["yes", 1, None],
+            "samples": [-1, 1.5, True, "60", None],
+            "parts": [None, "weight", {}, [1], ["weight"], [[]]],
+        }.items()
+        for value in values
+    },
+    "a part is not listed": entry("parts", PARTS[:-1]),
+    "a part more is listed": entry("parts", [*PARTS, "more"]),
+    "a part is listed twice": entry("parts", [*PARTS, "weight"]),
+    "an entry of its own kind": lambda tensors, units: units.append("unit"),
+    "an entry twice": lambda tensors, units: units.append(units[1]),
+    "an entry without a key": lambda tensors, units: units[1].pop("parts"),
+    "an entry with a key more": lambda tensors, units: units[1].update(more=1),
+    "no entry of a unit": lambda tensors, units: units.pop(),
+    "a tensor of no unit": lambda tensors, units: tensors.update(more=torch.ones(2)),
+    "units nested deep": lambda tensors, units: "[" * 200_000 + "]" * 200_000,
+    "units nested open": lambda tensors, units: "[" * 200_000,
+    "units of a long number": lambda tensors, units: "9" * 5000,
+    "units cut off": lambda tensors, units: "[{",
+    "units of a mapping": lambda tensors, units: "{}",
+    "units of null": lambda tensors, units: "null",
+    "units of nothing": lambda tensors, units: "",
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("patterns") / "patterns.safetensors"
+    PatternNet(network()).fit([images()], "relu+-").save(path)
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(damage: str, written: Path, tmp_path: Path) -> None:
+    """By an error of relprop's own, on loading."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    path = tmp_path / "patterns.safetensors"
-    PatternNet(network()).fit([images()], "relu+-").save(path)
-    with safe_open(str(path), framework="pt") as file:
+    with safe_open(str(written), framework="pt") as file:
         metadata = dict(file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    if part == "units":
-        metadata["units"] = metadata["units"][:-5]
-    elif part == "shape":
-        tensors["4.weight/relu+"] = tensors["4.weight/relu+"][:, :-1].contiguous()
-    else:
-        del tensors[f"4.weight/{part}"]
-    save_file(tensors, path, metadata=metadata)
-    with pytest.raises(PatternError, match="is damaged"):
-        PatternNet(network()).load(path)
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
+    units = json.loads(metadata["units"])
+    text = DAMAGES[damage](tensors, units)
+    metadata["units"] = text if isinstance(text, str) else json.dumps(units)
+    save_file(tensors, tmp_path / "damaged.safetensors", metadata=metadata)
+    with pytest.raises(PatternError, match=r"is damaged|another network"):
+        PatternNet(network()).load(tmp_path / "damaged.safetensors")
+
+
+def test_damaged_bytes_are_refused_or_are_patterns(written: Path, tmp_path: Path) -> None:
+    """A byte of the header is another, or the file ends early: PatternError, or patterns whose numbers are finite."""
+    given, path = written.read_bytes(), tmp_path / "damaged.safetensors"
+    header = 8 + int.from_bytes(given[:8], "little")
+    random, refused = torch.Generator().manual_seed(0), 0
+    for number in range(60):
+        at, value = (int(torch.randint(0, most, (), generator=random)) for most in (header, 256))
+        path.write_bytes(given[:at] if number % 4 == 0 else given[:at] + bytes([value]) + given[at + 1 :])
+        try:
+            PatternNet(network()).load(path)
+        except PatternError:
+            refused += 1
+    assert refused > 40
 
 
 def test_without_safetensors_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -145,37 +145,113 @@ class Patterns(Mapping[str, Pattern]):
             with safetensors.safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        except (safetensors.SafetensorError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of a damaged header anything
             raise PatternError(f"{path} is no safetensors file; give one that `save` wrote. ({error})") from error
         if metadata.get("format") != FORMAT or metadata.get("estimator") not in get_args(Estimator):
             raise PatternError(f"{path} holds no patterns of relprop; give a file that `save` wrote.")
         estimator = cast("Estimator", metadata["estimator"])
         parameters: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
         found, samples = {}, {}
         try:
-            for entry in json.loads(metadata["units"]):
-                unit, regions = entry["unit"], REGIONS[estimator]
-                held = {part: tensors[f"{unit}/{part}"] for part in entry["parts"]}
-                weight = held["weight"]
-                check_parameter(model, parameters, entry["parameter"], weight)
-                device = next(iter(parameters.values())).device if parameters else weight.device
+            for entry in _entries(metadata.get("units")):
+                held = {part: _taken(tensors, entry.unit, part) for part in entry.parts}
+                _check_parts(entry.unit, held, REGIONS[estimator])
+                check_parameter(model, parameters, entry.parameter, held["weight"])
                 held = {part: tensor.to(device) for part, tensor in held.items()}
-                if any(held[region].shape != weight.shape for region in regions):
-                    raise PatternError(f"{path} is damaged: the pattern of {unit!r} has another shape than its weight.")
-                found[unit] = Pattern(
+                found[entry.unit] = Pattern(
                     held["weight"],
                     held.get("bias"),
-                    {region: held[region] for region in regions},
-                    {region: held[f"missing {region}"] for region in regions},
-                    entry["parameter"],
-                    entry["rectified"],
+                    {region: held[region] for region in REGIONS[estimator]},
+                    {region: held[f"missing {region}"] for region in REGIONS[estimator]},
+                    entry.parameter,
+                    entry.rectified,
                 )
-                samples[unit] = entry["samples"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise PatternError(f"{path} is damaged: it lacks {error}. Fit and save the patterns again.") from error
+                samples[entry.unit] = entry.samples
+            if tensors:
+                raise _DamagedError(f"no unit has the tensor {next(iter(tensors))!r}")
+        except _DamagedError as error:
+            raise PatternError(f"{path} is damaged: {error}. Fit and save the patterns again.") from error
         return cls(estimator, found, samples)
+
+
+# What a file must hold -----------------------------------------------------------------------------
+
+
+class _DamagedError(Exception):
+    """A file does not hold what :meth:`Patterns.save` writes."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the metadata of a file says of one unit."""
+
+    unit: str
+    parameter: str
+    rectified: bool
+    samples: int
+    parts: list[str]
+
+
+def _entries(text: Any) -> list[_Entry]:
+    """Return the entries that the metadata holds as JSON, each with values of the types that it has."""
+    try:
+        listed = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:  # missing; no JSON, or numbers too long; nested too deep
+        raise _DamagedError(f"its list of units cannot be read ({type(error).__name__})") from error
+    if not isinstance(listed, list):
+        raise _DamagedError("its list of units is none")
+    found = []
+    for given in listed:
+        if not isinstance(given, dict) or given.keys() != _TYPES.keys():
+            raise _DamagedError(f"an entry of its list of units has not the keys {', '.join(_TYPES)}")
+        for name, kind in _TYPES.items():
+            if type(given[name]) is not kind:  # no bool for an int
+                raise _DamagedError(f"{name!r} of a unit is {type(given[name]).__name__}, expected {kind.__name__}")
+        if given["samples"] < 0 or not all(isinstance(part, str) for part in given["parts"]):
+            raise _DamagedError(f"the samples or the parts of {given['unit']!r} are none")
+        found.append(_Entry(**given))
+    return found
+
+
+_TYPES: dict[str, type] = {"unit": str, "parameter": str, "rectified": bool, "samples": int, "parts": list}
+
+
+def _taken(tensors: dict[str, Tensor], unit: str, part: str) -> Tensor:
+    """Take a tensor out of those of a file; a unit that is listed twice finds none."""
+    name = f"{unit}/{part}"
+    if name not in tensors:
+        raise _DamagedError(f"it lacks the tensor {name!r}, or names it twice")
+    return tensors.pop(name)
+
+
+def _check_parts(unit: str, held: Mapping[str, Tensor], regions: Sequence[str]) -> None:
+    """Look at the shapes, the types and the numbers of what is held for a unit."""
+    expected = {"weight", *regions, *(f"missing {region}" for region in regions)}
+    if held.keys() - {"bias"} != expected:
+        raise _DamagedError(f"{unit!r} has the parts {', '.join(held)}, expected {', '.join(sorted(expected))}")
+    weight, missing = held["weight"], held[f"missing {regions[0]}"]
+    if weight.dtype not in _FLOATS:
+        raise _DamagedError(f"the weight of {unit!r} has the type {weight.dtype}")
+    for part, tensor in held.items():
+        flags = part.startswith("missing ")
+        shape = weight.shape if part in ("weight", *regions) else missing.shape
+        dtype = torch.bool if flags else tensor.dtype if part == "bias" and tensor.dtype in _FLOATS else weight.dtype
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise _DamagedError(
+                f"{part!r} of {unit!r} is {shape_text(tensor.shape)} of {tensor.dtype}, "
+                f"expected {shape_text(shape)} of {dtype}"
+            )
+        if not flags and not bool(tensor.isfinite().all()):
+            raise _DamagedError(f"{part!r} of {unit!r} holds NaN or infinity")
+    units = missing.numel()
+    if missing.dim() != 1 or not units or weight.numel() % units:
+        raise _DamagedError(f"{unit!r} has flags of shape {tuple(missing.shape)} for a weight {tuple(weight.shape)}")
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_parameter(model: nn.Module, parameters: Mapping[str, Tensor], name: str, weight: Tensor) -> None:

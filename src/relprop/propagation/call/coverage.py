@@ -56,8 +56,8 @@ class Coverage:
             else "with target=relprop.Unit(layer, index) for the layer that returns them"
         )
         self._say(
-            f"What is explained comes from a {where.operation} ({where}), and the rules absorb most of a probability, as "
-            "a report shows: the map explains what is left. Explain the scores that the probability is made of: "
+            f"What is explained comes from a {where.operation} ({where}), and the rules absorb most of a probability, "
+            "as a report shows: the map explains what is left. Explain the scores that the probability is made of: "
             f"{unit}, or a model without this last step.",
             ProbabilityWarning,
         )
