@@ -68,6 +68,7 @@ def test_below_a_global_mean_it_sums_to_the_output() -> None:
     close(found.flatten(1).sum(1), (model(x)[:, 1] - model[4].bias[1]).detach())
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # a network of tanh
 def test_other_layers_inputs_and_targets() -> None:
     model, x = mlp(), vectors()
     close(LayerGradCam(model, "1").attribute(x, 1), captum.attr.LayerGradCam(model, model[1]).attribute(x, 1))

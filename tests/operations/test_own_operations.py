@@ -662,6 +662,7 @@ def test_the_value_stays_that_of_the_function_whatever_a_handler_computes(runs_i
     torch.testing.assert_close(LRP(model).explained(x, 1), expected)
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # the operation is all there is
 def test_a_handler_is_asked_by_rules_alone() -> None:
     """Where there are no rules, the function is differentiated as it is."""
 

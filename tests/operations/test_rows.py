@@ -206,6 +206,7 @@ EXPLAINED: dict[str, Callable[[nn.Module], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore::relprop.UncoveredOperationWarning")  # erfcx, of which DeepLIFT has no secant
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # few of them are ReLUs
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_copy_is_explained_as_the_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, row = ELEMENTWISE[name]

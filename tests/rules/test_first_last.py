@@ -210,6 +210,7 @@ def ends_in_a_sum() -> Net:
     return Net(forward, trunk=nn.Linear(4, 6), left=nn.Linear(6, 3), right=nn.Linear(6, 3))
 
 
+@pytest.mark.filterwarnings("ignore::relprop.ProbabilityWarning")  # the softmax is the tail
 def test_last_of_a_sequence_with_a_tail() -> None:
     model = settle(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Softmax(1)))
     assert last_layers(model, vectors(), 1) == ["2"]

@@ -133,6 +133,7 @@ def test_every_spelling(method: type[Attribution], relu: Activation, spelling: s
     close(method(model).attribute(x, 1), expected)
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # that it is the gradient is what is tested
 @both
 def test_what_is_no_relu_is_differentiated_as_it_is(method: type[Attribution], relu: Activation) -> None:
     others: list[Activation] = [

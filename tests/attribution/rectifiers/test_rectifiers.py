@@ -137,6 +137,7 @@ def test_every_spelling(method: type[Attribution], relu: Activation, spelling: s
     close(method(model).attribute(x, 1), expected)
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # that it is the gradient is what is tested
 @both
 @pytest.mark.parametrize("other", NO_RELUS)
 def test_what_is_no_relu(method: type[Attribution], relu: Activation, other: str) -> None:

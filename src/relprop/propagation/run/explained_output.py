@@ -113,10 +113,10 @@ class Readings:
 # A softmax or a sigmoid that is explained -------------------------------------------------------------
 
 _MOVES = (
-    "Alias", "Clone", "Expand", "Gather", "Index", "IndexSelect", "Permute", "ReshapeAlias", "Select", "Slice",
+    "Alias", "Clone", "Copy", "Expand", "Gather", "Index", "IndexSelect", "Permute", "ReshapeAlias", "Select", "Slice",
     "Squeeze", "T", "Tap", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "View",
 )  # fmt: skip
-"""The autograd nodes by which a target is selected."""
+"""The autograd nodes of what moves values; where there are two sources, the last is what takes the place."""
 
 
 def name_probabilities(call: Call, explained: Tensor) -> None:
@@ -127,5 +127,5 @@ def name_probabilities(call: Call, explained: Tensor) -> None:
         if found is not None:
             call.coverage.probability(*found)
             return
-        moves = node.name().rpartition("Backward")[0] in _MOVES
-        node = node.next_functions[0][0] if moves and node.next_functions else None
+        sources = [source for source, _ in node.next_functions if source is not None]
+        node = sources[-1] if sources and type(node).__name__.rpartition("Backward")[0] in _MOVES else None
