@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relprop.errors import InputError
-from relprop.visual.figures import PANEL, SMALL, _draw, _draw_input, _pyplot
+from relprop.visual.figures import PANEL, SMALL, _draw, _draw_input, _pyplot, is_math, printable, write_names
 from relprop.visual.maps import Array, Values, batch, channel_sum, named, picture, symmetric_scale, to_array
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def animation(
     size = (max(columns * (PANEL + 0.5), 4.0), PANEL + 0.8 + (1.5 if lines else 0.0) + (0.3 if title else 0.0))
     figure = plt.figure(figsize=size, layout="constrained")
     if title is not None:
-        figure.suptitle(title, fontsize=SMALL + 3)
+        figure.suptitle(printable(title), fontsize=SMALL + 3, parse_math=is_math(title))
     spec = figure.add_gridspec(2 if lines else 1, columns, height_ratios=[1.2, 1] if lines else None)
     first = figure.add_subplot(spec[0, 0])
     pictures = [picture(image) for image in images]
@@ -85,7 +85,7 @@ def animation(
         ax = figure.add_subplot(spec[0, column])
         scale = symmetric_scale(*each)
         shown.append((_draw(ax, each[0] / scale, 1.0), [values / scale for values in each]))
-        ax.set_title(name, fontsize=SMALL + 1)
+        ax.set_title(printable(name), fontsize=SMALL + 1, parse_math=False)
         ax.set_xlabel(f"±{scale:.2g}", fontsize=SMALL)
     marker = _draw_curves(figure.add_subplot(spec[1, :]), lines, curves_label, frames) if lines else None
 
@@ -118,12 +118,13 @@ def _curve(values: Values, name: str, frames: int) -> Array:
 
 def _draw_curves(ax: Axes, lines: Mapping[str, Array], label: str, frames: int) -> Line2D:
     """Draw the curves and return the line that marks the frame."""
-    for name, values in lines.items():
-        ax.plot(np.arange(len(values)) + (frames - len(values)) / 2, values, label=name, linewidth=1)
+    for number, values in enumerate(lines.values()):
+        ax.plot(np.arange(len(values)) + (frames - len(values)) / 2, values, label=str(number), linewidth=1)
     ax.set_xlim(0, frames - 1)
     ax.set_xlabel("frame", fontsize=SMALL)
-    ax.set_ylabel(label, fontsize=SMALL)
+    ax.set_ylabel(printable(label), fontsize=SMALL, parse_math=is_math(label))
     ax.tick_params(labelsize=SMALL)
-    ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    legend = ax.legend(fontsize=SMALL, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    write_names(legend, list(lines))
     marker: Line2D = ax.axvline(0, color="0.4", linewidth=0.8)
     return marker

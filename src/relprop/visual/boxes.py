@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relprop.errors import InputError
-from relprop.visual.figures import SMALL, _finish, _pyplot
+from relprop.visual.figures import SMALL, _finish, _pyplot, is_math, printable, write_names
 from relprop.visual.maps import Array, Values, to_array
 
 if TYPE_CHECKING:
@@ -74,16 +74,18 @@ def boxes(
             boxprops={"facecolor": color, "linewidth": 0.8},
             flierprops={"marker": ".", "markersize": 4, "markerfacecolor": color, "markeredgecolor": color},
         )
-        drawn["boxes"][0].set_label(name)
-    ax.set_xticks(range(len(arrays)), [layer.replace(" with ", "\nwith ") for layer in arrays], fontsize=SMALL)
+        drawn["boxes"][0].set_label(str(position))
+    words = [printable(layer).replace(" with ", "\nwith ") for layer in arrays]
+    ax.set_xticks(range(len(arrays)), words, fontsize=SMALL, parse_math=False)
     ax.set_xlim(-0.5, len(arrays) - 0.5)
     for edge in range(1, len(arrays)):
         ax.axvline(edge - 0.5, color="0.9", linewidth=0.8, zorder=0)
-    ax.set_ylabel(ylabel)
+    ax.set_ylabel(printable(ylabel), parse_math=is_math(ylabel))
     if limits is not None:
         ax.set_ylim(*limits)
     ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=len(names), frameon=False, fontsize=SMALL + 1)
+    legend = figure.legend(loc="outside upper right", ncols=len(names), frameon=False, fontsize=SMALL + 1)
+    write_names(legend, names)
     if title is not None:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=SMALL + 3)
+        figure.suptitle(printable(title), x=0.01, ha="left", fontsize=SMALL + 3, parse_math=is_math(title))
     return _finish(figure, path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from relprop.errors import InputError
-from relprop.visual.figures import SMALL, _finish, _pyplot
+from relprop.visual.figures import SMALL, _finish, _pyplot, is_math, printable, write_names
 from relprop.visual.maps import Array, Values, named, to_array
 
 if TYPE_CHECKING:
@@ -74,18 +74,21 @@ def curves(
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for number, (ax, (head, panel)) in enumerate(zip(row, panels.items(), strict=True)):
         for name, each in panel.items():
-            _line(ax, places, each, name, f"C{names.index(name)}", spread)
-        ax.set_title(head, fontsize=SMALL + 2)
-        ax.set_xlabel(xlabel, fontsize=SMALL + 1)
+            _line(ax, places, each, names.index(name), spread)
+        ax.set_title(printable(head), fontsize=SMALL + 2, parse_math=False)
+        ax.set_xlabel(printable(xlabel), fontsize=SMALL + 1, parse_math=is_math(xlabel))
         ax.tick_params(labelsize=SMALL)
         if words is not None:
-            ax.set_xticks(places, words, rotation=45, ha="right")
+            ax.set_xticks(places, words, rotation=45, ha="right", parse_math=False)
         if number == 0:
-            ax.set_ylabel(f"{ylabel}\n({SPREADS[spread]})".strip(), fontsize=SMALL + 1)
+            label = f"{printable(ylabel)}\n({SPREADS[spread]})".strip()
+            ax.set_ylabel(label, fontsize=SMALL + 1, parse_math=is_math(label))
     lines = {str(line.get_label()): line for ax in row for line in ax.lines}
-    figure.legend([lines[name] for name in names], names, loc="outside right upper", fontsize=SMALL)
+    keys = [str(number) for number in range(len(names))]
+    legend = figure.legend([lines[key] for key in keys], keys, loc="outside right upper", fontsize=SMALL)
+    write_names(legend, names)
     if title is not None:
-        figure.suptitle(title)
+        figure.suptitle(printable(title), parse_math=is_math(title))
     return _finish(figure, path)
 
 
@@ -118,11 +121,12 @@ def _places(steps: Any, length: int) -> tuple[Array, list[str] | None]:
     if len(steps) != length:
         raise InputError(f"{len(steps)} steps were given for curves of {length} points; expected one for each")
     if isinstance(steps, Sequence) and any(isinstance(step, str) for step in steps):
-        return np.arange(length, dtype=np.float64), [str(step) for step in steps]
+        return np.arange(length, dtype=np.float64), [printable(step) for step in steps]
     return to_array(steps if not isinstance(steps, Sequence) else np.asarray(steps), "steps"), None
 
 
-def _line(ax: Axes, places: Array, each: Array, name: str, color: str, spread: Spread) -> None:
+def _line(ax: Axes, places: Array, each: Array, number: int, spread: Spread) -> None:
+    color = f"C{number}"
     if spread == "quartiles":
         low, middle, high = np.quantile(each, (0.25, 0.5, 0.75), axis=0)
     else:
@@ -131,6 +135,8 @@ def _line(ax: Axes, places: Array, each: Array, name: str, color: str, spread: S
         width = each.std(axis=0, ddof=1) if len(each) > 1 and spread is not None else np.zeros(each.shape[1])
         width = width / np.sqrt(len(each)) if spread == "error" else width
         low, high = middle - width, middle + width
-    ax.plot(places, middle, color=color, label=name, linewidth=1.4, marker="." if len(places) <= MARKED else None)
+    ax.plot(
+        places, middle, color=color, label=str(number), linewidth=1.4, marker="." if len(places) <= MARKED else None
+    )
     if spread is not None:
         ax.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)

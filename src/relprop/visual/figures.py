@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+    from matplotlib.legend import Legend
 
 Normalize: TypeAlias = Literal["map", "row", "all"] | float
 COLORS = "bwr"
@@ -76,7 +77,7 @@ def heatmap(
         ax = _pyplot().figure(layout="constrained").add_subplot()
     image = _draw(ax, values, limit)
     if title is not None:
-        ax.set_title(title)
+        ax.set_title(printable(title), parse_math=is_math(title))
     if colorbar:
         bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.8)  # type: ignore[union-attr]
         bar.set_label(f"relevance, ±{limit:.3g}")
@@ -139,11 +140,11 @@ def grid(
     figure, panels = _panels(len(rows), len(columns) + 1, title)
     for n, (row, image) in enumerate(zip(rows, images, strict=True)):
         _draw_input(panels[n][0], picture(image), "input" if n == 0 else "")
-        panels[n][0].set_ylabel(labels[n], fontsize=SMALL + 1)
+        panels[n][0].set_ylabel(labels[n], fontsize=SMALL + 1, parse_math=False)
         for ax, name, values, scale in zip(panels[n][1:], columns, row, scales[n], strict=True):
             _draw(ax, values / scale, 1.0)
             if n == 0:
-                ax.set_title(name, fontsize=SMALL + 1)
+                ax.set_title(printable(name), fontsize=SMALL + 1, parse_math=False)
             if normalize == "map":
                 ax.set_xlabel(f"±{scale:.2g}", fontsize=SMALL)
     _bar(figure, panels, normalize, quantile)
@@ -212,12 +213,12 @@ def layers(
         while len(last) > columns - spare:
             last.pop().remove()
         axes = [ax for line in panels[n * lines : (n + 1) * lines] for ax in line]
-        axes[0].set_ylabel(labels[n], fontsize=SMALL + 1)
+        axes[0].set_ylabel(labels[n], fontsize=SMALL + 1, parse_math=False)
         if images is not None:
             _draw_input(axes[0], picture(images[n]), "input\n" + _size(images[n]))
         for ax, (name, each), values, scale in zip(axes[lead:], arrays.items(), maps[n], scales[n], strict=True):
             _draw(ax, values / scale, 1.0)
-            ax.set_title(f"{name}\n{_size(each[n])}", fontsize=SMALL)
+            ax.set_title(f"{printable(name)}\n{_size(each[n])}", fontsize=SMALL, parse_math=False)
             note = f"sum {each[n].sum():.3g}" + (f", ±{scale:.2g}" if normalize == "map" else "")
             ax.set_xlabel(note, fontsize=SMALL)
     _bar(figure, panels, normalize, quantile)
@@ -232,6 +233,29 @@ def _pyplot() -> Any:
             "relprop.visual draws with matplotlib, which is not installed; pip install relprop[visual]"
         ) from error
     return plt
+
+
+def printable(text: Any) -> str:
+    """Return what a name looks like: as it is, but for control characters and the like, which are spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+def is_math(text: Any) -> bool:
+    """Say whether a title can be read as matplotlib's mathtext; names are no formulas, whatever they hold."""
+    from matplotlib.mathtext import MathTextParser
+
+    try:
+        MathTextParser("path").parse(printable(text))
+    except ValueError:
+        return False
+    return True
+
+
+def write_names(legend: Legend, names: Sequence[str]) -> None:
+    """Write names into a legend as they are: it reads formulas, and leaves out what begins with an underscore."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(printable(name))
 
 
 def _draw(ax: Axes, values: Array, limit: float) -> AxesImage:
@@ -252,7 +276,7 @@ def _panels(rows: int, columns: int, title: str | None) -> tuple[Figure, list[li
     size = (columns * PANEL + 1.0, rows * (PANEL + 0.25) + (0.5 if title is None else 0.8))
     figure = _pyplot().figure(figsize=size, layout="constrained")
     if title is not None:
-        figure.suptitle(title, fontsize=SMALL + 3)
+        figure.suptitle(printable(title), fontsize=SMALL + 3, parse_math=is_math(title))
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
@@ -308,7 +332,7 @@ def _labels(labels: Sequence[str] | None, samples: int) -> list[str]:
         return [""] * samples
     if len(labels) != samples:
         raise InputError(f"{len(labels)} labels were given for {samples} samples; expected one for each")
-    return [str(label) for label in labels]
+    return [printable(label) for label in labels]
 
 
 def _size(sample: Array) -> str:
