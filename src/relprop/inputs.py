@@ -247,6 +247,8 @@ def _can_be_explained(tensor: Tensor) -> bool:
         return False
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.dim() == 0 or tensor.numel() == 0:
         return False
+    if is_tiny(tensor.dtype):
+        return False
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
         return True
     if bool(torch.isnan(tensor).any()):
@@ -270,12 +272,22 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise InputTypeError(f"{name} has dtype {tensor.dtype}; give floating point numbers, or integer token ids.")
+    if is_tiny(tensor.dtype):
+        raise InputTypeError(
+            f"{name} has dtype {tensor.dtype}, in which there is next to no arithmetic; give x.to(torch.bfloat16), or "
+            "a wider dtype."
+        )
     if tensor.is_meta:
         raise InputTypeError(f"{name} is on the meta device and holds no values; there is nothing to explain.")
     if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.numel() == 0:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}: there is nothing to explain in an empty batch.")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise NumericalError(f"{name} holds NaN or infinity; its relevance would be NaN everywhere.")
+
+
+def is_tiny(dtype: torch.dtype) -> bool:
+    """Say whether numbers of a type take a byte at most, as those of float8 do."""
+    return dtype.is_floating_point and dtype.itemsize == 1
 
 
 def outside_inference(tensor: Tensor) -> Tensor:

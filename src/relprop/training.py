@@ -82,16 +82,19 @@ def one_attribution(method: F) -> F:
 
 
 def warn_of_training(model: nn.Module, what: str = "explanation") -> bool:
-    """Warn where dropout or batch norm in training mode would change the answer, and say if so; change nothing."""
+    """Warn where dropout or a norm in training mode would change the answer, and say if so; change nothing."""
     changing = (
         nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU, nn.RNNBase, nn.MultiheadAttention,
     )  # fmt: skip
     for name, module in model.named_modules():
         rate = getattr(module, "p", getattr(module, "dropout", 1))
-        if isinstance(module, changing) and module.training and rate != 0:
+        by_itself = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
+        if module.training and (by_itself or (isinstance(module, changing) and rate != 0)):
+            kind = "normalises each sample by itself, and by running statistics after model.eval()"
             warn(
                 f"Module {name!r} ({type(module).__name__}) is in training mode, so the {what} is that of a "
-                "random or batch-dependent network. Call model.eval() first if that is not meant.",
+                f"{f'network that {kind}' if by_itself else 'random or batch-dependent network'}. Call model.eval() "
+                "first if that is not meant.",
                 TrainingModeWarning,
             )
             return True

@@ -15,8 +15,8 @@ from relprop.arguments import takes
 from relprop.attribution.contract import Method
 from relprop.attribution.options import Condition, ForwardOptions, Options, maps, maps_and_delta
 from relprop.conservation import ConservationReport, make_report, name_stabilizers
-from relprop.errors import InputError, MethodError, NumericalError, TargetError, TargetTypeError
-from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode
+from relprop.errors import InputError, MethodError, ModelError, NumericalError, TargetError, TargetTypeError
+from relprop.inputs import Given, as_args, as_condition, as_inputs, as_kwargs, as_layers, grad_mode, is_tiny
 from relprop.operations.table import operations
 from relprop.presence import Presence
 from relprop.propagation.call.call import Call
@@ -389,6 +389,11 @@ def _check_found(call: Call, maps: Sequence[Tensor | None]) -> None:
 
 
 def _check_output(call: Call, output: Tensor) -> None:
+    if is_tiny(output.dtype):
+        raise ModelError(
+            f"The explained output has dtype {output.dtype}, in which there is next to no arithmetic. Let a callable "
+            "target convert it, such as lambda out: out.float()[:, 1]."
+        )
     if not bool(torch.isfinite(output.detach()).all()):
         raise NumericalError("The explained output is NaN or infinite; there is nothing to explain.")
     if not output.requires_grad or not call.known.graph.active(output):

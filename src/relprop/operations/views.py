@@ -227,7 +227,7 @@ ROWS: Rows = [
     *_permutes("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "permute_copy",
                "t_copy", "transpose_copy"),
     *_reshapes_in_place(
-        "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", ids=Ids.MOVES
+        "unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "resize_", "resize_as_", ids=Ids.MOVES
     ),
     *_reshapes_in_place("as_strided_", ids=Ids.LOSES),
     *view("unbind", "chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "__iter__", handler=parts,

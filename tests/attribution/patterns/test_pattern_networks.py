@@ -369,3 +369,24 @@ def test_known_by_name(name: str) -> None:
     method = relprop.Method.named[name](model, patterns)
     assert torch.equal(found, method.attribute(x, 0))
     assert method.contract.seed == "f_t" and not method.contract.complete
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both active", "one active"])
+@pytest.mark.parametrize("how", ["bilinear", "einsum"])
+def test_a_weight_between_two_inputs_has_no_units(how: str, both: bool) -> None:
+    """It is named when the patterns are fitted, whether one input depends on what is explained or both do."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.both = nn.Linear(4, 3), nn.Linear(4, 3), nn.Bilinear(3, 3, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.one(x), self.two(x if both else torch.ones_like(x))
+            if how == "bilinear":
+                return self.both(a, b)  # type: ignore[no-any-return]
+            return torch.einsum("ni,oij,nj->no", a, self.both.weight, b)
+
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(relprop.UncoveredOperationWarning, match=f"{how} in '.*'.*products with a parameter"):
+        PatternNet(Between()).fit([x])

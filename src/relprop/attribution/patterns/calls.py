@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -152,7 +154,7 @@ class Visit(Way):
         weight = parameters[0]
         assert weight is not None
         if not geometry.has_units or weight.is_complex() or a.is_complex():
-            self.unknown.append(f"{here.operation} in {here.call.place[0] or type(self.call.model).__name__!r}")
+            self._name(here)
             return None
         name, view = self.names.of(weight)
         unit = name + view
@@ -191,6 +193,18 @@ class Visit(Way):
             linear_call.consumers.append(True)
         return here.func(*args, **kwargs)
 
+    def product(self, handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
+        """What multiplies several active factors by a weight, which then has no units."""
+        factors = tensors_in((args, kwargs))
+        weights = [x for x in factors if self.names.of(x)[0] or here.call.known.origins.is_weight(x)]
+        if weights and sum(map(here.active, factors)) > 1:
+            self._name(here)
+        return handler(here, *args, **kwargs)
+
+    def _name(self, here: Here) -> None:
+        """Note a product with a parameter that has no units."""
+        self.unknown.append(f"{here.operation} in {here.call.place[0] or type(self.call.model).__name__!r}")
+
     def view(self, here: Here, input: Any, *args: Any, **kwargs: Any) -> Any:
         """What moves values, or drops some: a ReLU behind it is one of the call before it."""
         linear_call = self._made(input) if isinstance(input, Tensor) else None
@@ -222,6 +236,10 @@ def _table(visit: Visit) -> Table:
         **{function: replace(row, handler=visit.relu) for function, row in rectifiers(operations)},
         **dict(comparisons(operations)),
         **{function: row for function, row in operations.items() if Holds.LINEAR in row.holds},
+        **{
+            function: replace(operations[function], handler=partial(visit.product, operations[function].handler))
+            for function in (F.bilinear, torch.einsum)
+        },
     }
 
 

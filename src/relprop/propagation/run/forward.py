@@ -160,7 +160,16 @@ class Forward:
         seed = self.seeds[target] if self.seeds else torch.ones_like(output)
         more = call.options.create_graph
         options: dict[str, bool] = {"retain_graph": retain_graph or more, "create_graph": more, "allow_unused": True}
-        given = iter(torch.autograd.grad(output, asked, seed, **options) if asked else ())
+        try:
+            given = iter(torch.autograd.grad(output, asked, seed, **options) if asked else ())
+        except RuntimeError as error:
+            if "derivative for" not in str(error):
+                raise
+            raise ModelError(
+                f"PyTorch has no derivative of something between the input and the explained output ({error}), so that "
+                "nothing passes it. Write it otherwise (an assignment for a Tensor.set_), or set a filter such as "
+                "Detach at it."
+            ) from error
         left = iter([next(given) if runs is None or edge.node in runs else None for edge in (*inputs, *layers)])
         roots = [[(root.value, next(left)) for root in roots_of(start)] for start in self.starts]
         passages = {
@@ -226,11 +235,18 @@ def forward(
             except RelpropError:
                 raise
             except Exception as error:
+                if mode.refused is not None and "unsupported operand" in str(error):
+                    raise mode.refused from None
                 _check_tokens(passed, inputs, error)
                 _check_device(call.model, error)
                 raise
             passed.selected = readings.finish(passed.output)
             mode.behind.finish()
+    except StopIteration as error:  # which would end the generators that clean up behind the call
+        raise ModelError(
+            "The model, or the callable that is its target, raised StopIteration: an iterator in it has no more "
+            "values. Make the iterator anew in every call, or give next() a default."
+        ) from error
     finally:
         presence.over = True
     for selected in passed.selected:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
+from relprop.errors import RelpropError
 from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
@@ -64,25 +65,38 @@ def remove_modes_left() -> None:
 
 
 class RelevanceMode(TorchFunctionMode):
-    """Runs the operations of one call by the rules, on the thread that entered it."""
+    """Runs the operations of one call by the rules, on the thread that entered it.
+
+    Attributes:
+        refused: the error that a function ended in: of one that is a TypeError an operator of Python's (``a * b``)
+            makes an error of its own.
+    """
 
     def __init__(self, call: Call, presence: Presence) -> None:
         super().__init__()
         self.call, self.presence = call, presence
         self.cuts = Cuts(call)
+        self.refused: RelpropError | None = None
         self.behind = BehindAutograd(call, self.cuts)
 
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if current() is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
         if transforming():
-            return run_transformed(self.call, func, args, kwargs or {})
+            try:
+                return run_transformed(self.call, func, args, kwargs or {})
+            except RelpropError as error:
+                self.refused = error
+                raise
         # Above any hooks of the model's own: nothing is recomputed, and what is saved may be written over. An interrupt
         # may come when a call returns, so that nothing may stand between ``try`` and the call.
         pack, unpack = self.call.known.saving.pack, self.call.known.saving.unpack
         try:
             _push_hooks(pack, unpack)
             return self.run(func, args, kwargs or {})
+        except RelpropError as error:
+            self.refused = error
+            raise
         finally:
             _pop_hooks()
 

@@ -24,6 +24,7 @@ from relprop.errors import ModelError
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import of_relu
+from relprop.propagation.call.returned import Where
 from relprop.propagation.facts.fills import memory
 from relprop.propagation.facts.operation import Kind, Operation, Updates, Writes
 from relprop.propagation.facts.token_ids import note
@@ -64,6 +65,8 @@ def _write(
         call.known.saving.before_write(tensor)
         call.known.formulas.before_write(tensor)
     active = mode.active(args, kwargs)
+    if row is not None and row.writes is Writes.RESHAPES:  # by another tensor's shape, as resize_as_
+        active = [x for x in active if any(x is target for target in written)]
     if not active:
         mode.note_constants(row, func, (args, kwargs), written)
         return _write_ids(mode, row, func, args, kwargs, written)
@@ -120,7 +123,8 @@ def set_data(mode: RelevanceMode, target: Tensor, value: Tensor) -> None:
     """Run ``target.data = value``: what is the model's own stays, and holds the value for this call."""
     protected = mode.call.known.protected
     if mode.call.outside_model or not protected.owns(target):
-        mode.behind.replaced(target)
+        if not _same_memory(target, value):
+            mode.behind.replaced(target)
         Tensor.data.__set__(target, value)  # type: ignore[attr-defined]  # a property
         return
     if (target.shape, target.dtype, target.device) != (value.shape, value.dtype, value.device):
@@ -131,6 +135,16 @@ def set_data(mode: RelevanceMode, target: Tensor, value: Tensor) -> None:
             "it is. Assign a tensor of the same shape and type, or set it before the model is explained."
         )
     protected.copy_for_writing(target).copy_(protected.current(value))
+
+
+def _same_memory(x: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are the same entries, so that one in the place of the other changes nothing."""
+    if x.layout != torch.strided or other.layout != torch.strided:
+        return False
+    one, two = (
+        (y.dtype, y.device, y.shape, y.stride(), y.storage_offset(), y.untyped_storage().data_ptr()) for y in (x, other)
+    )
+    return one == two
 
 
 def _write_ids(
@@ -170,7 +184,16 @@ def _write_without_twin(
 ) -> Any:
     """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
     call = mode.call
-    out, name = func(*args, **kwargs), name_of(func)
+    name = name_of(func)
+    try:
+        out = func(*args, **kwargs)
+    except RuntimeError as error:
+        if "resize" not in str(error):
+            raise
+        raise ModelError(
+            f"{Where(name, *call.place)} a tensor that depends on the input is resized in place, which autograd does "
+            "not follow: such a model runs where nothing is differentiated. Write a reshape, or a slice, of it."
+        ) from error
     here = Here(call, func, name, Kind.UNKNOWN)
     here.choose()
     rule = here.choice.filter
