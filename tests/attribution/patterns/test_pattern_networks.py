@@ -382,7 +382,7 @@ def test_a_weight_between_two_inputs_has_no_units(how: str, both: bool) -> None:
             self.one, self.two, self.both = nn.Linear(4, 3), nn.Linear(4, 3), nn.Bilinear(3, 3, 2, bias=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            a, b = self.one(x), self.two(x if both else torch.ones_like(x))
+            a, b = self.one(x), self.two(x if both else x.detach())
             if how == "bilinear":
                 return self.both(a, b)  # type: ignore[no-any-return]
             return torch.einsum("ni,oij,nj->no", a, self.both.weight, b)

@@ -194,10 +194,10 @@ class Visit(Way):
         return here.func(*args, **kwargs)
 
     def product(self, handler: Handler, here: Here, *args: Any, **kwargs: Any) -> Any:
-        """What multiplies several active factors by a weight, which then has no units."""
+        """What multiplies an active factor by a weight and by something else, so that the weight has no units."""
         factors = tensors_in((args, kwargs))
         weights = [x for x in factors if self.names.of(x)[0] or here.call.known.origins.is_weight(x)]
-        if weights and sum(map(here.active, factors)) > 1:
+        if weights and len(factors) - len(weights) > 1:
             self._name(here)
         return handler(here, *args, **kwargs)
 
