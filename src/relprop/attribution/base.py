@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +31,8 @@ from relprop.training import attribution_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
 class Attribution(Method):
@@ -136,9 +137,11 @@ class Attribution(Method):
             RelpropError: see :mod:`relprop.errors`.
         """
         given = as_inputs(inputs)
-        with self._run(given, [target], additional_forward_args, **options) as passed:
-            found = self._maps(passed, 0)
-            explained = passed.explained(0)
+
+        def read(passed: Forward) -> tuple[list[Tensor | None], Tensor]:
+            return self._maps(passed, 0), passed.explained(0)
+
+        found, explained = self._run(read, given, [target], additional_forward_args, **options)
         packed = given.packed(found)
         if not return_convergence_delta:
             return packed
@@ -178,12 +181,16 @@ class Attribution(Method):
         """
         given = as_inputs(inputs)
         names = as_layers(self.model, layers)
-        with self._run(given, [target], additional_forward_args, names, **options) as passed:
+
+        def read(passed: Forward) -> dict[str, tuple[Tensor, ...]]:
             maps = passed.layer_maps(0, partial(self._result, passed.call))
             for name in names:
                 if name not in maps:
                     raise InputError(f"Module {name!r} was not called in this forward pass.")
                 _check_found(passed.call, maps[name])
+            return maps
+
+        maps = self._run(read, given, [target], additional_forward_args, names, **options)
         return {name: maps[name][0] if len(maps[name]) == 1 else maps[name] for name in names}
 
     @maps
@@ -218,8 +225,11 @@ class Attribution(Method):
         chosen = list(targets)
         if not chosen:
             raise TargetError("No target was given; expected a list of targets.")
-        with self._run(given, chosen, additional_forward_args, **options) as passed:
-            rows = [self._maps(passed, index, retain_graph=index < len(chosen) - 1) for index in range(len(chosen))]
+
+        def read(passed: Forward) -> list[list[Tensor | None]]:
+            return [self._maps(passed, index, retain_graph=index < len(chosen) - 1) for index in range(len(chosen))]
+
+        rows = self._run(read, given, chosen, additional_forward_args, **options)
         return given.packed([None if maps[0] is None else torch.stack(maps) for maps in zip(*rows, strict=True)])
 
     @takes
@@ -256,23 +266,40 @@ class Attribution(Method):
         """
         self.require_completeness()
         given = as_inputs(inputs)
-        with self._run(
-            given, [target], additional_forward_args, condition=condition, measuring=True, **options
-        ) as passed:
+
+        def read(passed: Forward) -> ConservationReport:
             found = self._maps(passed, 0)
             explained = passed.explained(0).detach().double()
             delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
             arrived = explained - delta
             found_report = make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
-        name_stabilizers(found_report, float(explained.abs().sum()))
-        return found_report
+            name_stabilizers(found_report, float(explained.abs().sum()))
+            return found_report
+
+        return self._run(read, given, [target], additional_forward_args, condition=condition, measuring=True, **options)
 
     # The pipeline ------------------------------------------------------------------------------
 
-    @contextmanager
-    def _run(
+    def _run(self, read: Callable[[Forward], T], inputs: Given, *given: Any, **options: Any) -> T:
+        """Run the forward pass and return what is read from it; when that is done, nothing of the call is left.
+
+        Where what was read is not finite, all is run once more: so that nothing arrives where no coefficient is, and
+        with a look at every call, which raises at the first that makes infinity or NaN of finite numbers. So a GPU is
+        asked for numbers once an attribution, however many calls there are.
+        """
+        try:
+            return self._run_once(read, inputs, *given, **options)
+        except _NotFiniteError:
+            pass
+        try:
+            return self._run_once(read, inputs, *given, **options, looking=True)
+        except _NotFiniteError as error:
+            raise NumericalError(*error.args) from None
+
+    def _run_once(
         self,
+        read: Callable[[Forward], T],
         inputs: Given,
         targets: Sequence[Target],
         additional: Any,
@@ -281,8 +308,7 @@ class Attribution(Method):
         forward_kwargs: Mapping[str, Any] | None,
         condition: Condition,
         **options: Any,
-    ) -> Iterator[Forward]:
-        """Run the forward pass; when the caller is done with it, nothing of the call is left."""
+    ) -> T:
         masks = {
             name: partial(channel_mask, indices=units, where=f"condition at {name!r}")
             for name, units in as_condition(self.model, condition).items()
@@ -303,12 +329,7 @@ class Attribution(Method):
                     if len(inputs.tensors) > 1 or call.blocked:
                         passed.held = call.known.graph.held_roots()
                     call.forget_forward()
-                    yield passed
-                except _NotFiniteError as error:
-                    call.close()
-                    given = {**options, "forward_kwargs": forward_kwargs, "condition": condition}
-                    self._look_again(inputs, targets, additional, layers, **given)
-                    raise NumericalError(*error.args) from None
+                    return read(passed)
                 finally:
                     call.close()
         finally:
@@ -331,17 +352,6 @@ class Attribution(Method):
             "on the device of the output: the coefficient with which the backward begins, one for every sample, such "
             "as torch.ones_like(output)."
         )
-
-    def _look_again(
-        self, inputs: Given, targets: Sequence[Target], additional: Any, layers: Sequence[str], **options: Any
-    ) -> None:
-        """Run once more, and look at what every rule returns: raises where the first of them is not finite.
-
-        So a GPU is asked for numbers once an attribution, however many rules there are.
-        """
-        with self._run(inputs, targets, additional, layers, **{**options, "looking": True}) as passed:
-            for index in range(len(targets)):
-                passed.coefficients(index, retain_graph=True)
 
     def _maps(self, passed: Forward, target: int, retain_graph: bool = False) -> list[Tensor | None]:
         """Return the finished map of every input."""
@@ -370,7 +380,7 @@ class Attribution(Method):
 
 
 class _NotFiniteError(Exception):
-    """Raised inside the pipeline where a result is not finite, before it is known whether a rule made it so."""
+    """Raised inside the pipeline where a result is not finite, before it is known what made it so."""
 
 
 def _check_found(call: Call, maps: Sequence[Tensor | None]) -> None:

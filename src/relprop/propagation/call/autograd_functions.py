@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from relprop.propagation.math.linear_map import Geometry
 from relprop.propagation.math.numerics import TAU
+from relprop.propagation.math.zero_coefficients import finite, usual_arithmetic
 
 if TYPE_CHECKING:
     from relprop.propagation.call.call import Call
@@ -47,6 +48,11 @@ class Linear(Function):
             if not linear_call.call.explaining:
                 return None, None, *_derivatives(ctx, linear_call.geometry, a, tuple(parameters), c)
             weight, bias = linear_call.geometry.folded(*parameters)
+            if linear_call.call.options.looking:  # where no coefficient arrives, whatever is infinite there
+                with usual_arithmetic():
+                    a, z = finite(a), finite(z)
+                    layer = linear_call.layer(a, weight, bias)
+                    return None, None, linear_call.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
             layer = linear_call.layer(a, weight, bias)
             return None, None, linear_call.coefficient(layer, a, z, c, ctx), *(None for _ in parameters)
 

@@ -16,7 +16,8 @@ class Options:
         measuring: relevance is measured at every call, for a report.
         recording: every call is recorded, for a plan; measuring implies it.
         strict: an operation without a rule is an error.
-        looking: what the rules return is looked at, number by number, for the first that is not finite.
+        looking: the second look at a map that is not finite: nothing arrives from a coefficient of zero, and what the
+            rules return and every call sends on is looked at, number by number, for the first that is not finite.
         open_ended: somebody else runs the forward and the backward, so that not every consumer of a tensor is seen,
             and every leaf that asks for a gradient is an input.
         cache: keeps modified weights from call to call.

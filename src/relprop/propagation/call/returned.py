@@ -1,7 +1,8 @@
 """What a rule or an own operation returned, checked where it comes in: nothing, the wrong thing, or another shape.
 
 Shapes and types cost nothing to look at. Numbers do: they are read where the result of a whole attribution is not
-finite, in a second look at it (see :mod:`relprop.attribution.base`), which names the first rule that made them so.
+finite, in a second look at it (see :mod:`relprop.attribution.base`), which names the first that made them so, be it a
+rule or another operation.
 """
 
 from __future__ import annotations
@@ -157,6 +158,45 @@ def check_finite(
         raise RuleError(
             f"{title}, where all it was given is finite. Divide by quotient(numerator, denominator, stabilizer) of "
             "relprop.rules, in which 0 / 0 = 0, and give functions arguments for which they are finite."
+        )
+
+
+_INFINITE = (
+    "The operation has an infinite slope at this input, such as a root or a norm of zero, or the numbers do not fit "
+    "their type. Explain in float64 or float32, or set a rule (Block, Detach, Pass) at the operation."
+)
+
+
+def check_sent(c: Tensor, where: Where) -> None:
+    """Raise where an operation made NaN or infinity of coefficients that are finite.
+
+    Raises:
+        NumericalError: names it.
+    """
+    if not bool(c.isfinite().all()):
+        raise NumericalError(
+            f"The relevance becomes NaN or infinite {where}: finite coefficients arrive there, and those that it sends "
+            f"to an input are not, in {int((~c.isfinite()).sum())} of {c.numel()} entries; no rule made it so. "
+            f"{_INFINITE}"
+        )
+
+
+def check_arrived(c: Tensor, value: Tensor, where: Where) -> None:
+    """Raise where the coefficients that arrive at an output are not finite, or come to what is not.
+
+    Raises:
+        NumericalError: names the operation.
+    """
+    if not bool(c.isfinite().all()):
+        raise NumericalError(
+            f"The coefficients that arrive {where} are NaN or infinite, and no call that relprop sees made them so: a "
+            "method's seed, a hook, or an autograd function that no call made. Look there."
+        )
+    bad = (c != 0) & ~value.isfinite()
+    if bool(bad.any()):
+        raise NumericalError(
+            f"The relevance becomes NaN or infinite {where}: {int(bad.sum())} of {bad.numel()} entries of its output "
+            f"are NaN or infinite, and count in what is explained. {_INFINITE}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from relprop.propagation.facts.graph import nodes_above, nodes_before_last, node
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
+from relprop.propagation.math.zero_coefficients import ZeroCoefficients
 from relprop.propagation.run.explained_output import Reading, Readings, name_probabilities
 from relprop.propagation.run.function_mode import RelevanceMode, remove_modes_left
 from relprop.propagation.run.module_hooks import ModuleHooks
@@ -161,7 +162,8 @@ class Forward:
         more = call.options.create_graph
         options: dict[str, bool] = {"retain_graph": retain_graph or more, "create_graph": more, "allow_unused": True}
         try:
-            given = iter(torch.autograd.grad(output, asked, seed, **options) if asked else ())
+            with ZeroCoefficients() if call.options.looking else nullcontext():  # type: ignore[no-untyped-call]
+                given = iter(torch.autograd.grad(output, asked, seed, **options) if asked else ())
         except RuntimeError as error:
             if "derivative for" not in str(error):
                 raise

@@ -27,7 +27,7 @@ from relprop.propagation.run.filters import finished, finished_as_one
 from relprop.propagation.run.ids_out_of_range import check_ids
 from relprop.propagation.run.in_place import own_statistics, set_data, write, written_by
 from relprop.propagation.run.overloads import by_python_name, name_of
-from relprop.propagation.run.taps import measured_inputs, new_record
+from relprop.propagation.run.taps import looked_output, new_record, tapped_inputs
 from relprop.propagation.run.transforms import hook_afterwards, refuse_gradient, run_transformed, transforming
 from relprop.propagation.run.without_gradient import Cuts, makes_constants
 from relprop.trees import map_tensors, tensors_in
@@ -235,8 +235,9 @@ class RelevanceMode(TorchFunctionMode):
             here.show_rule()
         given = args, kwargs
         kept = operation.keeps(call.known.origins, active, args, kwargs) if active and call.way.explains else NOTHING
-        if call.options.measuring and here.record is not None:
-            args, kwargs = measured_inputs(here, args, kwargs, active)
+        looking = call.options.looking and not plain
+        if looking or (call.options.measuring and here.record is not None):
+            args, kwargs = tapped_inputs(here, args, kwargs, active)
         taken = [found for x in active if (found := call.known.origins.of(x).linear_call) is not None]
         here.mode = self
         out = operation.handler(here, *args, **kwargs)
@@ -252,6 +253,8 @@ class RelevanceMode(TorchFunctionMode):
         here.given = {}  # the taps keep this call of the operation, and must not keep its arguments
         if here.record is not None or here.choice.filter is not None or here.filters:
             out = finished(here, out, args, kwargs, given, operation.deterministic)
+        if looking:
+            out = looked_output(here, out)
         for watch in here.watchers:
             watch(out)
         self.reached(out, active)
@@ -320,13 +323,13 @@ class RelevanceMode(TorchFunctionMode):
             here.record = here.account = new_record(here, active)
             here.show_rule()
             here.record.covered = covered
-            if call.options.measuring:
-                args, kwargs = measured_inputs(here, args, kwargs, active)
-                out = func(*args, **kwargs)
+        if call.options.looking or call.options.measuring:
+            args, kwargs = tapped_inputs(here, args, kwargs, active)
+            out = func(*args, **kwargs)
         if here.record is not None or here.choice.filter is not None:
             out = finished(here, out, args, kwargs, given, known=False)
             self.reached(out)
-        return out
+        return looked_output(here, out) if call.options.looking else out
 
     def reached(self, out: Any, active: Sequence[Tensor] = ()) -> None:
         """Walk the nodes that a seen call made, so that an unseen one will be noticed; what has none is data."""

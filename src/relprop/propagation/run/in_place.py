@@ -170,7 +170,7 @@ def _plain_relu(call: Call, operation: Operation, x: Tensor) -> bool:
         return call.way.plain and not call.options.measuring
     choice = call.way.choose(operation.kind, operation.name, *call.place)
     plain = choice.filter is None and choice.rule.exact_by_autograd
-    return plain and not call.options.measuring and not call.handles_zeros(x)
+    return plain and not (call.options.measuring or call.options.looking or call.handles_zeros(x))
 
 
 def _write_without_twin(

@@ -1,4 +1,4 @@
-"""The accounts of a report: relevance measured on its way into and out of every call."""
+"""Relevance seen on its way into and out of every call: the accounts of a report, and the second look at a map."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from relprop.propagation.call.autograd_functions import Tap, apply
 from relprop.propagation.call.operation_call import Here
+from relprop.propagation.call.returned import check_arrived, check_sent
 from relprop.propagation.call.trace import Record, total
 from relprop.trees import map_tensors, tensors_in
 
@@ -26,21 +27,44 @@ def new_record(here: Here, active: list[Tensor]) -> Record:
     return record
 
 
-def measured_inputs(
+def tapped_inputs(
     here: Here, args: tuple[Any, ...], kwargs: dict[str, Any], active: list[Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with a tap on every active one: what passes it is sent to an input."""
-    assert here.record is not None
+    """Return the arguments with a tap on every active one, which measures or looks at what is sent there."""
     taps: dict[int, Tensor] = {}
     for tensor in active:
         if tensor.requires_grad and id(tensor) not in taps:
-            tap = taps[id(tensor)] = _tap(here, tensor, here.record.send)
+            tap = taps[id(tensor)] = _input_tap(here, tensor)
             here.given[id(tap)] = tensor
-            here.record.precision = max(here.record.precision, _epsilon(tensor))
+            if here.record is not None:
+                here.record.precision = max(here.record.precision, _epsilon(tensor))
     replaced: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
         lambda tensor: taps.get(id(tensor), tensor), (args, kwargs)
     )
     return replaced
+
+
+def _input_tap(here: Here, tensor: Tensor) -> Tensor:
+    record = here.record if here.call.options.measuring else None
+    where = here.where if here.call.options.looking else None
+
+    def measure(c: Tensor, value: Tensor) -> None:
+        if where is not None:
+            check_sent(c, where)
+        if record is not None:
+            record.send(total(_relevance(here, _double(value), _double(c))))
+
+    return _tapped(here, tensor, measure)
+
+
+def looked_output(here: Here, out: Any) -> Any:
+    """Return what an operation returned, with a tap on every output that looks at what arrives there."""
+    where = here.where
+
+    def look(c: Tensor, value: Tensor) -> None:
+        check_arrived(c, value, where)
+
+    return map_tensors(lambda x: _tapped(here, x, look) if x.requires_grad and here.active(x) else x, out)
 
 
 def measured_input(here: Here, tensor: Tensor) -> Tensor:
@@ -125,10 +149,11 @@ def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | No
         c, value = _double(c), _double(value)
         tell(total(_relevance(here, value, c)))
         c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
-        shares = {} if offset is None else {"bias": torch.where(c == 0, 0.0, c * _double(offset))}
+        shares = {} if offset is None else {"bias": c * _double(offset)}
         if here.declared is not None:
             shares = here.declared(c, value)
-        account.absorb({name: total(share.real) for name, share in shares.items()})
+        # None is absorbed where none arrives, though it be a share of minus infinity.
+        account.absorb({name: total(torch.where(c == 0, 0.0, share).real) for name, share in shares.items()})
 
     return _tapped(here, tensor, measure)
 
