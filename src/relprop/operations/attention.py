@@ -31,21 +31,34 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``softmax(q k^T / sqrt(d) + mask) v``, as two products and a softmax between them."""
-    call = here.call
+    """``softmax(q k^T / sqrt(d) + mask) v``, as two products and a softmax between them.
+
+    Where the rule gives each of the four a share and leaves the softmax to autograd, the kernel of the model does all
+    of it, and no probabilities are kept. A row that is masked throughout is zero, as in the kernel.
+    """
+    call, attention = here.call, here.rule
     more: dict[str, Any] = {"enable_gqa": True} if enable_gqa else {}
-    native: Tensor = here.func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+
+    def kernel(*given: Tensor | None) -> Tensor:
+        return here.func(*given, dropout_p, is_causal, scale=scale, **more)  # type: ignore[no-any-return]
+
+    given = query, key, value, attn_mask
     if not call.way.explains:
-        return native
-    attention = here.rule
-    if enable_gqa:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
-    factors = replace(here, record=None)  # the row of this call shows the rule for attention
-    given, count = (query, key, value, attn_mask), _factors(here, value)
+        return kernel(*given)
+    count = _factors(here, value)
     shares = attention.shares(*map(here.active, given))
     if shares is not None:
         shares = check_shares(shares, len(given), attention.shares, here.where)
+        if attention.exact_by_autograd and not _needs_probabilities(here, given):
+            parts = [shared(here, x, share) for x, share in zip(given, shares, strict=True)]
+            here.factors = count + any(here.active(x) for x in (parts[0], parts[1], parts[3]))
+            return kernel(*parts)
+    native = kernel(*given)
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(repeats, -3) for x in (key, value))
+        given = query, key, value, attn_mask
+    factors = replace(here, record=None)  # the row of this call shows the rule for attention
     if shares is None:
         q, k = product(factors, (query, key))
     else:
@@ -59,7 +72,7 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         if here.active(attn_mask):  # a bias that depends on the input has a share of its own
             raw = scores if here.active(raw) else attn_mask
-    p = here.explained(attention.probabilities, "p", p=torch.softmax(scores, -1))
+    p = here.explained(attention.probabilities, "p", p=_softmax(scores, attn_mask is not None))
     if here.record is not None and call.options.measuring:
         p = _tell_softmax(here, p, raw.detach(), 1.0 if shares is None else shares[3])
     p = torch.dropout(p, dropout_p, dropout_p > 0)
@@ -69,6 +82,24 @@ def scaled_dot_product_attention(
         here.factors = factors.factors
     out = joined(factors, p @ value, torch.matmul, (p, value))
     return out if dropout_p > 0 else call.switch(native, out)
+
+
+def _needs_probabilities(here: Here, given: tuple[Tensor | None, ...]) -> bool:
+    """Say whether more is asked of an attention than its kernel can tell.
+
+    That is a report, a second look, relevance that reaches zeros, and a second derivative, which no fused kernel has.
+    """
+    call, options = here.call, here.call.options
+    asked = options.measuring or options.looking or options.create_graph
+    return asked or any(here.active(x) and call.handles_zeros(x) for x in given if x is not None)
+
+
+def _softmax(scores: Tensor, masked: bool) -> Tensor:
+    """Return the probabilities; a row of scores that are minus infinity throughout has none."""
+    if not masked:
+        return torch.softmax(scores, -1)
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
 
 
 def _factors(here: Here, x: Tensor) -> int:

@@ -48,7 +48,7 @@ def with_affine(here: Here, native: Tensor, x: Tensor, weight: Tensor | None, bi
     if bias is not None:
         x = combined(here, x + bias, [(x, 1.0), (bias, 1.0)], mark)
     elif zeros:  # the native value may be rounded otherwise, to zero or away from it
-        x = passed_on(here, x, native.detach(), masked)
+        x = passed_on(here, x, native, masked)
     if masked is not None:
         call, shift = here.call, 0.0 if bias is None else bias.detach()
 

@@ -189,6 +189,7 @@ class AttnLRP(SoftmaxRule):
     """
 
     serves = frozenset({"attention"})
+    exact_by_autograd = True
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
         return p
@@ -216,6 +217,8 @@ class CPLRP(SoftmaxRule):
     >>> [round(float(part.sum()), 4) for part in LRP(Attention(), rules).attribute((q, k, v))]
     [0.0, 0.0, 1.5379]
     """
+
+    exact_by_autograd = True  # its shares leave nothing to the scores
 
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
         return flow.constant(p)

@@ -330,6 +330,13 @@ class SoftmaxRule(Rule, ABC):
     """
 
     serves = frozenset({"softmax", "attention"})
+    exact_by_autograd: ClassVar[bool] = False
+    """Behind its shares, autograd's own backward is this rule: an attention need not keep its probabilities."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "probabilities" in vars(cls):  # what is written anew is said anew
+            cls.exact_by_autograd = vars(cls).get("exact_by_autograd", False)
 
     @abstractmethod
     def probabilities(self, flow: Flow, p: Tensor) -> Tensor:
