@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -273,9 +274,11 @@ class Attribution(Method):
             delta = convergence_delta(explained, found, given)
             explained = explained if delta.shape == explained.shape else explained.sum().reshape(1)
             arrived = explained - delta
-            found_report = make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
-            name_stabilizers(found_report, float(explained.abs().sum()))
-            return found_report
+            report = make_report(passed.call.trace.records, explained.cpu(), arrived.cpu())
+            if not (passed.call.options.looking or math.isfinite(report.unexplained)):
+                raise _NotFiniteError  # the map is, but not all that was dropped on the way
+            name_stabilizers(report, float(explained.abs().sum()))
+            return report
 
         return self._run(read, given, [target], additional_forward_args, condition=condition, measuring=True, **options)
 

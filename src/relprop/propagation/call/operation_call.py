@@ -163,14 +163,14 @@ class Here:
         """Declare that these terms of the output are kept, as a bias keeps its share."""
         self.declared = lambda c, value: {"bias": sum((c * term.detach() for term in terms), torch.zeros_like(value))}
 
-    def biases(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """Return what the function gives where its active arguments are zero."""
+    def biases(self, args: tuple[Any, ...], kwargs: dict[str, Any], at: float = 0.0) -> list[Tensor]:
+        """Return what the function gives where its active arguments are zero, or another number ``at`` all entries."""
 
-        def zeroed(tensor: Tensor) -> Tensor:
-            return torch.zeros_like(tensor) if self.active(tensor) else tensor.detach()
+        def replaced(tensor: Tensor) -> Tensor:
+            return torch.full_like(tensor, at) if self.active(tensor) else tensor.detach()
 
         with torch.no_grad():
-            args, kwargs = map_tensors(zeroed, (args, kwargs))
+            args, kwargs = map_tensors(replaced, (args, kwargs))
             return tensors_in(self.func(*args, **kwargs))
 
 

@@ -12,6 +12,7 @@ from relprop.propagation.call.autograd_functions import Tap, apply
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_arrived, check_sent
 from relprop.propagation.call.trace import Record, total
+from relprop.propagation.call.way import Zeros
 from relprop.trees import map_tensors, tensors_in
 
 Tell = Callable[[Tensor], None]
@@ -91,9 +92,12 @@ def measured_output(
         record.output = tuple(outputs[0].shape)
     if not call.options.measuring:
         return out
-    offsets: list[Tensor] = []
+    offsets: list[tuple[Tensor, Tensor | None]] = []
     if here.declared is None and known:
-        offsets = here.biases(args, kwargs)
+        offsets = [(offset, None) for offset in here.biases(args, kwargs)]
+        if call.way.zeros is not Zeros.NOWHERE:  # what was filled in is no zero of the input
+            ones = here.biases(args, kwargs, 1.0)
+            offsets = [(offset, offset == one) for (offset, _), one in zip(offsets, ones, strict=True)]
     taps: dict[int, Tensor] = {}
     for position, tensor in enumerate(outputs):
         if tensor.grad_fn is not None and call.known.graph.active(tensor):
@@ -142,14 +146,21 @@ def measured_around(here: Here, inputs: list[Tensor]) -> list[Tensor]:
     return [_tap(here, x, tell) for x in inputs]
 
 
-def _output_tap(here: Here, account: Record, tensor: Tensor, offset: Tensor | None, tell: Tell) -> Tensor:
+def _output_tap(
+    here: Here, account: Record, tensor: Tensor, offset: tuple[Tensor, Tensor | None] | None, tell: Tell
+) -> Tensor:
     account.precision = max(account.precision, _epsilon(tensor))
 
     def measure(c: Tensor, value: Tensor) -> None:
         c, value = _double(c), _double(value)
         tell(total(_relevance(here, value, c)))
         c = c.conj()  # of complex numbers, the real part of conj(c) a is relevance
-        shares = {} if offset is None else {"bias": c * _double(offset)}
+        shares = {}
+        if offset is not None:
+            constant, filled = offset
+            shares["bias"] = c * _double(constant)
+            if filled is not None:
+                shares["mask"] = torch.where(filled & (value == 0), here.call.relevance(value, c), 0.0)
         if here.declared is not None:
             shares = here.declared(c, value)
         # None is absorbed where none arrives, though it be a share of minus infinity.
