@@ -27,7 +27,13 @@ def softmax(here: Here, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return found
     x = input.detach() if input.layout == torch.strided else input.detach().to_dense()
 
-    here.declared = lambda c, value: {"softmax": c * offset(value, x, dim)}
+    call = here.call
+
+    def declared(c: Tensor, value: Tensor) -> dict[str, Tensor]:
+        # A probability of zero passes nothing on, though rules that reach zeros give it relevance.
+        return {"softmax": torch.where(value == 0, call.relevance(value, c), c * offset(value, x, dim))}
+
+    here.declared = declared
     return here.explained(here.rule.probabilities, "p", p=p)
 
 

@@ -13,6 +13,7 @@ from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.returned import check_arrived, check_sent
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.call.way import Zeros
+from relprop.propagation.facts.operation import Kind
 from relprop.trees import map_tensors, tensors_in
 
 Tell = Callable[[Tensor], None]
@@ -102,7 +103,8 @@ def measured_output(
     for position, tensor in enumerate(outputs):
         if tensor.grad_fn is not None and call.known.graph.active(tensor):
             offset = offsets[position] if position < len(offsets) else None
-            taps[id(tensor)] = _output_tap(here, account, tensor, offset, _let_pass(here, account, behind))
+            kept = _at_infinity(here, args, kwargs, tensor)
+            taps[id(tensor)] = _output_tap(here, account, tensor, offset, kept, _let_pass(here, account, behind))
     return map_tensors(lambda tensor: taps.get(id(tensor), tensor), out)
 
 
@@ -146,8 +148,24 @@ def measured_around(here: Here, inputs: list[Tensor]) -> list[Tensor]:
     return [_tap(here, x, tell) for x in inputs]
 
 
+def _at_infinity(here: Here, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+    """Return where an elementwise function is of an infinite number: there it is a constant, as of a masked score."""
+    if here.kind is not Kind.ACTIVATION:
+        return None
+    active = [x for x in tensors_in((args, kwargs)) if here.active(x)]
+    if len(active) != 1 or active[0].shape != out.shape:
+        return None
+    infinite = ~active[0].detach().isfinite()
+    return infinite if bool(infinite.any()) else None
+
+
 def _output_tap(
-    here: Here, account: Record, tensor: Tensor, offset: tuple[Tensor, Tensor | None] | None, tell: Tell
+    here: Here,
+    account: Record,
+    tensor: Tensor,
+    offset: tuple[Tensor, Tensor | None] | None,
+    kept: Tensor | None,
+    tell: Tell,
 ) -> Tensor:
     account.precision = max(account.precision, _epsilon(tensor))
 
@@ -163,6 +181,10 @@ def _output_tap(
                 shares["mask"] = torch.where(filled & (value == 0), here.call.relevance(value, c), 0.0)
         if here.declared is not None:
             shares = here.declared(c, value)
+        if kept is not None:
+            shares = {name: torch.where(kept, 0.0, share) for name, share in shares.items()}
+            whole = torch.where(kept, here.call.relevance(value, c), 0.0)
+            shares["bias"] = whole + shares.get("bias", 0.0)
         # None is absorbed where none arrives, though it be a share of minus infinity.
         account.absorb({name: total(torch.where(c == 0, 0.0, share).real) for name, share in shares.items()})
 
