@@ -22,7 +22,7 @@ from relprop.propagation.facts.graph import nodes_above, nodes_before_last, node
 from relprop.propagation.facts.protection import Attributes
 from relprop.propagation.facts.saved import Saved
 from relprop.propagation.facts.token_ids import Root, Tokens
-from relprop.propagation.math.zero_coefficients import ZeroCoefficients
+from relprop.propagation.math.zero_coefficients import ZeroCoefficients, finite
 from relprop.propagation.run.explained_output import Reading, Readings, name_probabilities
 from relprop.propagation.run.function_mode import RelevanceMode, remove_modes_left
 from relprop.propagation.run.module_hooks import ModuleHooks
@@ -173,9 +173,11 @@ class Forward:
                 "Detach at it."
             ) from error
         left = iter([next(given) if runs is None or edge.node in runs else None for edge in (*inputs, *layers)])
-        roots = [[(root.value, next(left)) for root in roots_of(start)] for start in self.starts]
+        # What is infinite and has a coefficient was named by then; what has none has no relevance.
+        value = finite if call.options.looking else lambda x: x
+        roots = [[(value(root.value), next(left)) for root in roots_of(start)] for start in self.starts]
         passages = {
-            name: [[(saved.tensor, next(left)) for saved in passage.values] for passage in observed]
+            name: [[(value(saved.tensor), next(left)) for saved in passage.values] for passage in observed]
             for name, observed in self.passages.items()
         }
         return roots, passages
