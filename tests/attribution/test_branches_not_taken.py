@@ -192,7 +192,7 @@ def entries() -> Tensor:
 def test_a_branch_that_is_not_taken_receives_nothing(pole: str) -> None:
     """The map is that of harmless numbers in its place, and the report holds, whatever follows and chooses."""
     draw, x = random.Random(pole), entries()
-    for _ in range(4):
+    for _ in range(3):
         after, choice, preset = draw.choice(list(AFTER)), draw.choice(list(CHOICES)), draw.choice(list(PRESETS))
         drawn = f"{after}, {choice}, {preset}"
         model, safe = (settle(Program(pole, after, choice, safe)) for safe in (False, True))
