@@ -76,6 +76,9 @@ POLES: dict[str, tuple[Branch, Callable[[Tensor], Tensor]]] = {
         "softmax": entrywise(lambda x: torch.log(x).softmax(1)),
         "log_softmax": entrywise(lambda x: torch.log(x).log_softmax(1)),
         "softmax by hand": softmax_by_hand,
+        "softmax by hand of two logarithms": entrywise(
+            lambda x: torch.exp(torch.log(x)) / torch.exp(torch.log(x)).sum(1, keepdim=True)
+        ),
         "logsumexp": entrywise(lambda x: x + torch.logsumexp(torch.log(x), 1, keepdim=True)),
         "normalize": entrywise(lambda x: F.normalize(torch.log(x))),
         "layer_norm": entrywise(lambda x: F.layer_norm(torch.log(x), (FEATURES,))),
