@@ -1,4 +1,4 @@
-"""Handlers of pooling: which inputs share what a maximum gets says its rule, in :mod:`relprop.rules.nonlinear`.
+"""Handlers of pooling: which inputs share what a maximum gets says its rule, in :mod:`relprop.rules.pooling`.
 
 An average is a sum (:mod:`relprop.operations.sums`).
 """

@@ -1,4 +1,7 @@
-"""Handlers of softmax and of its logarithms; one that is written by hand finds :mod:`.softmax_by_hand`."""
+"""Handlers of softmax and of its logarithms; what the probabilities receive says :mod:`relprop.rules.softmax`.
+
+One that is written by hand finds :mod:`.softmax_by_hand`.
+"""
 
 from __future__ import annotations
 

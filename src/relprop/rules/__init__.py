@@ -7,18 +7,10 @@ from relprop.propagation.math.numerics import quotient, safe, stabilize
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
-from relprop.rules.nonlinear import (
-    CPLRP,
-    AttnLRP,
-    AveragePool,
-    Equal,
-    Norm,
-    SignalTakesAll,
-    TaylorSoftmax,
-    Uniform,
-    WinnerTakesAll,
-)
+from relprop.rules.norms import Norm
 from relprop.rules.plan import Plan
+from relprop.rules.pooling import AveragePool, WinnerTakesAll
+from relprop.rules.products import Equal, SignalTakesAll, Uniform
 from relprop.rules.registry import Rules
 from relprop.rules.relevance import Contributions, Distances, Group, Ones, Products, Relative, Weights
 from relprop.rules.rule import (
@@ -33,6 +25,7 @@ from relprop.rules.rule import (
     SoftmaxRule,
 )
 from relprop.rules.signed import AbsoluteValue, AlphaBeta, Contrast, RescaledExcitation, ZPlus
+from relprop.rules.softmax import CPLRP, AttnLRP, TaylorSoftmax
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 __all__ = [

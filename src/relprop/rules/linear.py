@@ -6,7 +6,8 @@ the coefficients ``c_k`` to ``c_j``. Every rule works on every linear layer type
 its transpose. ``(x)+ = max(0, x)``, ``(x)- = min(0, x)``; ``stab(z, e) = z + e sign(z)`` with ``sign(0) = +1``.
 
 With ``bias="absorb"`` the bias takes part in the denominator and keeps its share of the relevance; with
-``bias="ignore"`` the denominator leaves it out and all relevance flows on. A ``stabilizer`` of 0 takes the exact
+``bias="ignore"`` the denominator leaves it out and all relevance flows on. What bias and stabilizer absorb computes
+:func:`relprop.rules.relevance.absorbed`. A ``stabilizer`` of 0 takes the exact
 quotient, with ``0 / 0 = 0``.
 """
 

@@ -20,12 +20,13 @@ from relprop.arguments import Registered
 from relprop.errors import RuleError
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Zero
-from relprop.rules.nonlinear import CPLRP, Equal, SignalTakesAll
+from relprop.rules.products import Equal, SignalTakesAll
 from relprop.rules.registry import PresetName, Rules, as_rule
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.selection import Entry
 from relprop.rules.selectors import Joins, PartsOf
 from relprop.rules.signed import AbsoluteValue, AlphaBeta, ZPlus
+from relprop.rules.softmax import CPLRP
 from relprop.rules.universal import Detach
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -17,22 +17,15 @@ from relprop.propagation.facts.operation import Table
 from relprop.rules.attached import Attached
 from relprop.rules.input import Flat, WSquare, ZBox
 from relprop.rules.linear import Epsilon, Gamma, Rho, Zero
-from relprop.rules.nonlinear import (
-    CPLRP,
-    AttnLRP,
-    AveragePool,
-    Equal,
-    Norm,
-    SignalTakesAll,
-    TaylorSoftmax,
-    Uniform,
-    WinnerTakesAll,
-)
+from relprop.rules.norms import Norm
 from relprop.rules.plan import Plan, make_plan
+from relprop.rules.pooling import AveragePool, WinnerTakesAll
+from relprop.rules.products import Equal, SignalTakesAll, Uniform
 from relprop.rules.rule import LinearRule, Rule
 from relprop.rules.selection import Entry, Selection
 from relprop.rules.selectors import ByName, ByOperation, ByPredicate, ByType, First, Last, Selector, Until
 from relprop.rules.signed import AbsoluteValue, AlphaBeta, Contrast, RescaledExcitation, ZPlus
+from relprop.rules.softmax import CPLRP, AttnLRP, TaylorSoftmax
 from relprop.rules.universal import Block, Detach, Mask, Pass
 
 PresetName = Literal[

@@ -13,7 +13,9 @@ from relprop.inputs import as_model
 from relprop.propagation.call.way import Choice, Way, Zeros
 from relprop.propagation.facts.operation import Kind, Table
 from relprop.rules.linear import Zero
-from relprop.rules.nonlinear import AttnLRP, Norm, SignalTakesAll, TaylorSoftmax, Uniform, WinnerTakesAll
+from relprop.rules.norms import Norm
+from relprop.rules.pooling import WinnerTakesAll
+from relprop.rules.products import SignalTakesAll, Uniform
 from relprop.rules.rule import FilterRule, LinearRule, Rule
 from relprop.rules.selectors import (
     ByName,
@@ -28,6 +30,7 @@ from relprop.rules.selectors import (
     Selector,
     Until,
 )
+from relprop.rules.softmax import AttnLRP, TaylorSoftmax
 from relprop.rules.universal import Pass
 
 DEFAULTS: dict[str, Rule] = {
