@@ -12,7 +12,7 @@ from relprop import LRP, Rules
 from tests.compare import distance
 from tests.networks import zoo
 
-PRESETS = ["epsilon_gamma", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_plus_flat", "epsilon", "wsquare"]
+PRESETS = ["epsilon_gamma", "epsilon_plus", "epsilon_alpha2_beta1", "epsilon_plus_flat", "wsquare"]
 
 
 class Pyramid(nn.Module):
@@ -44,8 +44,10 @@ def pair(make: Any) -> tuple[nn.Module, nn.Module]:
     return frozen, plain
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("make", [resnet, pyramid])
+@pytest.mark.parametrize(
+    ("make", "preset"),
+    [*((resnet, preset) for preset in PRESETS), (pyramid, "epsilon_plus"), (pyramid, "epsilon_gamma")],
+)
 def test_a_network_with_frozen_norms(make: Any, preset: str) -> None:
     frozen, plain = pair(make)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
