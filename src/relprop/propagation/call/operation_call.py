@@ -167,7 +167,9 @@ class Here:
         """Return what the function gives where its active arguments are zero, or another number ``at`` all entries."""
 
         def replaced(tensor: Tensor) -> Tensor:
-            return torch.full_like(tensor, at) if self.active(tensor) else tensor.detach()
+            if not self.active(tensor):
+                return tensor.detach()
+            return torch.full_like(tensor, at) if at else torch.zeros_like(tensor)  # of a sparse one, only zeros
 
         with torch.no_grad():
             args, kwargs = map_tensors(replaced, (args, kwargs))
