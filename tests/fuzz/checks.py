@@ -82,7 +82,7 @@ def _check(program: Program) -> None:
         if learned.requires_grad and ".detach()" not in program.source:  # where autograd sees another function
             check_loss(learned, leaf, weights, reference, scale)
     expect(torch.equal(given, x), "the input was written to")
-    expect(all(torch.equal(output[: len(plain)], plain) for output in target.seen if len(output) == len(plain)), "the forward is not bitwise the same")
+    expect(all(same(output, plain, program) for output in target.seen if len(output) == len(plain)), "the forward")
     check_single(program, model.float(), x, target, expected, scale)
 
 
@@ -134,9 +134,16 @@ def check_single(program: Program, model: nn.Module, x: Tensor, target: Target, 
     with torch.no_grad():
         plain = model(x.clone())
     found = LRP(model, RULES[program.rule]).attribute(x, target)
-    expect(found.dtype == torch.float32 and torch.equal(target.seen[0], plain), "the forward in float32")
+    expect(found.dtype == torch.float32 and same(target.seen[0], plain, program), "the forward in float32")
     own = float((Reference(program, model, target)(x)[0] - expected).abs().max())
     close(found.double(), expected, SINGLE[0] * scale + SINGLE[1] * own, "the map in float32")
+
+
+def same(output: Tensor, plain: Tensor, program: Program) -> bool:
+    """Bitwise; recurrent layers run as their steps, which PyTorch's kernels round otherwise."""
+    if not any(word in program.source for word in ("lstm", "gru")):
+        return torch.equal(output, plain)
+    return bool(((output - plain).abs() <= 1e4 * torch.finfo(plain.dtype).eps * plain.abs().max()).all())
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

@@ -368,11 +368,19 @@ def lerp_by_a_gate(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Va
     return s.add(s.product(gate, x), s.product(s.shift(s.scale(gate, -1.0), 1.0), y))
 
 
-@operation("product of matrices", "{0} @ {1}.mT @ {2} / 4", "torch.bmm(torch.bmm({0}, {1}.mT), {2}) / 4",
-           "{0} @ ({1}.mT @ {2}) / 4", "torch.einsum('npf,nqf,nqg->npg', {0}, {1}, {2}) / 4", ranks=SEQUENCES,
-           reads=3)  # fmt: skip
+@operation("product of matrices", "{0} @ {1}.mT @ {2}", "torch.bmm(torch.bmm({0}, {1}.mT), {2})", ranks=SEQUENCES, reads=3)
 def product_of_matrices(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Value:
-    return s.scale(s.product(s.product(x, y, lambda a, b: a @ b.mT), z, torch.matmul), 0.25)
+    return s.product(s.product(x, y, operation=lambda a, b: a @ b.mT), z, operation=torch.matmul)
+
+
+@operation("product from the right", "{0} @ ({1}.mT @ {2})", ranks=SEQUENCES, reads=3)
+def product_from_the_right(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Value:
+    return s.product(x, s.product(y, z, operation=lambda a, b: a.mT @ b), operation=torch.matmul)
+
+
+@operation("einsum of three", "torch.einsum('npf,nqf,nqg->npg', {0}, {1}, {2})", ranks=SEQUENCES, reads=3)
+def einsum_of_three(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Value:
+    return s.product(x, y, z, operation=lambda a, b, c: a @ b.mT @ c)
 
 
 # Norms -------------------------------------------------------------------------------------------
@@ -384,20 +392,20 @@ def product_of_matrices(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) 
            "* self.layer_norm.weight + self.layer_norm.bias", joins=True)  # fmt: skip
 def layer_norm(s: Surrogate, parts: Any, x: Value) -> Value:
     norm = parts.layer_norm
-    return s.shift(s.scale(Value(s.standardized(x.t, (-1,), norm.eps)), norm.weight), norm.bias)
+    return s.shift(s.scale(s.standardized(x, norm.eps), norm.weight), norm.bias)
 
 
 @operation("rms norm", "self.rms_norm({0})", "{0} * torch.rsqrt({0}.pow(2).mean(-1, keepdim=True) + 1e-5) * self.rms_norm.weight",
            "{0} / torch.sqrt({0}.square().mean(-1, keepdim=True) + 1e-5) * self.rms_norm.weight")  # fmt: skip
 def rms_norm(s: Surrogate, parts: Any, x: Value) -> Value:
-    return s.scale(Value(s.standardized(x.t, (-1,), 1e-5, centred=False)), parts.rms_norm.weight)
+    return s.scale(s.standardized(x, 1e-5, centred=False), parts.rms_norm.weight)
 
 
 @operation("group norm", "self.group_norm({0})", ranks=VECTORS, joins=True)
 def group_norm(s: Surrogate, parts: Any, x: Value) -> Value:
     norm = parts.group_norm
-    flat = s.standardized(x.t.unflatten(-1, (2, 3)), (-1,), norm.eps).flatten(-2)
-    return s.shift(s.scale(Value(flat), norm.weight), norm.bias)
+    groups = s.standardized(s.moved(lambda t: t.unflatten(-1, (2, 3)), x), norm.eps)
+    return s.shift(s.scale(s.moved(lambda t: t.flatten(-2), groups), norm.weight), norm.bias)
 
 
 @operation("normalize", "F.normalize({0}, dim=-1)", "{0} / {0}.norm(dim=-1, keepdim=True).clamp_min(1e-12)",
@@ -433,8 +441,8 @@ def causal_attention(s: Surrogate, parts: Any, q: Value, k: Value, v: Value) -> 
            "torch.einsum('npq,nqf->npf', torch.softmax(torch.einsum('npf,nqf->npq', {0}, {1}) / 6**0.5, -1), {2})",
            ranks=SEQUENCES, reads=3)  # fmt: skip
 def attention_by_hand(s: Surrogate, parts: Any, q: Value, k: Value, v: Value) -> Value:
-    scores = s.scale(s.product(q, k, lambda a, b: a @ b.mT), 6**-0.5)
-    return s.product(s.softmax(scores), v, torch.matmul)
+    scores = s.scale(s.product(q, k, operation=lambda a, b: a @ b.mT), 6**-0.5)
+    return s.product(s.softmax(scores), v, operation=torch.matmul)
 
 
 # Recurrent networks ------------------------------------------------------------------------------
@@ -503,11 +511,11 @@ def gru(s: Surrogate, parts: Any, x: Value) -> Value:
     return Value(torch.stack(outputs, 1))
 
 
-@operation("lstm cell", "self.lstm_cell({0}, ({1}, {2}))[0]", ranks=VECTORS, reads=3, offset=True, joins=True)
+@operation("lstm cell", "self.lstm_cell({0}, ({1}, self.other({2})))[0]", ranks=VECTORS, reads=3, offset=True, joins=True)
 def lstm_cell(s: Surrogate, parts: Any, x: Value, h: Value, c: Value) -> Value:
-    return lstm_step(s, parameters(parts.lstm_cell), x, h, c)[0]
+    return lstm_step(s, parameters(parts.lstm_cell), x, h, dense_without_bias(s, parts, c))[0]  # which is no gate
 
 
-@operation("gru cell", "self.gru_cell({0}, {1})", ranks=VECTORS, reads=2, offset=True, joins=True)
+@operation("gru cell", "self.gru_cell({0}, self.other({1}))", ranks=VECTORS, reads=2, offset=True, joins=True)
 def gru_cell(s: Surrogate, parts: Any, x: Value, h: Value) -> Value:
-    return gru_step(s, parameters(parts.gru_cell), x, h)
+    return gru_step(s, parameters(parts.gru_cell), x, dense_without_bias(s, parts, h))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -172,50 +172,57 @@ class Surrogate:
         self, f: Callable[[Tensor], Tensor], x: Value, *, gate: bool = False, homogeneous: bool = False,
         low: float = -math.inf, high: float = math.inf,
     ) -> Value:  # fmt: skip
-        """``f(0) + z q`` with the quotient ``q = (f(z) - f(0)) / z``, which is the derivative at zero."""
+        """``f(0) + z q`` with the quotient ``q = (f(z) - f(0)) / z``, by its expansion where that cancels."""
         z = x.t.detach()
         zero = torch.zeros((), dtype=z.dtype, requires_grad=True)
-        (slope,) = torch.autograd.grad(origin := f(zero), zero)
-        q = torch.where(z == 0, slope, (f(z) - origin.detach()) / torch.where(z == 0, 1.0, z))
+        origin, *slopes = derivatives(f, zero)
+        near = z == 0 if origin == 0 else z.abs() < 1e-4
+        expanded = slopes[0] if origin == 0 else slopes[0] + z * slopes[1] / 2 + z * z * slopes[2] / 6
+        q = torch.where(near, expanded, (f(z) - origin) / torch.where(near, 1.0, z))
         t = x.t * q
-        if float(origin.detach()) != 0.0:
+        if origin != 0:
             t = t + self.keep(origin.expand(z.shape))
         factors = x.factors if homogeneous else 1
         return Value(t, factors=factors, gate=gate or x.gate, low=low, high=high, powers=x.functions)
 
     # Products --------------------------------------------------------------------------------------
 
-    def product(self, a: Value, b: Value, operation: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> Value:
-        """Each factor receives its share of the relevance, with the other held fixed."""
+    def product(self, *factors: Value, operation: Callable[..., Tensor] = torch.mul) -> Value:
+        """Each factor receives its share of the relevance, with the others held fixed."""
         entrywise = operation is torch.mul
-        shares, factors = self.shares(a, b, entrywise)
-        t = torch.zeros(())
-        for share, first, second in ((shares[0], a.t, b.t.detach()), (shares[1], a.t.detach(), b.t)):
-            t = t + share * operation(first, second) if share else t
-        common = {root: (a.roots[root], b.roots[root]) for root in a.roots if root in b.roots} if entrywise else {}
+        shares, count = self.shares(factors, self._common(factors) if entrywise else {})
+        fixed = [factor.t.detach() for factor in factors]
+        terms = [
+            share * operation(*fixed[:at], factor.t, *fixed[at + 1 :])
+            for at, (factor, share) in enumerate(zip(factors, shares, strict=True))
+            if share
+        ]
         return Value(
-            t,
-            factors=factors,
-            gate=a.gate and b.gate and entrywise,
-            powers={root: sum(degrees) if all(degrees) else 0 for root, degrees in common.items()},
+            torch.stack(terms).sum(0),
+            factors=count,
+            gate=entrywise and all(factor.gate for factor in factors),
+            powers={root: sum(each) if all(each) else 0 for root, each in self._common(factors).items()} if entrywise else {},
         )
 
-    def shares(self, a: Value, b: Value, entrywise: bool) -> tuple[tuple[float, float], int]:
+    @staticmethod
+    def _common(factors: Sequence[Value]) -> dict[Value, list[int]]:
+        """The values of which all factors are functions, with the power that each is a multiple of."""
+        first, *more = (factor.roots for factor in factors)
+        return {root: [degree, *(roots[root] for roots in more)] for root, degree in first.items() if all(root in roots for roots in more)}
+
+    def shares(self, factors: Sequence[Value], common: dict[Value, list[int]]) -> tuple[list[float], int]:
         """The share of each factor, and of how many factors the product is one."""
-        if not (a.active and b.active):
-            return (float(a.active), float(b.active)), a.factors if a.active else b.factors
-        if entrywise:  # z q(z): q(z) is constant
-            common = [(a.roots[root], b.roots[root]) for root in a.roots if root in b.roots]
-            if any(of_a and not of_b for of_a, of_b in common):
-                return (1.0, 0.0), 1
-            if any(of_b and not of_a for of_a, of_b in common):
-                return (0.0, 1.0), 1
+        counts = [factor.factors if factor.active else 0 for factor in factors]
+        if all(counts):
+            for degrees in common.values():  # z q(z): q(z) is a constant
+                if any(degrees) and not all(degrees):
+                    return [float(degree > 0) for degree in degrees], 1
         if self.equal:
-            return (0.5, 0.5), a.factors + b.factors
-        if a.gate != b.gate:
-            return (float(b.gate), float(a.gate)), b.factors if a.gate else a.factors
-        total = a.factors + b.factors
-        return (a.factors / total, b.factors / total), total
+            active = sum(map(bool, counts))
+            return [bool(count) / active for count in counts], sum(counts)
+        signals = [0 if factor.gate else count for factor, count in zip(factors, counts, strict=True)]
+        taking = signals if any(signals) else counts
+        return [count / sum(taking) for count in taking], sum(taking)
 
     # Norms, softmax, attention ---------------------------------------------------------------------
 
@@ -223,9 +230,10 @@ class Surrogate:
         """What divides is a constant."""
         return replace(x, t=x.t / by.detach(), low=-math.inf, high=math.inf, powers={}, map=None)
 
-    def standardized(self, x: Tensor, dims: tuple[int, ...], eps: float, *, centred: bool = True) -> Tensor:
-        x = x - x.mean(dims, keepdim=True) if centred else x
-        return x / torch.sqrt(x.detach().square().mean(dims, keepdim=True) + eps)
+    def standardized(self, x: Value, eps: float, *, centred: bool = True) -> Value:
+        """Along the last dimension; the standard deviation is a constant."""
+        t = x.t - x.t.mean(-1, keepdim=True) if centred else x.t
+        return Value(t / torch.sqrt(t.detach().square().mean(-1, keepdim=True) + eps), factors=x.factors)
 
     def softmax(self, x: Value, dim: int = -1) -> Value:
         """``J z`` with ``J = diag(p) - p p^T``, and what is left of ``p``."""
@@ -242,12 +250,21 @@ class Surrogate:
 
     def attention(self, q: Value, k: Value, v: Value, mask: Tensor | None = None) -> Value:
         """``softmax(q k^T / sqrt(d)) v``: a half to the values, quarters to queries and keys."""
-        values = Value(v.t)
-        scores = self.product(Value(q.t), Value(k.t), lambda x, y: x @ y.mT)
+        scores = self.product(Value(q.t), Value(k.t), operation=lambda x, y: x @ y.mT)
         scores = self.scale(scores, q.t.shape[-1] ** -0.5)
         if mask is not None:
             scores = replace(scores, t=scores.t.masked_fill(~mask, -math.inf))
-        return Value(self.product(replace(self.softmax(scores), factors=1), values, torch.matmul).t)
+        p = self.softmax(scores)
+        return Value(self.product(p, Value(v.t), operation=torch.matmul).t, factors=v.factors + p.active)
+
+
+def derivatives(f: Callable[[Tensor], Tensor], at: Tensor) -> list[Tensor]:
+    """A function of a number and its first three derivatives."""
+    found = [f(at)]
+    for _ in range(3):
+        following = torch.autograd.grad(found[-1], at, create_graph=True, allow_unused=True)[0] if found[-1].requires_grad else None
+        found.append(torch.zeros_like(at) if following is None else following)
+    return [each.detach() for each in found]
 
 
 # Rules for linear maps ---------------------------------------------------------------------------
@@ -274,10 +291,10 @@ def grouped(groups: Callable[[Tensor], list[Group]], epsilon: float = 1e-6, *, r
             whole = p * positive + n * negative
             fixed = whole.detach()
             size = fixed.square().mean(linear.channel, keepdim=True).sqrt() if relative else 1.0
-            added = torch.where(fixed < 0, -epsilon, epsilon) * size
+            added = torch.where(fixed < 0, -1.0, 1.0).to(z.dtype) * epsilon * size
             q = torch.where(fixed == 0, 0.0, share * z / torch.where(fixed == 0, 1.0, fixed + added))
             q = q if serves is None else torch.where(serves, q, 0.0)
-            t = t + q * (whole + s.keep(added.to(z.dtype), "stabilizer"))
+            t = t + q * (whole + s.keep(added, "stabilizer"))
             rest = rest - q * (fixed + added)
         return t + s.keep(rest, "rule")
 
