@@ -54,7 +54,7 @@ def _check(program: Program) -> None:
         plain = model(x.clone())
     reference = Reference(program, model, target)
     expected, columns, f = reference(x)
-    scale = float(expected.abs().max()) + float(f.abs().max()) + max(map(abs, columns.values()), default=0.0)
+    scale = float(expected.abs().max()) + float(f.abs().max()) + max(map(abs, columns.values()), default=0.0) + 1e-6
     close(reference.output, plain, 1e-9 * float(plain.abs().max()), "the surrogate computes another value")
     lrp = LRP(model, RULES[program.rule])
     hooked: list[str] = []
@@ -82,7 +82,7 @@ def _check(program: Program) -> None:
         if learned.requires_grad and ".detach()" not in program.source:  # where autograd sees another function
             check_loss(learned, leaf, weights, reference, scale)
     expect(torch.equal(given, x), "the input was written to")
-    expect(all(same(output, plain, program) for output in target.seen if len(output) == len(plain)), "the forward")
+    expect(all(same(output, program, model, x) for output in target.seen if len(output) == len(plain)), "the forward")
     check_single(program, model.float(), x, target, expected, scale)
 
 
@@ -123,7 +123,7 @@ def check_loss(learned: Tensor, leaf: Tensor, weights: Tensor, reference: Refere
         ends = [float((reference(x + sign * step * direction)[0] * weights).sum()) for sign in (1, -1)]
         tried.append((ends[0] - ends[1]) / (2 * step))
         size = abs(tried[-1]) + scale
-        if abs(found - tried[-1]) <= LOSS * size:
+        if abs(found - tried[-1]) <= LOSS * size + 1e-9:
             return
     raise Disagreement(f"the derivative of a loss: {found:.6g}, by differences {tried}")
 
@@ -131,19 +131,19 @@ def check_loss(learned: Tensor, leaf: Tensor, weights: Tensor, reference: Refere
 def check_single(program: Program, model: nn.Module, x: Tensor, target: Target, expected: Tensor, scale: float) -> None:
     """In float32 the forward is bitwise the same, and the map as near as float32 is."""
     x, target = x.float(), Target(target.weights)
-    with torch.no_grad():
-        plain = model(x.clone())
     found = LRP(model, RULES[program.rule]).attribute(x, target)
-    expect(found.dtype == torch.float32 and same(target.seen[0], plain, program), "the forward in float32")
+    expect(found.dtype == torch.float32 and same(target.seen[0], program, model, x), "the forward in float32")
     own = float((Reference(program, model, target)(x)[0] - expected).abs().max())
     close(found.double(), expected, SINGLE[0] * scale + SINGLE[1] * own, "the map in float32")
 
 
-def same(output: Tensor, plain: Tensor, program: Program) -> bool:
+def same(output: Tensor, program: Program, model: nn.Module, x: Tensor) -> bool:
     """Bitwise; recurrent layers run as their steps, which PyTorch's kernels round otherwise."""
-    if not any(word in program.source for word in ("lstm", "gru")):
-        return torch.equal(output, plain)
-    return bool(((output - plain).abs() <= 1e4 * torch.finfo(plain.dtype).eps * plain.abs().max()).all())
+    with torch.no_grad():
+        plain = model(x.clone())
+    if "lstm" in program.source or "gru" in program.source:
+        return bool(((output - plain).abs() <= 1e4 * torch.finfo(plain.dtype).eps * plain.abs().max()).all())
+    return torch.equal(output, plain) or torch.equal(output, model(x.clone()))  # kernels differ with gradients
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

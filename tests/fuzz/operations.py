@@ -202,18 +202,24 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 @operation("batch norm", "self.batch_norm({0})",
            "F.batch_norm({0}, self.batch_norm.running_mean, self.batch_norm.running_var, self.batch_norm.weight, "
-           "self.batch_norm.bias)",
-           "({0} - self.batch_norm.running_mean) / torch.sqrt(self.batch_norm.running_var + self.batch_norm.eps) "
-           "* self.batch_norm.weight + self.batch_norm.bias", ranks=VECTORS, joins=True)  # fmt: skip
+           "self.batch_norm.bias)", ranks=VECTORS, joins=True)  # fmt: skip
 def batch_norm(s: Surrogate, parts: Any, x: Value) -> Value:
-    scale, by = scale_and_shift(parts.batch_norm)
-    return s.shift(s.scale(x, scale), by)
+    found = batch_norm_by_hand(s, parts, x)
+    return replace(found, gate=False, powers={})  # a layer is no arithmetic
+
+
+@operation("batch norm by hand", "({0} - self.batch_norm.running_mean) / torch.sqrt(self.batch_norm.running_var + "
+           "self.batch_norm.eps) * self.batch_norm.weight + self.batch_norm.bias", joins=True)  # fmt: skip
+def batch_norm_by_hand(s: Surrogate, parts: Any, x: Value) -> Value:
+    norm = parts.batch_norm
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return s.shift(s.scale(x, scale), norm.bias - scale * norm.running_mean)
 
 
 @operation("batch norm of features", "self.batch_norm({0}.mT).mT", "self.batch_norm({0}.flatten(0, 1)).unflatten(0, (-1, 4))",
            ranks=SEQUENCES, joins=True)  # fmt: skip
 def batch_norm_of_features(s: Surrogate, parts: Any, x: Value) -> Value:
-    return replace(batch_norm(s, parts, x), powers={})  # of a view
+    return batch_norm(s, parts, x)
 
 
 # The same tensor once more -----------------------------------------------------------------------
@@ -279,7 +285,7 @@ def sum_of_two(s: Surrogate, parts: Any, x: Value, y: Value) -> Value:
     return s.add(x, y)
 
 
-@operation("difference", "{0} - 0.5 * {1}", "torch.sub({0}, {1}, alpha=0.5)", "{0}.sub({1} / 2)", reads=2,
+@operation("difference", "torch.sub({0}, {1}, alpha=0.5)", "{0}.sub({1}, alpha=0.5)", reads=2,
            writes=("{0}.sub_({1}, alpha=0.5)",), joins=True)  # fmt: skip
 def difference(s: Surrogate, parts: Any, x: Value, y: Value) -> Value:
     return s.add(x, y, -0.5)
@@ -314,11 +320,11 @@ activation("relu", torch.relu, "torch.relu({0})", "F.relu({0})", "self.act({0})"
            "{0} * ({0} > 0)", "torch.where({0} > 0, {0}, 0.0)", "{0}.clone().relu_()", "{0}.masked_fill({0} < 0, 0)",
            writes=("{0}.relu_()", "F.relu({0}, inplace=True)", "{0}.clamp_(min=0)", "{0}[{0} < 0] = 0"),
            low=0.0, homogeneous=True)  # fmt: skip
-activation("leaky relu", lambda z: F.leaky_relu(z, 0.1), "F.leaky_relu({0}, 0.1)", "torch.where({0} > 0, {0}, 0.1 * {0})",
+activation("leaky relu", lambda z: F.leaky_relu(z, 0.1), "F.leaky_relu({0}, 0.1)", "{0} * (0.1 + 0.9 * ({0} > 0))",
            writes=("F.leaky_relu_({0}, 0.1)",), homogeneous=True)  # fmt: skip
 activation("tanh", torch.tanh, "torch.tanh({0})", "{0}.tanh()", writes=("{0}.tanh_()", "torch.tanh({0}, out={0})"),
            low=-1.0, high=1.0)  # fmt: skip
-activation("gelu", F.gelu, "F.gelu({0})", "0.5 * {0} * (1 + torch.erf({0} / 2**0.5))")
+activation("gelu", F.gelu, "F.gelu({0})", "{0} * (0.5 * (1 + torch.erf({0} / 2**0.5)))")
 activation("silu", F.silu, "F.silu({0})", "{0} * torch.sigmoid({0})", "{0}.sigmoid() * {0}",
            writes=("F.silu({0}, inplace=True)", "{0}.mul_(torch.sigmoid({0}))"))  # fmt: skip
 activation("elu", F.elu, "F.elu({0})", writes=("F.elu_({0})",), low=-1.0)

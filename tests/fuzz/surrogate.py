@@ -23,7 +23,7 @@ Bilinear = Callable[[Tensor, Tensor], Tensor]
 class Map:
     """A linear map: what a constant that scales or shifts its output channels is folded into."""
 
-    a: Tensor
+    of: Value
     operation: Bilinear
     weight: Tensor
     bias: Tensor | None
@@ -80,6 +80,11 @@ class Value:
         return {**self.powers, self: 1}
 
     @property
+    def by_itself(self) -> Value:
+        """What nothing folds into any more."""
+        return replace(self, powers=self.roots, map=None)
+
+    @property
     def functions(self) -> dict[Value, int]:
         """The roots of what is a function of this."""
         return dict.fromkeys(self.roots, 0)
@@ -124,7 +129,7 @@ class Surrogate:
         channel: int = -1, convolution: bool = False,
     ) -> Value:  # fmt: skip
         bias = None if bias is None else bias.detach()
-        return self._by_rule(Map(x.t, operation, weight.detach(), bias, channel, convolution), x.factors)
+        return self._by_rule(Map(x, operation, weight.detach(), bias, channel, convolution), x.factors)
 
     def _by_rule(self, linear: Map, factors: int, powers: Mapping[Value, int] = {}) -> Value:
         rule = self.convolution if linear.convolution else self.dense
@@ -278,7 +283,7 @@ def grouped(groups: Callable[[Tensor], list[Group]], epsilon: float = 1e-6, *, r
     """A rule as the table of the theory has it: groups of contributions."""
 
     def rule(s: Surrogate, linear: Map) -> Tensor:
-        a, w = linear.a, linear.weight
+        a, w = linear.of.t, linear.weight
         up, down = w.clamp(min=0), w.clamp(max=0)
         positive = linear.operation(a.clamp(min=0), up) + linear.operation(a.clamp(max=0), down)
         negative = linear.operation(a.clamp(min=0), down) + linear.operation(a.clamp(max=0), up)
@@ -302,7 +307,7 @@ def grouped(groups: Callable[[Tensor], list[Group]], epsilon: float = 1e-6, *, r
 
 
 def zero(s: Surrogate, linear: Map) -> Tensor:
-    out = linear.operation(linear.a, linear.weight)
+    out = linear.operation(linear.of.t, linear.weight)
     return out if linear.bias is None else out + s.keep(linear.spread(linear.bias).expand(out.shape))
 
 
