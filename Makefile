@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo test quick check docs bench zoo clean
+.PHONY: help demo test quick check docs bench zoo fuzz clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,10 @@ bench: .venv/.installed-bench ## Measure cost as a multiple of the plain gradien
 
 zoo: .venv/.installed-test ## Compare some 200 networks with their references, write docs/zoo.md
 	$(BIN)/python -m benchmarks.zoo
+
+fuzz: export OMP_NUM_THREADS := 1
+fuzz: .venv/.installed-test ## Compare 20,000 random programs with their surrogates, write docs/fuzz.md
+	$(BIN)/python -m tests.fuzz --programs 20000
 
 clean: ## Remove what was built, but not .venv
 	rm -rf build dist .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -9,6 +9,8 @@ What they compare with stands here. Nothing of it comes from relprop but the rul
 - `network_reference.py`: one branching network, its backward pass written by hand.
 - `fusion.py`: copies of networks with batch norm fused into the layer before.
 
+- `fuzz/`: random programs, each beside its surrogate by plain autograd.
+
 `cases.py` lists the layers and rules that are compared; `compare.py`, `checks.py` and `shares.py` compare; `models.py`
 has small networks; `ids.py` names the cases, and `quick.py` says which of them `make quick` runs. Whole networks, and
 the zoo, are in `networks`, the examples in `examples`.

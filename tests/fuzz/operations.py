@@ -320,7 +320,7 @@ activation("relu", torch.relu, "torch.relu({0})", "F.relu({0})", "self.act({0})"
            "{0} * ({0} > 0)", "torch.where({0} > 0, {0}, 0.0)", "{0}.clone().relu_()", "{0}.masked_fill({0} < 0, 0)",
            writes=("{0}.relu_()", "F.relu({0}, inplace=True)", "{0}.clamp_(min=0)", "{0}[{0} < 0] = 0"),
            low=0.0, homogeneous=True)  # fmt: skip
-activation("leaky relu", lambda z: F.leaky_relu(z, 0.1), "F.leaky_relu({0}, 0.1)", "{0} * (0.1 + 0.9 * ({0} > 0))",
+activation("leaky relu", lambda z: F.leaky_relu(z, 0.1), "F.leaky_relu({0}, 0.1)", "F.leaky_relu({0}.clone(), 0.1, inplace=True)",
            writes=("F.leaky_relu_({0}, 0.1)",), homogeneous=True)  # fmt: skip
 activation("tanh", torch.tanh, "torch.tanh({0})", "{0}.tanh()", writes=("{0}.tanh_()", "torch.tanh({0}, out={0})"),
            low=-1.0, high=1.0)  # fmt: skip
