@@ -1,8 +1,8 @@
 """Explain random programs twice and compare; write what was found to `docs/fuzz.md`.
 
-    python -m tests.fuzz --programs 20000
-    python -m tests.fuzz --minutes 5       # of the processor's time
-    python -m tests.fuzz --seed 17         # one program, as Python, and what is wrong with it
+python -m tests.fuzz --programs 20000
+python -m tests.fuzz --minutes 5       # of the processor's time
+python -m tests.fuzz --seed 17         # one program, as Python, and what is wrong with it
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ def dense_without_bias(s: Surrogate, parts: Any, x: Value) -> Value:
     return s.linear(x, F.linear, parts.other.weight)
 
 
-@operation("addmm", "torch.addmm(self.shift, {0}, self.weight)", "torch.mm({0}, self.weight) + self.shift", ranks=VECTORS)
+@operation(
+    "addmm", "torch.addmm(self.shift, {0}, self.weight)", "torch.mm({0}, self.weight) + self.shift", ranks=VECTORS
+)
 def addmm(s: Surrogate, parts: Any, x: Value) -> Value:
     return s.linear(x, F.linear, parts.weight.T, parts.shift)
 
@@ -132,7 +134,9 @@ def conv(s: Surrogate, parts: Any, x: Value) -> Value:
     return s.linear(x, operation, parts.conv.weight, parts.conv.bias, convolution=True)
 
 
-@operation("cat, dense", "self.wide(torch.cat([{0}, {1}], -1))", "self.wide(torch.cat(({0}, {1}), dim=-1).clone())", reads=2)
+@operation(
+    "cat, dense", "self.wide(torch.cat([{0}, {1}], -1))", "self.wide(torch.cat(({0}, {1}), dim=-1).clone())", reads=2
+)
 def cat_dense(s: Surrogate, parts: Any, x: Value, y: Value) -> Value:
     return s.linear(s.moved(lambda a, b: torch.cat([a, b], -1), x, y), F.linear, parts.wide.weight, parts.wide.bias)
 
@@ -254,7 +258,7 @@ moves("mean", lambda x: x.mean(-1, keepdim=True).repeat_interleave(FEATURES, -1)
 moves("mean of places", lambda x: x.mean(1, keepdim=True).repeat(1, PLACES, 1),
       "{0}.mean(1, keepdim=True).repeat(1, 4, 1)", "({0}.sum(1) / 4).unsqueeze(1).expand(-1, 4, -1).contiguous()",
       ranks=SEQUENCES)  # fmt: skip
-moves("cumsum", lambda x: x.cumsum(-1) , "{0}.cumsum(-1)", "torch.cumsum({0}, -1)", writes=("{0}.cumsum_(-1)",))
+moves("cumsum", lambda x: x.cumsum(-1), "{0}.cumsum(-1)", "torch.cumsum({0}, -1)", writes=("{0}.cumsum_(-1)",))
 moves("centred", lambda x: x - x.mean(-1, keepdim=True), "{0} - {0}.mean(-1, keepdim=True)",
       writes=("{0}.sub_({0}.mean(-1, keepdim=True))",), joins=True)  # fmt: skip
 moves("average pooling", lambda x: F.avg_pool1d(x, 3, 1, 1), "F.avg_pool1d({0}, 3, 1, 1)", ranks=SEQUENCES)
@@ -368,13 +372,17 @@ def swiglu(s: Surrogate, parts: Any, x: Value, y: Value) -> Value:
     return s.product(s.function(F.silu, x), y)
 
 
-@operation("lerp by a gate", "torch.sigmoid({2}) * {0} + (1 - torch.sigmoid({2})) * {1}", reads=3, offset=True, joins=True)
+@operation(
+    "lerp by a gate", "torch.sigmoid({2}) * {0} + (1 - torch.sigmoid({2})) * {1}", reads=3, offset=True, joins=True
+)
 def lerp_by_a_gate(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Value:
     gate = s.function(torch.sigmoid, z, gate=True)
     return s.add(s.product(gate, x), s.product(s.shift(s.scale(gate, -1.0), 1.0), y))
 
 
-@operation("product of matrices", "{0} @ {1}.mT @ {2}", "torch.bmm(torch.bmm({0}, {1}.mT), {2})", ranks=SEQUENCES, reads=3)
+@operation(
+    "product of matrices", "{0} @ {1}.mT @ {2}", "torch.bmm(torch.bmm({0}, {1}.mT), {2})", ranks=SEQUENCES, reads=3
+)
 def product_of_matrices(s: Surrogate, parts: Any, x: Value, y: Value, z: Value) -> Value:
     return s.product(s.product(x, y, operation=lambda a, b: a @ b.mT), z, operation=torch.matmul)
 
@@ -422,6 +430,7 @@ def normalize(s: Surrogate, parts: Any, x: Value) -> Value:
 
 # Softmax and attention ---------------------------------------------------------------------------
 
+
 @operation("softmax", "torch.softmax({0}, -1)", "F.softmax({0}, dim=-1)", "{0}.softmax(-1)",
            "torch.exp({0} - torch.logsumexp({0}, -1, keepdim=True))", "torch.log_softmax({0}, -1).exp()",
            "(e := ({0} - {0}.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)",
@@ -437,7 +446,9 @@ def attention(s: Surrogate, parts: Any, q: Value, k: Value, v: Value) -> Value:
     return s.attention(q, k, v)
 
 
-@operation("causal attention", "F.scaled_dot_product_attention({0}, {1}, {2}, is_causal=True)", ranks=SEQUENCES, reads=3)
+@operation(
+    "causal attention", "F.scaled_dot_product_attention({0}, {1}, {2}, is_causal=True)", ranks=SEQUENCES, reads=3
+)
 def causal_attention(s: Surrogate, parts: Any, q: Value, k: Value, v: Value) -> Value:
     return s.attention(q, k, v, torch.ones(PLACES, PLACES, dtype=torch.bool).tril())
 
@@ -517,7 +528,9 @@ def gru(s: Surrogate, parts: Any, x: Value) -> Value:
     return Value(torch.stack(outputs, 1))
 
 
-@operation("lstm cell", "self.lstm_cell({0}, ({1}, self.other({2})))[0]", ranks=VECTORS, reads=3, offset=True, joins=True)
+@operation(
+    "lstm cell", "self.lstm_cell({0}, ({1}, self.other({2})))[0]", ranks=VECTORS, reads=3, offset=True, joins=True
+)
 def lstm_cell(s: Surrogate, parts: Any, x: Value, h: Value, c: Value) -> Value:
     return lstm_step(s, parameters(parts.lstm_cell), x, h, dense_without_bias(s, parts, c))[0]  # which is no gate
 

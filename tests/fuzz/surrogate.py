@@ -206,14 +206,20 @@ class Surrogate:
             torch.stack(terms).sum(0),
             factors=count,
             gate=entrywise and all(factor.gate for factor in factors),
-            powers={root: sum(each) if all(each) else 0 for root, each in self._common(factors).items()} if entrywise else {},
+            powers={root: sum(each) if all(each) else 0 for root, each in self._common(factors).items()}
+            if entrywise
+            else {},
         )
 
     @staticmethod
     def _common(factors: Sequence[Value]) -> dict[Value, list[int]]:
         """The values of which all factors are functions, with the power that each is a multiple of."""
         first, *more = (factor.roots for factor in factors)
-        return {root: [degree, *(roots[root] for roots in more)] for root, degree in first.items() if all(root in roots for roots in more)}
+        return {
+            root: [degree, *(roots[root] for roots in more)]
+            for root, degree in first.items()
+            if all(root in roots for roots in more)
+        }
 
     def shares(self, factors: Sequence[Value], common: dict[Value, list[int]]) -> tuple[list[float], int]:
         """The share of each factor, and of how many factors the product is one."""
@@ -267,7 +273,11 @@ def derivatives(f: Callable[[Tensor], Tensor], at: Tensor) -> list[Tensor]:
     """A function of a number and its first three derivatives."""
     found = [f(at)]
     for _ in range(3):
-        following = torch.autograd.grad(found[-1], at, create_graph=True, allow_unused=True)[0] if found[-1].requires_grad else None
+        following = (
+            torch.autograd.grad(found[-1], at, create_graph=True, allow_unused=True)[0]
+            if found[-1].requires_grad
+            else None
+        )
         found.append(torch.zeros_like(at) if following is None else following)
     return [each.detach() for each in found]
 

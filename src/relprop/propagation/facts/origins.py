@@ -153,6 +153,10 @@ class Origins:
         origin: Origin | None = self._known.get(tensor)
         if origin is None and type(tensor.grad_fn).__name__ == "BackwardHookFunctionBackward":
             origin = self._known.get(_before_hook(tensor))
+        if origin is not None and origin.version != tensor._version:  # it may be the view of what was written to
+            with torch._C.DisableTorchFunction():
+                base = tensor._base
+            origin = None if base is None or not same_place(tensor, base) else self._known.get(base)
         return origin if origin is not None and origin.version == tensor._version else NOTHING
 
     def forget_linear_call(self, tensor: Tensor) -> None:
@@ -181,9 +185,15 @@ class Origins:
         self._masks = WeakTensorKeyDictionary()
 
 
+def same_place(tensor: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors of one memory hold the same entries in the same order."""
+    with torch._C.DisableTorchFunction():
+        same = tensor.shape == other.shape and tensor.stride() == other.stride()
+        return same and tensor.storage_offset() == other.storage_offset()
+
+
 def _before_hook(tensor: Tensor) -> Tensor:
     """Return the tensor on which a module's backward hook put a node: its base, where that is the same tensor."""
     with torch._C.DisableTorchFunction():
         base = tensor._base
-        same = base is not None and tensor.shape == base.shape and tensor.stride() == base.stride()
-        return base if same and base is not None and tensor.storage_offset() == base.storage_offset() else tensor
+    return base if base is not None and same_place(tensor, base) else tensor

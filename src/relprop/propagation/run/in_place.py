@@ -26,7 +26,9 @@ from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import of_relu
 from relprop.propagation.call.returned import Where
 from relprop.propagation.facts.fills import memory
+from relprop.propagation.facts.inheritance import Terms, moved
 from relprop.propagation.facts.operation import Kind, Operation, Updates, Writes
+from relprop.propagation.facts.origins import NOTHING, Origin, same_place
 from relprop.propagation.facts.token_ids import note
 from relprop.propagation.run.filters import finished_as_one
 from relprop.propagation.run.overloads import name_of
@@ -184,6 +186,8 @@ def _write_without_twin(
 ) -> Any:
     """Run what only exists in place: fillings, which end relevance, and the unknown, which is named."""
     call = mode.call
+    filled = row is not None and row.writes is Writes.FILLS
+    whole = _of_whole(call, written[0], None) if filled else []
     name = name_of(func)
     try:
         out = func(*args, **kwargs)
@@ -194,13 +198,15 @@ def _write_without_twin(
             f"{Where(name, *call.place)} a tensor that depends on the input is resized in place, which autograd does "
             "not follow: such a model runs where nothing is differentiated. Write a reshape, or a slice, of it."
         ) from error
+    for tensor, known in whole:
+        call.known.origins.note(tensor, known)
     here = Here(call, func, name, Kind.UNKNOWN)
     here.choose()
     rule = here.choice.filter
     covered = rule is not None and rule.blocks
     if not covered and any(not any(tensor is target for target in written) for tensor in active):
         call.coverage.uncovered(name, "has no rule in relprop; plain autograd carries its relevance.")
-    if row is not None and row.writes is Writes.FILLS:
+    if filled:
         call.known.graph.overwrite(written[0], written[0].detach())
     elif rule is not None:
         for target in written:
@@ -218,11 +224,26 @@ def _assign(call: Call, target: Tensor, value: Tensor) -> None:
     formula = call.known.formulas.of(value)
     call.known.saving.before_write(target)
     call.known.formulas.before_write(target)
+    whole = _of_whole(call, target, origin if call.known.graph.active(value) else None)
     target.copy_(value)
-    call.known.origins.note(target, origin)
+    for tensor, known in (*whole, (target, origin)):
+        call.known.origins.note(tensor, known)
     call.known.formulas.note(target, formula)
     call.known.graph.overwrite(target, value)
     call.known.graph.reach(target)
+
+
+def _of_whole(call: Call, part: Tensor, origin: Origin | None) -> list[tuple[Tensor, Origin]]:
+    """Return the tensor that ``part`` is a view of, with what is known of it once that is written; None: a constant."""
+    with torch._C.DisableTorchFunction():
+        base = part._base
+    if base is None:
+        return []
+    if origin is not None and same_place(base, part):
+        return [(base, origin)]
+    stays = base.numel() > part.numel() and call.known.graph.active(base)
+    known = ([call.known.origins.of(base)] if stays else []) + ([] if origin is None else [origin])
+    return [(base, moved(Terms(known, [1.0] * len(known), [None] * (2 - len(known)))) if known else NOTHING)]
 
 
 def own_statistics(call: Call, updates_of: Updates, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
