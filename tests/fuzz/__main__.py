@@ -79,12 +79,12 @@ def failures(failed: list[Program]) -> str:
 TEXT = """\
 # Random programs
 
-Programs drawn at random, each of 3 to 10 steps, any of which may read any value before it: dense layers, convolutions and
-matrix products, what folds into them, views, sums, activations, products, gates, norms, softmax, attention, LSTM and GRU;
-modules used twice, and writes in place that other values see. Each is written twice. Once it is a model, which relprop
-explains. Once every step is a surrogate from the formulas of the [theory](theory.md), linear in what it is computed from
-and in constants, so that input times gradient by plain autograd is the relevance of the input, and constant times
-gradient what that constant absorbs. The surrogate shares no code with relprop.
+Programs drawn at random, each of 3 to 10 steps, any of which may read any value before it: dense layers, convolutions
+and matrix products, what folds into them, views, sums, activations, products, gates, norms, softmax, attention, LSTM
+and GRU; modules used twice, and writes in place that other values see. Each is written twice. Once it is a model, which
+relprop explains. Once every step is a surrogate from the formulas of the [theory](theory.md), linear in what it is
+computed from and in constants, so that input times gradient by plain autograd is the relevance of the input, and
+constant times gradient what that constant absorbs. The surrogate shares no code with relprop.
 
 **{right} of {programs} programs agree** ({steps} steps), in {minutes:.1f} minutes on {machine}. `make fuzz` writes this
 page, of 20,000 programs; `make test` runs the first 500; `python -m tests.fuzz --seed 17` prints one.
@@ -95,12 +95,12 @@ A program agrees when
   the map with `create_graph=True` and that of each sample alone;
 - `delta` and every column of the report are what the constants of the surrogate absorb, and nothing is unexplained;
 - a loss on the map has the derivative that differences of the surrogate's map give, to {loss:g};
-- what the model returns is bitwise the same as without relprop, in float64 and float32 (LSTM and GRU, which run as their
-  steps: to rounding); so are its state and the input, no random number is drawn, and its hooks run once;
+- what the model returns is bitwise the same as without relprop, in float64 and float32 (LSTM and GRU, which run as
+  their steps: to rounding); so are its state and the input, no random number is drawn, and its hooks run once;
 - its map in float32 is near that in float64: to {single:g}, and more where the surrogate in float32 errs too.
 
-Not in the programs: constants and branches added under z+ and alpha-beta, softmax by itself under CP-LRP, and rules whose
-relevance is no multiple of the activation.
+Not in the programs: constants and branches added under z+ and alpha-beta, softmax by itself under CP-LRP, rules whose
+relevance is no multiple of the activation, and gates as the state of a recurrent cell.
 
 | rule | programs | that fail |
 | --- | --: | --: |

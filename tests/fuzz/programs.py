@@ -123,10 +123,8 @@ class Program:
             if step.shares_memory:
                 places.append(places[step.reads[0]])
                 before, memory[places[-1]] = memory[places[-1]], found
-                if step.writes:  # a linear map is over where its input is written to
-                    memory = [
-                        each.by_itself if each.map is not None and each.map.of is before else each for each in memory
-                    ]
+                if step.writes:  # nothing folds into a linear map whose input has changed
+                    memory = [each.by_itself if each.map and each.map.of is before else each for each in memory]
             else:
                 places.append(len(memory))
                 memory.append(found)

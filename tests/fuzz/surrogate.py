@@ -195,31 +195,24 @@ class Surrogate:
     def product(self, *factors: Value, operation: Callable[..., Tensor] = torch.mul) -> Value:
         """Each factor receives its share of the relevance, with the others held fixed."""
         entrywise = operation is torch.mul
-        shares, count = self.shares(factors, self._common(factors) if entrywise else {})
+        common = self._common(factors) if entrywise else {}
+        shares, count = self.shares(factors, common)
         fixed = [factor.t.detach() for factor in factors]
         terms = [
             share * operation(*fixed[:at], factor.t, *fixed[at + 1 :])
             for at, (factor, share) in enumerate(zip(factors, shares, strict=True))
             if share
         ]
-        return Value(
-            torch.stack(terms).sum(0),
-            factors=count,
-            gate=entrywise and all(factor.gate for factor in factors),
-            powers={root: sum(each) if all(each) else 0 for root, each in self._common(factors).items()}
-            if entrywise
-            else {},
-        )
+        powers = {root: sum(each) if all(each) else 0 for root, each in common.items()}
+        gate = entrywise and all(factor.gate for factor in factors)
+        return Value(torch.stack(terms).sum(0), factors=count, gate=gate, powers=powers)
 
     @staticmethod
     def _common(factors: Sequence[Value]) -> dict[Value, list[int]]:
         """The values of which all factors are functions, with the power that each is a multiple of."""
-        first, *more = (factor.roots for factor in factors)
-        return {
-            root: [degree, *(roots[root] for roots in more)]
-            for root, degree in first.items()
-            if all(root in roots for roots in more)
-        }
+        roots = [factor.roots for factor in factors]
+        shared = [root for root in roots[0] if all(root in each for each in roots)]
+        return {root: [each[root] for each in roots] for root in shared}
 
     def shares(self, factors: Sequence[Value], common: dict[Value, list[int]]) -> tuple[list[float], int]:
         """The share of each factor, and of how many factors the product is one."""
@@ -273,11 +266,9 @@ def derivatives(f: Callable[[Tensor], Tensor], at: Tensor) -> list[Tensor]:
     """A function of a number and its first three derivatives."""
     found = [f(at)]
     for _ in range(3):
-        following = (
-            torch.autograd.grad(found[-1], at, create_graph=True, allow_unused=True)[0]
-            if found[-1].requires_grad
-            else None
-        )
+        following = None
+        if found[-1].requires_grad:
+            (following,) = torch.autograd.grad(found[-1], at, create_graph=True, allow_unused=True)
         found.append(torch.zeros_like(at) if following is None else following)
     return [each.detach() for each in found]
 

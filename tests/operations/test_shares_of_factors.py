@@ -88,6 +88,56 @@ def test_every_factor_receives_its_share(name: str) -> None:
         close(part, share * x * gradient)
 
 
+def _set(h: Tensor, g: Tensor) -> None:
+    h[2:] = g[2:]
+
+
+def _copied(h: Tensor, g: Tensor) -> None:
+    h[2:].copy_(g[2:])
+
+
+def _scaled(h: Tensor, g: Tensor) -> None:
+    h[2:] *= 2
+
+
+def _scaled_as_another_shape(h: Tensor, g: Tensor) -> None:
+    h.view(2, 2).mul_(2)
+
+
+def _zeroed(h: Tensor, g: Tensor) -> None:
+    h[2:].zero_()
+
+
+@pytest.mark.parametrize("write", [_set, _copied, _scaled, _scaled_as_another_shape, _zeroed])
+def test_a_write_into_a_view_keeps_the_count_of_the_whole(write: Callable[[Tensor, Tensor], None]) -> None:
+    """What is written into a part of a product is that of as many factors, or a constant, and so is the whole."""
+
+    def function(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        h = a * b
+        write(h, b * a)
+        return h * c
+
+    inputs = drawn([(4,)] * 3)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(Of(function)(*leaves), leaves)
+    found = LRP(Of(function), "lrp0").attribute(inputs)
+    for part, x, gradient in zip(found, inputs, gradients, strict=True):
+        close(part, THIRD * x * gradient)
+
+
+def test_a_write_into_a_view_keeps_a_gate() -> None:
+    """What is scaled in part opens and shuts still, and receives nothing."""
+
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        gate = torch.sigmoid(a)
+        gate[2:] *= 0.5
+        return gate * b
+
+    signal, gate = (x for x in drawn([(4,), (4,)]))
+    found = LRP(Of(function), "lrp0").attribute((gate, signal))
+    assert float(found[0].abs().max()) == 0.0
+
+
 def test_lerp_is_the_product_that_it_is_short_for() -> None:
     inputs = drawn([(3,)] * 3)
     found = LRP(Of(torch.lerp), "lrp0").attribute(inputs)
