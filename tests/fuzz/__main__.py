@@ -8,6 +8,7 @@ python -m tests.fuzz --seed 17         # one program, as Python, and what is wro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import sys
 import time
@@ -39,11 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
         return int(found is not None)
     programs: list[Program] = []
     failed: list[Program] = []
-    while len(programs) < options.programs and time.process_time() < 60 * options.minutes:
-        programs.append(random_program(len(programs)))
-        if failure(programs[-1]) is not None:
-            failed.append(programs[-1])
-            sys.stderr.write(f"{programs[-1]}# {failure(programs[-1])}\n")
+    with contextlib.suppress(KeyboardInterrupt):  # the page says how many ran
+        while len(programs) < options.programs and time.process_time() < 60 * options.minutes:
+            program = random_program(len(programs))
+            found = failure(program)
+            programs.append(program)
+            if found is not None:
+                failed.append(program)
+                sys.stderr.write(f"{program}# {found}\n")
     minutes = time.process_time() / 60
     PAGE.write_text(page(programs, failed, minutes), encoding="utf-8")
     sys.stdout.write(f"{len(programs) - len(failed)} of {len(programs)} programs agree ({minutes:.1f} minutes).\n")
