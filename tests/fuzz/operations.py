@@ -600,8 +600,9 @@ def layer_norm(s: Surrogate, parts: Any, x: Value) -> Value:
 @operation(
     "rms norm",
     "self.rms_norm({0})",
-    "{0} * torch.rsqrt({0}.pow(2).mean(-1, True) + 1e-5) * self.rms_norm.weight",
-    "{0} / torch.sqrt({0}.square().mean(-1, keepdim=True) + 1e-5) * self.rms_norm.weight",
+    # A copy, for a product with a weight that is averaged next is a linear layer.
+    "({0} * torch.rsqrt({0}.pow(2).mean(-1, True) + 1e-5) * self.rms_norm.weight).clone()",
+    "({0} / torch.sqrt({0}.square().mean(-1, keepdim=True) + 1e-5) * self.rms_norm.weight).clone()",
 )
 def rms_norm(s: Surrogate, parts: Any, x: Value) -> Value:
     return s.scale(s.standardized(x, 1e-5, centred=False), parts.rms_norm.weight)
