@@ -516,7 +516,7 @@ ROWS: Rows = [
              keeps=clipped(_clamp_max_bounds, homogeneous=False), rectifies=None, image=Image.NOTHING),
     *rows(
         "threshold", kind=Kind.AFFINE, handler=threshold, keeps=_anything, difference=Difference.KINKED,
-        excitation=Excitation.AS_RULES, rectifies=relus.of_threshold, ids=Ids.NONE, entering=(),
+        excitation=Excitation.AS_RULES, rectifies=relus.of_threshold, ids=Ids.CHANGES, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     # Powers, of which a number says what they are.

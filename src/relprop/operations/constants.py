@@ -41,6 +41,11 @@ ROWS: Rows = [
     *constant("bool", ids=Ids.NONE, truth=Truth.KEEPS),
     # Integers.
     *constant("long", "int", "short", "byte", ids=Ids.COPIES, truth=Truth.KEEPS),
+    *constant(
+        "bitwise_and", "__and__", "__rand__", "bitwise_or", "__or__", "__ror__", "bitwise_xor", "__xor__", "__rxor__",
+        "bitwise_left_shift", "__lshift__", "__rlshift__", "bitwise_right_shift", "__rshift__", "__rrshift__",
+        "bucketize", ids=Ids.CHANGES, truth=Truth.NOTHING,
+    ),
     # New tensors, and the same without its past.
     *constant("__deepcopy__", "detach_", ids=Ids.COPIES, truth=Truth.NOTHING),
     *_function(_property("data"), "data", Ids.COPIES),
@@ -59,5 +64,5 @@ ROWS: Rows = [
     ),
     # Of what no rule covers: where it moves ids, and where its secant is exact.
     *_uncovered("unique", "unique_consecutive", difference=Difference.UNCOVERED, ids=Ids.LOSES),
-    *_uncovered("lgamma", "digamma", "polygamma", difference=Difference.POLES, ids=Ids.NONE),
+    *_uncovered("lgamma", "digamma", "polygamma", difference=Difference.POLES, ids=Ids.CHANGES),
 ]  # fmt: skip

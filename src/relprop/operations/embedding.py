@@ -17,7 +17,7 @@ from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.trace import Record, total
 from relprop.propagation.facts.inheritance import moved, of_all
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Updates
-from relprop.propagation.facts.token_ids import Root
+from relprop.propagation.facts.token_ids import Lost, Root, Tokens
 
 
 def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -45,18 +45,27 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
     holding = [tokens for tokens in call.known.tokens if tokens.holds(ids)]
     if not holding:
         return value
+    placed: list[tuple[Tokens, Tensor]] = []
+    for tokens in holding:
+        try:
+            placed.append((tokens, tokens.places(ids)()))
+        except Lost as lost:
+            if tokens.alone:
+                raise InputError(
+                    f"An embedding consumes token ids that {lost}, which relprop cannot follow to their positions. "
+                    "Move them by indexing (ids[:, order]), or explain the embedded tokens."
+                ) from None
+            call.coverage.uncovered(
+                "embedding", f"looks up numbers that {lost}; no relevance passes to the columns they come from."
+            )
+    if not placed:
+        return value
     strange = torch.ones_like(ids, dtype=torch.bool)
     connected = call.options.create_graph and value.requires_grad
     kept = value.clone() if connected else value.detach().clone()  # the model may write into its own
     start = call.root(value, connected)
-    for tokens in holding:
-        places = tokens.places(ids)
-        if places is None:
-            raise InputError(
-                f"An embedding consumes token ids that were moved by {tokens.moved_by(ids)}, which relprop cannot "
-                "follow to their positions. Move them by indexing (ids[:, order]), or explain the embedded tokens."
-            )
-        tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every else places))
+    for tokens, places in placed:
+        tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every() else places))
         strange &= (places == 0).to(ids.device)
     if call.options.measuring and bool(strange.any()):
         _absorb(call, start, kept, strange)

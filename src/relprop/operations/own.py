@@ -229,7 +229,7 @@ class _Stated:
             difference=self._difference(),
             excitation=Excitation.AS_RULES,
             rectifies=None,
-            ids=Ids.MOVES if view else Ids.NONE,
+            ids=Ids.MOVES if view else Ids.CHANGES if self.kind is Kind.ACTIVATION else Ids.COMPUTES,
             entering=(0,) if view else (),
             image=Image.MOVES if view else Image.NOTHING,
             holds=Holds.NOTHING,

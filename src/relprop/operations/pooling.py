@@ -155,7 +155,7 @@ ROWS: Rows = [
     *rows(
         "fractional_max_pool2d", "fractional_max_pool3d", "fractional_max_pool2d_with_indices",
         "fractional_max_pool3d_with_indices", kind=Kind.AFFINE, handler=native, keeps=of_all(moved, indices=False),
-        difference=Difference.UNCOVERED, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(),
+        difference=Difference.UNCOVERED, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.COMPUTES, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=False,
     ),
     *(
@@ -175,5 +175,5 @@ ROWS: Rows = [
     *_mean("lp_pool3d", handler=lp_pool(3), keeps=of_all(averaged_terms), difference=Difference.POWER_POOL_3D,
            excitation=Excitation.AS_RULES),
     *joins("max_unpool1d", "max_unpool2d", "max_unpool3d", keeps=of_all(moved, indices=False),
-           difference=Difference.LINEAR, rectifies=None, ids=Ids.NONE, entering=(), image=Image.NOTHING),
+           difference=Difference.LINEAR, rectifies=None, ids=Ids.COMPUTES, entering=(), image=Image.NOTHING),
 ]  # fmt: skip

@@ -212,7 +212,7 @@ def divider(*names: str, handler: Handler, keeps: Keeps, difference: Difference)
     """``/`` in its spellings: by a constant it scales, by what depends on the input it is a product."""
     return rows(
         *names, label="div", kind=Kind.PRODUCT, handler=handler, keeps=keeps, difference=difference,
-        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(), image=Image.DIVIDES,
+        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.CHANGES, entering=(), image=Image.DIVIDES,
         holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def divider(*names: str, handler: Handler, keeps: Keeps, difference: Difference)
 def _inverting(*names: str, kind: Kind, handler: Handler, difference: Difference, label: str | None = None) -> Rows:
     return rows(
         *names, label=label, kind=kind, handler=handler, keeps=keeps_nothing, difference=difference,
-        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(), image=Image.INVERTS,
+        excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.CHANGES, entering=(), image=Image.INVERTS,
         holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def _inverting(*names: str, kind: Kind, handler: Handler, difference: Difference
 ROWS: Rows = [
     *rows(
         "mul", "multiply", "__mul__", "__rmul__", label="mul", kind=Kind.PRODUCT, handler=multiply, keeps=multiplied,
-        difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=relus.of_product, ids=Ids.NONE,
+        difference=Difference.MULTIPLY, excitation=Excitation.AS_RULES, rectifies=relus.of_product, ids=Ids.CHANGES,
         entering=(), image=Image.MULTIPLIES, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     *_inverting("__rdiv__", "__rtruediv__", label="div", kind=Kind.PRODUCT, handler=reversed_divide,

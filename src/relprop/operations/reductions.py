@@ -221,7 +221,7 @@ def _into_places(
     """Sums into places."""
     return rows(
         *names, kind=Kind.AFFINE, handler=summed, keeps=keeps, difference=difference, excitation=excitation,
-        rectifies=None, ids=Ids.MOVES if entering else Ids.NONE, entering=entering, image=image, holds=Holds.NOTHING,
+        rectifies=None, ids=Ids.MOVES if entering else Ids.COMPUTES, entering=entering, image=image, holds=Holds.NOTHING,
         updates=None, composite=False, deterministic=True,
     )  # fmt: skip
 
@@ -271,7 +271,7 @@ ROWS: Rows = [
     # The largest, norms, and what picks entries by their size.
     *rows(
         "max", kind=Kind.AFFINE, handler=largest, keeps=_picked, difference=Difference.LARGEST,
-        excitation=Excitation.AS_RULES, rectifies=relus.of_maximum, ids=Ids.NONE, entering=(),
+        excitation=Excitation.AS_RULES, rectifies=relus.of_maximum, ids=Ids.COMPUTES, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     ),
     *_taken("min", handler=largest, keeps=_picked, difference=Difference.SMALLEST),
@@ -308,7 +308,7 @@ ROWS: Rows = [
     *_taken("complex", handler=native, keeps=keeps_nothing, difference=Difference.LINEAR),
     *rows(
         "alpha_dropout", "feature_alpha_dropout", kind=Kind.AFFINE, handler=random_affine, keeps=_transformed,
-        difference=Difference.LINEAR, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.NONE, entering=(),
+        difference=Difference.LINEAR, excitation=Excitation.AS_RULES, rectifies=None, ids=Ids.COMPUTES, entering=(),
         image=Image.NOTHING, holds=Holds.NOTHING, updates=None, composite=False, deterministic=False,
     ),
 ]  # fmt: skip

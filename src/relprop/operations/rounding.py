@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relprop.operations import products
 from relprop.operations.activations import Function, divided
-from relprop.operations.rows import Rows, activation, weighted
+from relprop.operations.rows import Rows, activation, by_entry_of_ids, weighted
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.facts.inheritance import divided_by, keeps_nothing
 from relprop.propagation.facts.operation import Difference, Handler, Holds, Image, Kind
@@ -81,16 +81,18 @@ def heaviside(here: Here, input: Any, values: Any) -> Tensor:
 
 
 def _quotient(name: str, *, handler: Handler, difference: Difference, label: str | None = None) -> Rows:
-    return weighted(
-        name,
-        kind=Kind.PRODUCT,
-        handler=handler,
-        keeps=keeps_nothing,
-        difference=difference,
-        image=Image.NOTHING,
-        holds=Holds.NOTHING,
-        updates=None,
-        label=label,
+    return by_entry_of_ids(
+        weighted(
+            name,
+            kind=Kind.PRODUCT,
+            handler=handler,
+            keeps=keeps_nothing,
+            difference=difference,
+            image=Image.NOTHING,
+            holds=Holds.NOTHING,
+            updates=None,
+            label=label,
+        )
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -141,7 +142,7 @@ def activation(
     image: Image,
     label: str | None = None,
 ) -> Rows:
-    """Functions of one tensor, entry by entry, in all namespaces: they hold no ids, and what they add is no sum."""
+    """Functions of one tensor, entry by entry, in all namespaces: ids keep their places, and what they add is no sum."""
     return rows(
         *names,
         kind=Kind.ACTIVATION,
@@ -150,7 +151,7 @@ def activation(
         difference=difference,
         excitation=Excitation.AS_RULES,
         rectifies=rectifies,
-        ids=Ids.NONE,
+        ids=Ids.CHANGES,
         entering=(),
         image=image,
         holds=Holds.NOTHING,
@@ -226,7 +227,7 @@ def affine(
     label: str | None = None,
     spaces: Sequence[Any] = SPACES,
 ) -> Rows:
-    """What computes new values, for which autograd is right: it holds no ids, and rectifies nothing."""
+    """What computes new values, for which autograd is right: of ids none keeps its place, and it rectifies nothing."""
     return rows(
         *names,
         kind=kind,
@@ -235,7 +236,7 @@ def affine(
         difference=difference,
         excitation=excitation,
         rectifies=None,
-        ids=Ids.NONE,
+        ids=Ids.COMPUTES,
         entering=(),
         image=image,
         holds=Holds.NOTHING,
@@ -268,7 +269,7 @@ def weighted(
         difference=difference,
         excitation=Excitation.AS_RULES,
         rectifies=None,
-        ids=Ids.NONE,
+        ids=Ids.COMPUTES,
         entering=(),
         image=image,
         holds=holds,
@@ -292,7 +293,7 @@ def composite(
         difference=difference,
         excitation=Excitation.AS_RULES,
         rectifies=None,
-        ids=Ids.NONE,
+        ids=Ids.COMPUTES,
         entering=(),
         image=Image.NOTHING,
         holds=holds,
@@ -301,6 +302,11 @@ def composite(
         deterministic=True,
         spaces=spaces,
     )
+
+
+def by_entry_of_ids(found: Rows) -> Rows:
+    """Return the rows of what changes ids entry by entry, so that they keep their places."""
+    return [(function, replace(row, ids=Ids.CHANGES)) for function, row in found]
 
 
 def constant(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from relprop.operations.folding import folded
 from relprop.operations.products import passed_on, scaled
-from relprop.operations.rows import Rows, affine, rows
+from relprop.operations.rows import Rows, affine, by_entry_of_ids, rows
 from relprop.propagation.call import relus
 from relprop.propagation.call.autograd_functions import Sum, apply
 from relprop.propagation.call.linear_call import check_precision
@@ -318,7 +318,7 @@ def _extremes(*names: str, difference: Difference, rectifies: Rectifies | None, 
     """The larger or the smaller of two tensors."""
     return rows(
         *names, kind=Kind.AFFINE, handler=extremum, keeps=of(by_entry(moved), _added), difference=difference,
-        excitation=Excitation.AS_RULES, rectifies=rectifies, ids=Ids.NONE, entering=(), image=image,
+        excitation=Excitation.AS_RULES, rectifies=rectifies, ids=Ids.CHANGES, entering=(), image=image,
         holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     )  # fmt: skip
 
@@ -337,7 +337,7 @@ def _totals(*names: str, kind: Kind, difference: Difference, image: Image, label
     )
 
 
-ROWS: Rows = [
+_SHIFTED: Rows = [
     *affine("add", "__add__", "__radd__", label="add", kind=Kind.SUM, handler=add, keeps=of(summed, _added),
             difference=Difference.ADD, excitation=Excitation.ADD, image=Image.ADDS),
     *affine("sub", "subtract", "__sub__", label="sub", kind=Kind.SUM, handler=sub, keeps=of(summed, _subtracted),
@@ -348,6 +348,10 @@ ROWS: Rows = [
             difference=Difference.NEGATE, excitation=Excitation.AS_RULES, image=Image.NEGATES),
     *affine("deg2rad", "rad2deg", handler=factor, keeps=of(by_entry(averaged_terms), _first),
             difference=Difference.LINEAR, excitation=Excitation.AS_RULES, image=Image.NOTHING),
+]  # fmt: skip
+
+ROWS: Rows = [
+    *by_entry_of_ids(_SHIFTED),
     *_totals("nanmean", "cumsum", "sum_to_size", kind=Kind.SUM,
              difference=Difference.AVERAGES, image=Image.SUMS),
     *_totals("_sparse_sum", label="sum", kind=Kind.AFFINE, difference=Difference.UNCOVERED, image=Image.SUMS),

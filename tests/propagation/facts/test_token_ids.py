@@ -414,6 +414,11 @@ LOST: dict[str, tuple[Moves, str]] = {
     "unique": (lambda x: x.unique().expand(4, -1), "unique"),
     "a write into a view": (_view_written, "a write into a view"),
 }
+COMPUTED: dict[str, Moves] = {
+    "cumsum": lambda x: x.cumsum(1) % 10,
+    "mul": lambda x: (x * x.flip(1)) % 10,
+    "argsort": lambda x: torch.argsort(x),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", LOST)
@@ -423,7 +428,15 @@ def test_what_loses_positions_is_named(case: str) -> None:
         LRP(Sentence(moves)).attribute(MOVED, target=1)
 
 
+@pytest.mark.parametrize("name", COMPUTED)
+def test_numbers_that_are_made_of_several_ids_are_named(name: str) -> None:
+    """An embedding of what belongs to no single id is an error that says what made it."""
+    with pytest.raises(InputError, match=f"that {name} made of"):
+        LRP(Sentence(COMPUTED[name])).attribute(MOVED, target=1)
+
+
 def test_other_numbers_are_no_ids() -> None:
-    for function in (lambda x: x // 2, lambda x: x % 3, lambda x: x.clone().remainder_(3), torch.zeros_like):
+    """What takes no more than the shape of ids, or counts truth values, holds none."""
+    for function in (torch.zeros_like, lambda x: (x != 0).long().cumsum(1)):
         with pytest.raises(InputError, match="no embedding"):
             LRP(Sentence(function)).attribute(MOVED, target=1)

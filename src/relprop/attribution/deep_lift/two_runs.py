@@ -16,7 +16,7 @@ from relprop.propagation.call.way import Way
 from relprop.propagation.facts.operation import Table
 from relprop.propagation.facts.origins import Origin
 from relprop.propagation.facts.saved import Saved
-from relprop.propagation.run.forward import Forward, roots_of
+from relprop.propagation.run.forward import Forward
 
 if TYPE_CHECKING:
     from relprop.propagation.call.operation_call import Here
@@ -89,7 +89,7 @@ class PairedCall(Call):
             noted = self.reference.noted[0]
             raise ModelError(f"{_strays('nothing more', '', noted)}. Give baselines that go the same way.")
         for start, other in zip(passed.starts, before.starts, strict=True):
-            roots = zip(roots_of(start), roots_of(other), strict=True)
+            roots = zip(start.roots, other.roots, strict=True)
             self.counterparts.extend((root.value, there.value) for root, there in roots)
         for name, passages in passed.passages.items():
             for passage, there in zip(passages, before.passages[name], strict=True):

@@ -212,11 +212,15 @@ class Ids(Enum):
     """What an operation does with token ids; which arguments hold them, the column ``entering`` says."""
 
     NONE = "none"
-    """Its output holds none."""
+    """Its output holds none: it answers with truth values, or takes no more than the shape."""
     COPIES = "copies"
     """The same entries at the same places, of another type or on another device."""
     MOVES = "moves"
     """Moves, drops, joins or repeats them, or fills other numbers in: what it does, it does to their positions too."""
+    CHANGES = "changes"
+    """Other numbers in their places, entry by entry: an offset, a multiple, a bound."""
+    COMPUTES = "computes"
+    """Makes numbers of several of them, which are nobody's: sums, counts, the place of the largest."""
     LOSES = "loses"
     """Moves them by their size, or by their place in memory, where no position follows them."""
     LOOKS_UP = "looks up"
@@ -311,7 +315,7 @@ class Operation:
         difference: how DeepLIFT takes it.
         excitation: how excitation backprop takes it.
         rectifies: finds the tensor whose ReLU a call is; None where no call of it is a ReLU.
-        ids: what it does with token ids.
+        ids: what it does with token ids, and with columns of floating numbers that come to be ids.
         entering: the positions of the arguments whose values enter the output, of what moves ids or looks them up.
         image: what it makes of an image of an exponential.
         holds: what may run inside it.

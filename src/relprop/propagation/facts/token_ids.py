@@ -1,27 +1,37 @@
-"""Token ids: which tensors hold the ids of an explained input, and from which of its positions each entry was taken.
+"""Ids: which tensors hold the ids of an explained input, and from which of its positions each entry was taken.
 
-Relevance is read at the output of the embedding that consumes the ids, and given back to their positions. A model may
-move its ids before: reverse, slice, gather, join, pad or repeat them. Whatever it does is done to the positions too.
+Relevance is read at the output of what looks the ids up, and given back to their positions. A model may move its ids
+before: reverse, slice, gather, join, pad or repeat them; whatever it does is done to the positions too. It may change
+them entry by entry, by offsets or arithmetic: they keep their places. The ids of a matrix of floating point numbers are
+the columns that are cast to integers: there the positions are worked out when something looks them up, and not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from relprop.propagation.facts.operation import Ids, Operation
 from relprop.trees import tensors_in
+
+T = TypeVar("T")
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Function = Callable[..., Any]
 
-WRITE = "a write into a view"
+WRITE = "were moved by a write into a view"
+
+
+class Lost(Exception):  # noqa: N818 - no error of anybody's: it says why there are no positions
+    """Raised where positions are asked for that nothing follows; says what became of the ids."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,8 @@ class Root:
     """Where activity starts: the edge at which the coefficient arrives, and the value that it belongs to.
 
     Attributes:
-        places: for every embedded id its position in the input, counted from 1, and 0 where it is none of the input's;
-            None where it was embedded as it is.
+        places: for every id that was looked up its position in the input, counted from 1, and 0 where it is none of
+            the input's; None where it was looked up as it is, and at the input itself.
     """
 
     edge: GradientEdge
@@ -38,67 +48,115 @@ class Root:
     places: Tensor | None = None
 
     def placed(self, relevance: Tensor, shape: torch.Size) -> Tensor:
-        """Return the relevance of embedded ids at their positions in an input of this shape."""
+        """Return the relevance of ids that were looked up, at their positions in an input of this shape.
+
+        What one id looked up stands in the dimensions behind those of the ids.
+        """
+        dims = len(shape) if self.places is None else self.places.dim()
+        whole = relevance if relevance.dim() == dims else relevance.flatten(dims).sum(-1)
         if self.places is None:
-            return relevance
-        found = torch.zeros(shape.numel() + 1, dtype=relevance.dtype, device=relevance.device)
-        places = self.places.to(relevance.device).flatten()
-        return found.index_add(0, places, relevance.flatten())[1:].reshape(shape)
+            return whole
+        found = torch.zeros(shape.numel() + 1, dtype=whole.dtype, device=whole.device)
+        places = self.places.to(whole.device).flatten()
+        return found.index_add(0, places, whole.flatten())[1:].reshape(shape)
+
+
+class Once(Generic[T]):
+    """What is worked out once, when it is asked for, or never can be."""
+
+    def __init__(self, make: Callable[[], T] | None, lost: str = "") -> None:
+        self._make, self._found, self.lost = make, None, lost
+
+    def __call__(self) -> T:
+        """Return what was found.
+
+        Raises:
+            Lost: where nothing follows it.
+        """
+        if self._make is not None:
+            make, self._make = self._make, None
+            try:
+                with torch.no_grad(), torch._C.DisableTorchFunction():
+                    self._found = make()
+            except Lost as lost:
+                self.lost = str(lost)
+        if self.lost:
+            raise Lost(self.lost)
+        return cast(T, self._found)
+
+
+Places: TypeAlias = "Once[Tensor]"
+"""The positions of the ids in a tensor, of its shape, or of a shape that broadcasts to it."""
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """A tensor that holds ids while its version is this one, and their positions; None where they got lost."""
+    """What is known of a tensor that holds ids, while its version is this one."""
 
-    tensor: Tensor
     version: int
-    places: Tensor | None
-    moved_by: str
+    places: Places
 
 
 class Tokens:
-    """An integer input, explained at the outputs of the embeddings that consume it.
+    """An input, explained at the outputs of what looks its entries up, and if it holds floating numbers at itself too.
 
     Attributes:
         given: the tensor that the model is given.
-        roots: the outputs of the embeddings, from which activity starts.
+        roots: from where activity starts: the input itself, if it has coefficients, and what was looked up.
+        alone: its relevance is that of what is looked up and nothing else, so that none must get lost.
     """
 
-    def __init__(self, given: Tensor) -> None:
-        self.given = given
-        self.roots: list[Root] = []
-        order = torch.arange(1, given.numel() + 1, device=given.device).reshape(given.shape)
-        self.every = torch.empty_like(given, dtype=torch.int64).copy_(order)  # with the strides of the ids
-        self._holders: dict[int, _Holder] = {}
+    def __init__(self, given: Tensor, root: Root | None = None, alone: bool = True) -> None:
+        self.given, self.alone = given, alone
+        self.roots: list[Root] = [] if root is None else [root]
+        self.every: Places = Once(lambda: _counted(given))
+        self._holders: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.note(given, self.every)
 
-    def note(self, tensor: Tensor, places: Tensor | None, moved_by: str = WRITE) -> None:
+    def note(self, tensor: Tensor, places: Places) -> None:
         """Remember a tensor that holds ids, and at which positions these stood."""
-        if places is not None and tensor.is_contiguous():
-            places = places.contiguous()  # so that whatever is a view of the one is a view of the other
-        self._holders[id(tensor)] = _Holder(tensor, tensor._version, places, moved_by)
+        if tensor.is_contiguous() and not places.lost:  # so that whatever is a view of the one is a view of the other
+            given, places = places, Once(lambda: given().contiguous())
+        self._holders[tensor] = _Holder(_version(tensor), places)
 
     def forget(self, tensor: Tensor) -> None:
         """Note that a tensor holds other numbers now."""
-        self._holders.pop(id(tensor), None)
+        self._holders.pop(tensor, None)
+
+    def passes(self, new: Tensor, old: Tensor) -> None:
+        """Note that a tensor now holds what another one does."""
+        holder = self._holders.get(old)
+        if holder is None:
+            self.forget(new)
+        else:
+            self.note(new, holder.places)
 
     def holds(self, tensor: Tensor) -> bool:
         """Say whether a tensor holds ids."""
-        return id(tensor) in self._holders
+        return tensor in self._holders
 
-    def places(self, tensor: Tensor) -> Tensor | None:
-        """Return the positions of the ids in a tensor; None where they got lost."""
-        holder = self._holders[id(tensor)]
-        return holder.places if holder.version == tensor._version else None
-
-    def moved_by(self, tensor: Tensor) -> str:
-        """Name what moved the ids in a tensor, where they got lost."""
-        return self._holders[id(tensor)].moved_by
+    def places(self, tensor: Tensor) -> Places:
+        """Return the positions of the ids in a tensor."""
+        holder: _Holder = self._holders[tensor]
+        return holder.places if holder.version == _version(tensor) else _lost(WRITE)
 
     def clear(self) -> None:
         """Let go of all tensors."""
-        self._holders.clear()
+        self._holders = WeakTensorKeyDictionary()
         self.roots.clear()
+
+
+def _counted(given: Tensor) -> Tensor:
+    order = torch.arange(1, given.numel() + 1, device=given.device).reshape(given.shape)
+    return torch.empty_like(given, dtype=torch.int64, requires_grad=False).copy_(order)  # with the strides of the ids
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _lost(why: str) -> Places:
+    return Once(None, why)
 
 
 # Through what moves ids --------------------------------------------------------------------------
@@ -108,60 +166,121 @@ _NAMED = {"input", "tensors", "other", "value", "src", "source", "x", "self"}
 
 @dataclass(frozen=True)
 class Moved:
-    """The positions of ids in the tensors that a call makes, or what they got lost by."""
+    """The positions of ids in the tensors that a call makes, by the place of the tensor among these."""
 
     tokens: Tokens
-    places: tuple[Tensor | None, ...]
-    lost_by: str = WRITE
+    places: Callable[[int, Tensor], Places]
 
 
 def follow(
     every: Sequence[Tokens],
     func: Function,
-    row: Operation,
+    row: Operation | None,
+    name: str,
     args: Args,
     kwargs: Kwargs,
 ) -> list[Moved]:
     """Return where the ids among the arguments of a call go; to be asked before it writes over its arguments.
 
-    The call is made on the positions too, with zeros in the place of all values that are no ids.
+    What moves ids is called on the positions too, with zeros in the place of all values that are no ids.
 
     Args:
         every: the inputs whose ids may be among the arguments.
         func, args, kwargs: the call.
-        row: of its operation.
+        row: of its operation; None for one of which nothing is known.
+        name: what the operation is called.
     """
-    does, entering = row.ids, row.entering
+    does = Ids.COMPUTES if row is None else row.ids
     if does in (Ids.NONE, Ids.LOOKS_UP):
         return []
+    moving = row is not None and does in (Ids.COPIES, Ids.MOVES)
+    values: Any = (args, kwargs)
+    if moving and row is not None:
+        values = [*(args[at] for at in row.entering if at < len(args)), *(kwargs.get(key) for key in _NAMED)]
+    given = tensors_in(values)
+    holding = [(tokens, holders) for tokens in every if (holders := [x for x in given if tokens.holds(x)])]
+    if does is Ids.CHANGES and len(holding) > 1:
+        return [Moved(tokens, _all(_lost(f"{name} made of the ids of two inputs"))) for tokens, _ in holding]
     found: list[Moved] = []
-    for tokens in every:
-        values = [*(args[at] for at in entering if at < len(args)), *(kwargs.get(key) for key in _NAMED)]
-        holders = [tensor for tensor in tensors_in(values) if tokens.holds(tensor)]
-        if not holders:
-            continue
-        lost = next((holder for holder in holders if tokens.places(holder) is None), None)
-        if does is Ids.LOSES or lost is not None:
-            found.append(Moved(tokens, (), row.name if lost is None else tokens.moved_by(lost)))
-        elif does is Ids.COPIES:
-            found.append(Moved(tokens, (tokens.places(holders[0]),)))
+    for tokens, holders in holding:
+        if does is Ids.COPIES:
+            found.append(Moved(tokens, _all(tokens.places(holders[0]))))
+        elif does is Ids.CHANGES:
+            found.append(Moved(tokens, _changed([tokens.places(x) for x in holders], name)))
+        elif does is Ids.MOVES and row is not None:
+            found.append(Moved(tokens, _moved(tokens, func, row.entering, args, kwargs)))
         else:
-            moved = func(
-                *(_placed(tokens, value) if at in entering else value for at, value in enumerate(args)),
-                **{key: _placed(tokens, value) if key in _NAMED else value for key, value in kwargs.items()},
-            )
-            found.append(Moved(tokens, tuple(tensors_in(moved))))
+            lost = next((why for x in holders if (why := tokens.places(x).lost)), "")
+            new = f"were moved by {name}" if does is Ids.LOSES else f"{name} made of others"
+            found.append(Moved(tokens, _all(_lost(lost or new))))
     return found
 
 
-def note(every: Sequence[Tokens], found: Sequence[Moved], made: Any) -> None:
+def note(found: Sequence[Moved], every: Sequence[Tokens], made: Any) -> None:
     """Note on what a call made, or wrote, where the ids in it stood; it holds no others."""
     for index, tensor in enumerate(tensors_in(made)):
         for tokens in every:
             tokens.forget(tensor)
-        for moved in found:
-            if not tensor.is_floating_point() and tensor.dtype != torch.bool:
-                moved.tokens.note(tensor, moved.places[index] if moved.places else None, moved.lost_by)
+        if tensor.dtype != torch.bool:
+            for moved in found:
+                moved.tokens.note(tensor, moved.places(index, tensor))
+
+
+def note_computed(every: Sequence[Tokens], made: Any, name: str) -> None:
+    """Note that a call cast to integers what a model computed of the input: no position follows these."""
+    for tensor in tensors_in(made):
+        if not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            for tokens in every:
+                tokens.note(tensor, _lost(f"{name} made of computed numbers"))
+
+
+def _all(places: Places) -> Callable[[int, Tensor], Places]:
+    """Return the same positions for all that a call makes."""
+    return lambda index, tensor: places
+
+
+def _changed(given: Sequence[Places], name: str) -> Callable[[int, Tensor], Places]:
+    """Return the positions of what was changed entry by entry: those of the ids, broadcast."""
+
+    def changed(index: int, tensor: Tensor) -> Places:
+        shape = tensor.shape
+
+        def find() -> Tensor:
+            first, *more = [places() for places in given]
+            for other in more:
+                first, other = torch.broadcast_tensors(first, other.to(first.device))
+                if bool(((first != other) & (first != 0) & (other != 0)).any()):
+                    raise Lost(f"{name} made of several ids")
+                first = torch.where(first == 0, other, first)
+            try:
+                return first.expand(shape)
+            except RuntimeError:
+                raise Lost(f"{name} made of others") from None
+
+        return Once(find)
+
+    return changed
+
+
+def _moved(
+    tokens: Tokens, func: Function, entering: tuple[int, ...], args: Args, kwargs: Kwargs
+) -> Callable[[int, Tensor], Places]:
+    """Return the positions in what a call makes that moves ids: those that it makes of the positions."""
+    given = [_placed(tokens, value) if at in entering else _kept(value) for at, value in enumerate(args)]
+    named = {key: _placed(tokens, value) if key in _NAMED else _kept(value) for key, value in kwargs.items()}
+
+    def find() -> list[Tensor]:
+        return tensors_in(func(*map(_value, given), **{key: _value(value) for key, value in named.items()}))
+
+    made = Once(find)
+    if not tokens.given.is_floating_point():
+        with suppress(Lost):
+            made()  # before anybody writes over what it was made of
+
+    def moved(index: int, tensor: Tensor) -> Places:
+        return Once(lambda: made()[index])
+
+    return moved
 
 
 def _placed(tokens: Tokens, value: Any) -> Any:
@@ -170,8 +289,34 @@ def _placed(tokens: Tokens, value: Any) -> Any:
         return type(value)(_placed(tokens, item) for item in value)
     if isinstance(value, Tensor):
         if value.dtype == torch.bool:
-            return value  # a mask
-        places = tokens.places(value) if tokens.holds(value) else None
-        # A view of the positions: the call may change its shape in place.
-        return torch.zeros_like(value, dtype=torch.int64) if places is None else places.view_as(places)
+            return _kept(value)  # a mask
+        if tokens.holds(value):
+            return tokens.places(value)
+        return torch.zeros((), dtype=torch.int64, device=value.device).expand(value.shape)
     return 0 if isinstance(value, (int, float)) else value
+
+
+def _kept(value: Any) -> Any:
+    """Return an argument as it is; of a tensor what tells whether it still is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_kept, value)) if type(value) in (list, tuple) else value
+    if not isinstance(value, Tensor):
+        return value
+    version = _version(value)
+
+    def find() -> Tensor:
+        if _version(value) != version:
+            raise Lost(WRITE)
+        return value
+
+    return Once(find)
+
+
+def _value(given: Any) -> Any:
+    """Return what stands in the place of an argument."""
+    if isinstance(given, (list, tuple)):
+        return type(given)(map(_value, given)) if type(given) in (list, tuple) else given
+    if isinstance(given, Once):
+        found: Tensor = given()
+        return found.view_as(found)  # the call may change its shape in place
+    return given

@@ -53,7 +53,7 @@ class Forward:
         call: its state.
         inputs: what is explained.
         output: what the model returned.
-        starts: for every input, where its coefficients arrive.
+        starts: for every input, where its coefficients arrive: there, and at the embeddings that consume it.
         selected: what is explained, for every target.
         seeds: the coefficients that the backward of every target begins with.
         passages: by module name, the outputs that were asked for, in call order.
@@ -64,7 +64,7 @@ class Forward:
     call: Call
     inputs: Given
     output: Any = None
-    starts: list[Root | Tokens] = field(default_factory=list)
+    starts: list[Tokens] = field(default_factory=list)
     selected: list[Tensor] = field(default_factory=list)
     seeds: list[Tensor] = field(default_factory=list)
     passages: dict[str, list[Passage]] = field(default_factory=dict)
@@ -112,21 +112,22 @@ class Forward:
     def _map(self, position: int, parts: Parts, of: Of) -> Tensor | None:
         """Return the map of one input."""
         start, x, alone = self.starts[position], self.inputs.tensors[position], len(self.starts) == 1
-        held = any(root.edge.node in self.held for root in roots_of(start))
+        held = any(root.edge.node in self.held for root in start.roots)
         if all(c is None for _, c in parts) and not held:
             if self.inputs.samples is None:  # a structure holds what it holds
                 return None
             name = "the input" if alone else f"input {position}"
             raise InputError(f"The explained output does not depend on {name}.")
-        return self._at_positions(start, x, parts, of) if isinstance(start, Tokens) else self._total(parts, of)
+        return self._at_positions(start, x, parts, of)
 
-    def _at_positions(self, tokens: Tokens, ids: Tensor, parts: Parts, of: Of) -> Tensor:
-        """Return the map of token ids, from those of their embeddings."""
-        total = torch.zeros(ids.shape, dtype=parts[0][0].dtype, device=parts[0][0].device)
+    def _at_positions(self, tokens: Tokens, x: Tensor, parts: Parts, of: Of) -> Tensor:
+        """Return the map of an input, from its own and those of its embeddings."""
+        first = parts[0][0].detach()
+        total = torch.zeros(x.shape, dtype=first.dtype, device=first.device)
         with torch.set_grad_enabled(self.call.options.create_graph):
             for root, (value, c) in zip(tokens.roots, parts, strict=True):
                 if c is not None:
-                    total = total + root.placed(of(value, c).sum(-1), ids.shape)
+                    total = total + root.placed(of(value, c), x.shape).to(total)
         return total
 
     def _total(self, parts: Parts, of: Of) -> Tensor:
@@ -153,7 +154,7 @@ class Forward:
             call.below_zeros = {node.below_mark for node in below if hasattr(node, "below_mark")}
         if call.above is not None:
             call.above.clear()  # of another target
-        inputs = [root.edge for start in self.starts for root in roots_of(start)]
+        inputs = [root.edge for start in self.starts for root in start.roots]
         layers = [edge for passages in self.passages.values() for passage in passages for edge in passage.edges]
         # Before torch 2.9 an edge whose node does not run, as that of a layer that is folded, ends the process.
         runs = nodes_above(output) if layers else None
@@ -175,7 +176,7 @@ class Forward:
         left = iter([next(given) if runs is None or edge.node in runs else None for edge in (*inputs, *layers)])
         # What is infinite and has a coefficient was named by then; what has none has no relevance.
         value = finite if call.options.looking else lambda x: x
-        roots = [[(value(root.value), next(left)) for root in roots_of(start)] for start in self.starts]
+        roots = [[(value(root.value), next(left)) for root in start.roots] for start in self.starts]
         passages = {
             name: [[(value(saved.tensor), next(left)) for saved in passage.values] for passage in observed]
             for name, observed in self.passages.items()
@@ -262,19 +263,16 @@ def forward(
     return passed
 
 
-def roots_of(start: Root | Tokens) -> list[Root]:
-    """Return where activity starts for one input: there, or at the embeddings that consume it."""
-    return start.roots if isinstance(start, Tokens) else [start]
-
-
 def _given(passed: Forward, value: Tensor) -> Tensor:
     """Return what the model is given for an input, and note where its coefficient arrives."""
     call = passed.call
     if value.is_floating_point():
         root = call.root(value, call.options.create_graph and value.requires_grad)
-        passed.starts.append(Root(get_gradient_edge(root), value))
+        tokens = Tokens(root, Root(get_gradient_edge(root), value), alone=False)
+        call.known.tokens.append(tokens)
+        passed.starts.append(tokens)
         return root
-    tokens = Tokens(value.clone())
+    tokens = Tokens(value.clone(), alone=passed.inputs.samples is not None)
     call.known.tokens.append(tokens)
     passed.starts.append(tokens)
     return tokens.given
@@ -285,7 +283,7 @@ def _check_tokens(passed: Forward, inputs: Given, error: Exception | None) -> No
     if inputs.samples is None:  # a structure holds indices and masks too
         return
     for position, start in enumerate(passed.starts):
-        if isinstance(start, Tokens) and not start.roots:
+        if not start.roots:
             name = f"Input {position}" if len(passed.starts) > 1 else "The input"
             raise InputError(_not_embedded(passed.call, name, inputs.tensors[position].dtype)) from error
 

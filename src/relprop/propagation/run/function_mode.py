@@ -21,7 +21,7 @@ from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import note_inherited
 from relprop.propagation.facts.operation import Ids, Kind, Operation
 from relprop.propagation.facts.origins import NOTHING, Source
-from relprop.propagation.facts.token_ids import Moved, follow, note
+from relprop.propagation.facts.token_ids import Moved, follow, note, note_computed
 from relprop.propagation.run.behind_autograd import BehindAutograd
 from relprop.propagation.run.filters import finished, finished_as_one
 from relprop.propagation.run.ids_out_of_range import check_ids
@@ -124,10 +124,7 @@ class RelevanceMode(TorchFunctionMode):
             out = func(*args, **kwargs)
             if self.behind.follows or not torch.is_grad_enabled():
                 out = self._read_back(row, func, args, kwargs, out)
-            if found:
-                out = list(out) if isinstance(out, Iterator) else out
-                note(call.known.tokens, found, out)
-                out = iter(out) if func is Tensor.__iter__ else out
+            out = self._note_ids(row, func, active, found, out)
             self.note_constants(row, func, (args, kwargs), out)
             if call.known.formulas.exist and row is not None:  # what divides goes on as a constant
                 call.known.formulas.follow(row.image, func, args, kwargs, active, out)
@@ -137,7 +134,9 @@ class RelevanceMode(TorchFunctionMode):
             cuts = self.cuts.among(self._taken(row, (args, kwargs))) if self.cuts.exist else []
             if self.behind.has_read and (back := self.behind.come_back(args, kwargs, active)) is not None:
                 cuts.append(back)
+            found = self.follow(row, func, args, kwargs, active)
             out = self._explain(row, func, args, kwargs, active)
+            out = self._note_ids(row, func, active, found, out)
             if cuts:
                 self.cuts.name(cuts, out)
         if func in _UNINITIALISED:
@@ -206,10 +205,30 @@ class RelevanceMode(TorchFunctionMode):
             and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
         )
 
-    def follow(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs) -> list[Moved]:
-        """Return where the token ids go that a call moves."""
+    def follow(
+        self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: Sequence[Tensor] = ()
+    ) -> list[Moved]:
+        """Return where the ids go that a call moves or changes; of floating numbers, those that no layer has mixed."""
         tokens = self.call.known.tokens
-        return follow(tokens, func, row, args, kwargs) if tokens and row is not None else []
+        if self.call.ended or (active and not any(ids.holds(tensor) for ids in tokens for tensor in active)):
+            return []
+        if row is not None and row.composite:
+            return []  # the operations that it is made of say it
+        name = name_of(func) if row is None else row.name
+        return follow(tokens, func, row, name, args, kwargs)
+
+    def _note_ids(
+        self, row: Operation | None, func: Function, active: list[Tensor], found: Sequence[Moved], out: Any
+    ) -> Any:
+        """Note where the ids are that a call has made; return what it made."""
+        tokens = self.call.known.tokens
+        if found:
+            out = list(out) if isinstance(out, Iterator) else out
+            note(found, tokens, out)
+            return iter(out) if func is Tensor.__iter__ else out
+        if active and row is not None and row.ids is Ids.COPIES:
+            note_computed(tokens, out, row.name)
+        return out
 
     def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""

@@ -160,7 +160,7 @@ def _write_ids(
     else:
         found = mode.follow(call.operations.get(twin.func), twin.func, twin.args, twin.kwargs)
     out = func(*args, **kwargs)
-    note(call.known.tokens, found, written)
+    note(found, call.known.tokens, written)
     return out
 
 
@@ -229,6 +229,8 @@ def _assign(call: Call, target: Tensor, value: Tensor) -> None:
     for tensor, known in (*whole, (target, origin)):
         call.known.origins.note(tensor, known)
     call.known.formulas.note(target, formula)
+    for tokens in call.known.tokens:
+        tokens.passes(target, value)
     call.known.graph.overwrite(target, value)
     call.known.graph.reach(target)
 
