@@ -358,7 +358,9 @@ class Attribution(Method):
 
     def _maps(self, passed: Forward, target: int, retain_graph: bool = False) -> list[Tensor | None]:
         """Return the finished map of every input."""
-        found = passed.maps(target, partial(self._result, passed.call), retain_graph)
+        found = passed.maps(
+            target, partial(self._result, passed.call), retain_graph, self.contract.output == "relevance"
+        )
         _check_found(passed.call, found)
         return found
 

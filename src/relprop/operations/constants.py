@@ -46,6 +46,8 @@ ROWS: Rows = [
         "bitwise_left_shift", "__lshift__", "__rlshift__", "bitwise_right_shift", "__rshift__", "__rrshift__",
         "bucketize", ids=Ids.CHANGES, truth=Truth.NOTHING,
     ),
+    *constant("eq", "__eq__", ids=Ids.COMPARES, truth=Truth.NOTHING),
+    *constant("one_hot", ids=Ids.ONE_HOT, truth=Truth.NOTHING),
     # New tensors, and the same without its past.
     *constant("__deepcopy__", "detach_", ids=Ids.COPIES, truth=Truth.NOTHING),
     *_function(_property("data"), "data", Ids.COPIES),

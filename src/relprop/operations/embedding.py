@@ -8,16 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-from relprop.errors import InputError
 from relprop.operations.rows import Rows, rows
 from relprop.propagation.call.call import Call
+from relprop.propagation.call.ids import start
 from relprop.propagation.call.operation_call import Here
-from relprop.propagation.call.trace import Record, total
 from relprop.propagation.facts.inheritance import moved, of_all
 from relprop.propagation.facts.operation import Difference, Excitation, Handler, Holds, Ids, Image, Kind, Updates
-from relprop.propagation.facts.token_ids import Lost, Root, Tokens
 
 
 def embedding(here: Here, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -42,49 +39,8 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
     Raises:
         InputError: where the positions of the ids got lost.
     """
-    holding = [tokens for tokens in call.known.tokens if tokens.holds(ids)]
-    if not holding:
-        return value
-    placed: list[tuple[Tokens, Tensor]] = []
-    for tokens in holding:
-        try:
-            placed.append((tokens, tokens.places(ids)()))
-        except Lost as lost:
-            if tokens.alone:
-                raise InputError(
-                    f"An embedding consumes token ids that {lost}, which relprop cannot follow to their positions. "
-                    "Move them by indexing (ids[:, order]), or explain the embedded tokens."
-                ) from None
-            call.coverage.uncovered(
-                "embedding", f"looks up numbers that {lost}; no relevance passes to the columns they come from."
-            )
-    if not placed:
-        return value
-    strange = torch.ones_like(ids, dtype=torch.bool)
-    connected = call.options.create_graph and value.requires_grad
-    kept = value.clone() if connected else value.detach().clone()  # the model may write into its own
-    start = call.root(value, connected)
-    for tokens, places in placed:
-        tokens.roots.append(Root(get_gradient_edge(start), kept, None if places is tokens.every() else places))
-        strange &= (places == 0).to(ids.device)
-    if call.options.measuring and bool(strange.any()):
-        _absorb(call, start, kept, strange)
-    return start
-
-
-def _absorb(call: Call, start: Tensor, value: Tensor, strange: Tensor) -> None:
-    """Count what embedded ids keep that are none of an explained input, such as those that a model puts before it."""
-    name, module = call.place
-    record = Record(name, type(module).__name__, "embedding", Kind.VIEW, output=tuple(value.shape))
-    call.trace.records.append(record)
-
-    def measure(c: Tensor) -> None:
-        if call.explaining:
-            share = total(torch.where(strange.unsqueeze(-1), call.relevance(value.double(), c.double()), 0.0))
-            record.receive(share)
-            record.absorb({"bias": share})
-
-    start.register_hook(measure)
+    given = [(tokens, tokens.places(ids)) for tokens in call.known.tokens if tokens.holds(ids)]
+    return start(call, "embedding", value, given) if given else value
 
 
 # The rows ----------------------------------------------------------------------------------------

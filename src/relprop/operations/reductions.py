@@ -221,8 +221,8 @@ def _into_places(
     """Sums into places."""
     return rows(
         *names, kind=Kind.AFFINE, handler=summed, keeps=keeps, difference=difference, excitation=excitation,
-        rectifies=None, ids=Ids.MOVES if entering else Ids.COMPUTES, entering=entering, image=image, holds=Holds.NOTHING,
-        updates=None, composite=False, deterministic=True,
+        rectifies=None, ids=Ids.MOVES if entering else Ids.COMPUTES, entering=entering, image=image,
+        holds=Holds.NOTHING, updates=None, composite=False, deterministic=True,
     )  # fmt: skip
 
 

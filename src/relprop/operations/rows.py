@@ -142,7 +142,7 @@ def activation(
     image: Image,
     label: str | None = None,
 ) -> Rows:
-    """Functions of one tensor, entry by entry, in all namespaces: ids keep their places, and what they add is no sum."""
+    """Functions of one tensor, entry by entry, in all namespaces: ids keep their places, what they add is no sum."""
     return rows(
         *names,
         kind=Kind.ACTIVATION,

@@ -30,7 +30,7 @@ Function = Callable[..., Any]
 WRITE = "were moved by a write into a view"
 
 
-class Lost(Exception):  # noqa: N818 - no error of anybody's: it says why there are no positions
+class Lost(Exception):
     """Raised where positions are asked for that nothing follows; says what became of the ids."""
 
 
@@ -65,7 +65,8 @@ class Once(Generic[T]):
     """What is worked out once, when it is asked for, or never can be."""
 
     def __init__(self, make: Callable[[], T] | None, lost: str = "") -> None:
-        self._make, self._found, self.lost = make, None, lost
+        self._make, self.lost = make, lost
+        self._found: T | None = None
 
     def __call__(self) -> T:
         """Return what was found.
@@ -91,10 +92,11 @@ Places: TypeAlias = "Once[Tensor]"
 
 @dataclass(frozen=True)
 class _Holder:
-    """What is known of a tensor that holds ids, while its version is this one."""
+    """What is known of a tensor that holds ids, or their one-hot vectors (``hot``), while its version is this one."""
 
     version: int
     places: Places
+    hot: bool
 
 
 class Tokens:
@@ -111,13 +113,15 @@ class Tokens:
         self.roots: list[Root] = [] if root is None else [root]
         self.every: Places = Once(lambda: _counted(given))
         self._holders: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.any_hot = False
         self.note(given, self.every)
 
-    def note(self, tensor: Tensor, places: Places) -> None:
-        """Remember a tensor that holds ids, and at which positions these stood."""
+    def note(self, tensor: Tensor, places: Places, hot: bool = False) -> None:
+        """Remember a tensor that holds ids, or their one-hot vectors, and at which positions these stood."""
+        self.any_hot |= hot
         if tensor.is_contiguous() and not places.lost:  # so that whatever is a view of the one is a view of the other
             given, places = places, Once(lambda: given().contiguous())
-        self._holders[tensor] = _Holder(_version(tensor), places)
+        self._holders[tensor] = _Holder(_version(tensor), places, hot)
 
     def forget(self, tensor: Tensor) -> None:
         """Note that a tensor holds other numbers now."""
@@ -129,11 +133,16 @@ class Tokens:
         if holder is None:
             self.forget(new)
         else:
-            self.note(new, holder.places)
+            self.note(new, holder.places, holder.hot)
 
     def holds(self, tensor: Tensor) -> bool:
         """Say whether a tensor holds ids."""
         return tensor in self._holders
+
+    def hot(self, tensor: Tensor) -> bool:
+        """Say whether a tensor holds one-hot vectors of ids."""
+        holder: _Holder | None = self._holders.get(tensor) if self.any_hot else None
+        return holder is not None and holder.hot
 
     def places(self, tensor: Tensor) -> Places:
         """Return the positions of the ids in a tensor."""
@@ -166,10 +175,15 @@ _NAMED = {"input", "tensors", "other", "value", "src", "source", "x", "self"}
 
 @dataclass(frozen=True)
 class Moved:
-    """The positions of ids in the tensors that a call makes, by the place of the tensor among these."""
+    """The positions of ids in the tensors that a call makes, by the place of the tensor among these.
+
+    Attributes:
+        hot: they are one-hot vectors.
+    """
 
     tokens: Tokens
     places: Callable[[int, Tensor], Places]
+    hot: bool = False
 
 
 def follow(
@@ -201,14 +215,22 @@ def follow(
     holding = [(tokens, holders) for tokens in every if (holders := [x for x in given if tokens.holds(x)])]
     if does is Ids.CHANGES and len(holding) > 1:
         return [Moved(tokens, _all(_lost(f"{name} made of the ids of two inputs"))) for tokens, _ in holding]
+    if does is Ids.MOVES and not holding:
+        return _vectors(every, name, args, kwargs)
     found: list[Moved] = []
     for tokens, holders in holding:
+        hot = any(map(tokens.hot, holders))
         if does is Ids.COPIES:
-            found.append(Moved(tokens, _all(tokens.places(holders[0]))))
+            found.append(Moved(tokens, _all(tokens.places(holders[0])), hot))
         elif does is Ids.CHANGES:
-            found.append(Moved(tokens, _changed([tokens.places(x) for x in holders], name)))
+            found.append(Moved(tokens, _changed([tokens.places(x) for x in holders], name), hot))
         elif does is Ids.MOVES and row is not None:
-            found.append(Moved(tokens, _moved(tokens, func, row.entering, args, kwargs)))
+            found.append(Moved(tokens, _moved(tokens, func, row.entering, args, kwargs), hot))
+        elif does is Ids.ONE_HOT:
+            found.append(Moved(tokens, _one_hot(tokens.places(holders[0])), hot=True))
+        elif does is Ids.COMPARES:
+            if len(given) == 2 and len(holders) == 1 and len(holding) == 1 and holders[0].dtype != torch.bool:
+                found.append(Moved(tokens, _changed([tokens.places(holders[0])], name), hot=True))
         else:
             lost = next((why for x in holders if (why := tokens.places(x).lost)), "")
             new = f"were moved by {name}" if does is Ids.LOSES else f"{name} made of others"
@@ -221,9 +243,109 @@ def note(found: Sequence[Moved], every: Sequence[Tokens], made: Any) -> None:
     for index, tensor in enumerate(tensors_in(made)):
         for tokens in every:
             tokens.forget(tensor)
-        if tensor.dtype != torch.bool:
-            for moved in found:
-                moved.tokens.note(tensor, moved.places(index, tensor))
+        for moved in found:
+            if moved.hot or tensor.dtype != torch.bool:
+                moved.tokens.note(tensor, moved.places(index, tensor), moved.hot)
+
+
+# What is looked up by ids ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """What a call takes from a table by ids: ``W[ids]``, ``index_select``, ``gather``, ``take``."""
+
+    table: Tensor
+    places: list[Moved]
+
+
+def look_up(every: Sequence[Tokens], func: Function, row: Operation, args: Args, kwargs: Kwargs) -> LookUp | None:
+    """Return what a call takes from a table by ids; None where it takes nothing so.
+
+    The call is made on a table of numbers instead, in which position ``p`` of the dimension that is looked through
+    holds ``p``, with the positions of the ids in their place.
+    """
+    signature = _INDEXED.get(row.name)
+    if signature is None:
+        return None
+    named = dict(zip(signature, args, strict=False)) | kwargs
+    table = named.get(signature[0])
+    if not isinstance(table, Tensor) or any(tokens.holds(table) for tokens in every):
+        return None
+    index = named.get("indices", named.get("index"))
+    items = index if isinstance(index, tuple) else (index,)
+    found: list[Moved] = []
+    for tokens in every:
+        at = [
+            k
+            for k, x in enumerate(items)
+            if isinstance(x, Tensor) and x.dtype != torch.bool and tokens.holds(x) and not tokens.hot(x)
+        ]
+        if len(at) > 1:
+            found.append(Moved(tokens, _all(_lost(f"{row.name} made of several ids"))))
+        elif at:
+            dim = _dimension(items, at[0], table.dim()) if row.name == "__getitem__" else named.get("dim")
+            found.append(Moved(tokens, _looked_up(tokens, func, named, signature, table.shape, dim, items[at[0]])))
+    return LookUp(table, found) if found else None
+
+
+_INDEXED = {
+    "__getitem__": ("self", "index"),
+    "index_select": ("input", "dim", "index"),
+    "gather": ("input", "dim", "index"),
+    "take_along_dim": ("input", "indices", "dim"),
+    "take": ("input", "index"),
+}
+"""What takes entries of its first argument by an index, with the names of its arguments."""
+
+
+def _dimension(items: tuple[Any, ...], at: int, dims: int) -> int:
+    """Return which dimension of a table the item at a position of an index goes through."""
+
+    def goes(item: Any) -> int:
+        if item is None or isinstance(item, bool) or item is Ellipsis:
+            return 0
+        return item.dim() if isinstance(item, Tensor) and item.dtype == torch.bool else 1
+
+    before = items[:at]
+    if any(item is Ellipsis for item in before):
+        return dims - sum(map(goes, items[at:]))
+    return sum(map(goes, before))
+
+
+def _looked_up(
+    tokens: Tokens,
+    func: Function,
+    named: Kwargs,
+    signature: tuple[str, ...],
+    shape: torch.Size,
+    dim: int | None,
+    ids: Tensor,
+) -> Callable[[int, Tensor], Places]:
+    count, places = tokens.given.numel() + 1, tokens.places(ids)
+
+    def numbers(device: torch.device) -> Tensor:
+        order = torch.arange(count, device=device)
+        if dim is None:
+            return order
+        wide = list(shape)
+        wide[dim] = count
+        return order.reshape([-1 if k == dim % len(shape) else 1 for k in range(len(shape))]).expand(wide)
+
+    def put(value: Any, new: Tensor) -> Any:
+        return tuple(put(x, new) for x in value) if isinstance(value, tuple) else new if value is ids else value
+
+    def find() -> Tensor:
+        new = places().expand(ids.shape)
+        values = [put(named[key], new) for key in signature[1:] if key in named]
+        found: Tensor = func(numbers(new.device), *values)
+        return found
+
+    made = Once(find)
+    if not tokens.given.is_floating_point():
+        with suppress(Lost):
+            made()
+    return _all(made)
 
 
 def note_computed(every: Sequence[Tokens], made: Any, name: str) -> None:
@@ -262,12 +384,49 @@ def _changed(given: Sequence[Places], name: str) -> Callable[[int, Tensor], Plac
     return changed
 
 
+def _one_hot(places: Places) -> Callable[[int, Tensor], Places]:
+    """Return the positions in one-hot vectors: in all entries of one that of its id."""
+
+    def one_hot(index: int, tensor: Tensor) -> Places:
+        shape = tensor.shape
+        return Once(lambda: places().unsqueeze(-1).expand(shape))
+
+    return one_hot
+
+
+def _vectors(every: Sequence[Tokens], name: str, args: Args, kwargs: Kwargs) -> list[Moved]:
+    """Return the positions in one-hot vectors that a number is scattered into: ``zeros.scatter(1, ids, 1)``."""
+    named = dict(zip(("input", "dim", "index", "src"), args, strict=False)) | kwargs
+    table, dim, index = (named.get(key) for key in ("input", "dim", "index"))
+    if name != "scatter" or isinstance(named.get("src"), Tensor) or not isinstance(index, Tensor):
+        return []
+    assert isinstance(table, Tensor)
+    assert isinstance(dim, int)
+    shape = table.shape
+
+    def scattered(places: Places) -> Places:
+        def find() -> Tensor:
+            found = places().expand(index.shape)
+            if index.shape[dim] == 1:
+                return found.expand(shape)
+            return torch.zeros(shape, dtype=torch.int64, device=index.device).scatter(dim, index, found)
+
+        return Once(find)
+
+    return [Moved(ids, _all(scattered(ids.places(index))), hot=True) for ids in every if ids.holds(index)]
+
+
 def _moved(
     tokens: Tokens, func: Function, entering: tuple[int, ...], args: Args, kwargs: Kwargs
 ) -> Callable[[int, Tensor], Places]:
     """Return the positions in what a call makes that moves ids: those that it makes of the positions."""
-    given = [_placed(tokens, value) if at in entering else _kept(value) for at, value in enumerate(args)]
-    named = {key: _placed(tokens, value) if key in _NAMED else _kept(value) for key, value in kwargs.items()}
+    given = [
+        _placed(tokens, value, len(entering) > 1) if at in entering else _kept(value) for at, value in enumerate(args)
+    ]
+    named = {
+        key: _placed(tokens, value, len(entering) > 1) if key in _NAMED else _kept(value)
+        for key, value in kwargs.items()
+    }
 
     def find() -> list[Tensor]:
         return tensors_in(func(*map(_value, given), **{key: _value(value) for key, value in named.items()}))
@@ -283,13 +442,13 @@ def _moved(
     return moved
 
 
-def _placed(tokens: Tokens, value: Any) -> Any:
-    """Return positions in the place of ids, and zeros in that of all other numbers."""
+def _placed(tokens: Tokens, value: Any, masks: bool) -> Any:
+    """Return positions in the place of ids, and zeros in that of all other numbers; truth values may be ``masks``."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_placed(tokens, item) for item in value)
+        return type(value)(_placed(tokens, item, masks) for item in value)
     if isinstance(value, Tensor):
-        if value.dtype == torch.bool:
-            return _kept(value)  # a mask
+        if value.dtype == torch.bool and (masks or not tokens.holds(value)):
+            return _kept(value)
         if tokens.holds(value):
             return tokens.places(value)
         return torch.zeros((), dtype=torch.int64, device=value.device).expand(value.shape)

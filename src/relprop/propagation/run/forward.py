@@ -76,13 +76,15 @@ class Forward:
         value = self.selected[target] - self.references[target] if self.references else self.selected[target]
         return value * self.seeds[target] if self.seeds else value
 
-    def maps(self, target: int, of: Of, retain_graph: bool = False) -> list[Tensor | None]:
+    def maps(self, target: int, of: Of, retain_graph: bool = False, embedded: bool = True) -> list[Tensor | None]:
         """Return what a method makes of the coefficients of every input, from the backward of one target.
 
         Args:
             target: the position of the target.
             of: from a value and its coefficient to the attribution, of the shape of the value.
             retain_graph: more backwards follow.
+            embedded: floating numbers that come to be ids receive what their embeddings do: shares of the output, but
+                no slopes.
 
         Returns:
             a map for every input: None for what the target does not depend on, among the tensors of a structure.
@@ -92,7 +94,7 @@ class Forward:
         """
         roots, _ = self.coefficients(target, retain_graph)
         self.call.reading_input = True
-        found = [self._map(position, parts, of) for position, parts in enumerate(roots)]
+        found = [self._map(position, parts, of, embedded) for position, parts in enumerate(roots)]
         if all(part is None for part in found):
             raise InputError("The explained output does not depend on any of the inputs.")
         return found
@@ -109,8 +111,10 @@ class Forward:
                 raise InputError(f"The output of module {name!r} does not depend on the input.")
         return {name: tuple(self._total(parts, of) for parts in observed) for name, observed in passages.items()}
 
-    def _map(self, position: int, parts: Parts, of: Of) -> Tensor | None:
+    def _map(self, position: int, parts: Parts, of: Of, embedded: bool) -> Tensor | None:
         """Return the map of one input."""
+        if not embedded and self.inputs.tensors[position].is_floating_point():
+            parts = [(value, c if at == 0 else None) for at, (value, c) in enumerate(parts)]
         start, x, alone = self.starts[position], self.inputs.tensors[position], len(self.starts) == 1
         held = any(root.edge.node in self.held for root in start.roots)
         if all(c is None for _, c in parts) and not held:
@@ -297,10 +301,10 @@ def _not_embedded(call: Call, name: str, dtype: torch.dtype) -> str:
         )
     hint = " A part of the model runs under torch.no_grad or inference_mode." if call.without_gradient else ""
     return (
-        f"{name} holds integers ({dtype}), and no embedding of the model consumed them as they are. Token ids are "
-        "explained where nn.Embedding or F.embedding looks them up; weight[ids], index_select and products with "
-        "one-hot vectors are not followed: call F.embedding(ids, weight) there. Or give floating point numbers, such "
-        f"as the embedded tokens.{hint}"
+        f"{name} holds integers ({dtype}), and no embedding of the model consumed them. Ids are explained where "
+        "nn.Embedding or F.embedding looks them up, weight[ids] or index_select takes rows of a parameter or buffer, "
+        "or a weight multiplies their one-hot vectors: look them up so. Or give floating point numbers, such as the "
+        f"embedded tokens.{hint}"
     )
 
 

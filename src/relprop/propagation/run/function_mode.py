@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +15,16 @@ from relprop.errors import RelpropError
 from relprop.presence import Presence
 from relprop.propagation.call.call import Call
 from relprop.propagation.call.current import current
+from relprop.propagation.call.ids import start
 from relprop.propagation.call.linear_call import LinearCall
 from relprop.propagation.call.operation_call import Here
 from relprop.propagation.call.relus import follow_masks, of_relu
 from relprop.propagation.call.returned import Where
 from relprop.propagation.facts.graph import Reach
 from relprop.propagation.facts.inheritance import note_inherited
-from relprop.propagation.facts.operation import Ids, Kind, Operation
+from relprop.propagation.facts.operation import Holds, Ids, Kind, Operation
 from relprop.propagation.facts.origins import NOTHING, Source
-from relprop.propagation.facts.token_ids import Moved, follow, note, note_computed
+from relprop.propagation.facts.token_ids import Lost, Moved, Once, Places, follow, look_up, note, note_computed
 from relprop.propagation.run.behind_autograd import BehindAutograd
 from relprop.propagation.run.filters import finished, finished_as_one
 from relprop.propagation.run.ids_out_of_range import check_ids
@@ -119,12 +122,16 @@ class RelevanceMode(TorchFunctionMode):
         if written:
             return write(self, row, func, args, kwargs, written)
         active = self.active(args, kwargs)
+        if any(ids.any_hot for ids in call.known.tokens):
+            args, kwargs = self._with_vectors(row, args, kwargs, active)
+            active = self.active(args, kwargs)
         if not active and not self._looks_up_tokens(row, args, kwargs):
             found = self.follow(row, func, args, kwargs)
             out = func(*args, **kwargs)
             if self.behind.follows or not torch.is_grad_enabled():
                 out = self._read_back(row, func, args, kwargs, out)
             out = self._note_ids(row, func, active, found, out)
+            out = self._taken_by_ids(row, func, args, kwargs, found, out)
             self.note_constants(row, func, (args, kwargs), out)
             if call.known.formulas.exist and row is not None:  # what divides goes on as a constant
                 call.known.formulas.follow(row.image, func, args, kwargs, active, out)
@@ -229,6 +236,81 @@ class RelevanceMode(TorchFunctionMode):
         if active and row is not None and row.ids is Ids.COPIES:
             note_computed(tokens, out, row.name)
         return out
+
+    def _taken_by_ids(
+        self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, found: Sequence[Moved], out: Any
+    ) -> Any:
+        """Return what a call took from a table: from what the model owns activity starts there, as at an embedding."""
+        call = self.call
+        if row is None or not call.known.tokens or call.ended or not torch.is_grad_enabled():
+            return out
+        vectors, others = self._vectors(row, args, kwargs)
+        if vectors and isinstance(out, Tensor) and self._choose_rows(row, vectors, others):
+            every = [(ids, ids.places(vectors[0])) for ids in call.known.tokens if ids.hot(vectors[0])]
+            return start(call, row.name, out, [(ids, Once(partial(_of_vectors, places))) for ids, places in every])
+        taken = None if found else look_up(call.known.tokens, func, row, args, kwargs)
+        if taken is None or taken.table.dtype == torch.bool:
+            return out
+        if taken.table.is_floating_point() and self._is_weight(taken.table):
+            return start(call, row.name, out, [(moved.tokens, moved.places(0, out)) for moved in taken.places])
+        if not call.known.origins.is_data(taken.table):  # other ids, or one-hot vectors
+            hot = taken.table.is_floating_point()
+            note([replace(moved, hot=hot) for moved in taken.places], call.known.tokens, out)
+        return out
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        """Say whether a constant is the model's own."""
+        known = self.call.known
+        return isinstance(tensor, nn.Parameter) or known.protected.holds(tensor) or known.origins.is_weight(tensor)
+
+    def _vectors(self, row: Operation | None, args: Args, kwargs: Kwargs) -> tuple[list[Tensor], list[Tensor]]:
+        """Return which arguments of a call are one-hot vectors of ids, and which are not."""
+        every = [ids for ids in self.call.known.tokens if ids.any_hot]
+        given = tensors_in((args, kwargs)) if every and row is not None else []
+        hot = [x for x in given if x.is_floating_point() and any(ids.hot(x) for ids in every)]
+        return hot, [x for x in given if not any(x is vector for vector in hot)]
+
+    def _choose_rows(self, row: Operation, vectors: list[Tensor], others: list[Tensor]) -> bool:
+        """Say whether a product of one-hot vectors with a weight is an embedding of their ids: every one chooses a row.
+
+        A product that adds a bias, or vectors of several ids joined, is a linear layer.
+        """
+        if row.name not in ("matmul", "linear") or (len(vectors), len(others)) != (1, 1):
+            return False
+        x, weight = vectors[0], others[0]
+        if weight.dim() != 2 or not self._is_weight(weight):
+            return False
+        try:
+            found = [ids.places(x)() for ids in self.call.known.tokens if ids.hot(x)]
+        except Lost:
+            return False
+        ones = bool((((x == 0) | (x == 1)).all(-1) & (x.sum(-1) == 1)).all())
+        return ones and all(bool((places == places[..., :1]).all()) for places in found)
+
+    def _with_vectors(
+        self, row: Operation | None, args: Args, kwargs: Kwargs, active: list[Tensor]
+    ) -> tuple[Args, Kwargs]:
+        """Let activity start at one-hot vectors of ids, where a call multiplies them by weights or joins them."""
+        call = self.call
+        hot, others = self._vectors(row, args, kwargs)
+        if not hot or row is None or call.ended or not torch.is_grad_enabled():
+            return args, kwargs
+        if active:
+            begins = row.ids is Ids.MOVES
+        else:
+            multiplies = (Holds.LINEAR in row.holds or row.name == "mul") and bool(others)
+            begins = multiplies and all(map(self._is_weight, others)) and not self._choose_rows(row, hot, others)
+        if not begins:
+            return args, kwargs
+
+        def begin(x: Tensor) -> Tensor:
+            if not any(x is vector for vector in hot):
+                return x
+            every = call.known.tokens
+            return start(call, "one_hot", x, [(ids, ids.places(x)) for ids in every if ids.hot(x)])
+
+        swapped: tuple[Args, Kwargs] = map_tensors(begin, (args, kwargs))
+        return swapped
 
     def _explain(self, row: Operation | None, func: Function, args: Args, kwargs: Kwargs, active: list[Tensor]) -> Any:
         """Run a call with active arguments by the rule of its operation."""
@@ -368,6 +450,11 @@ class RelevanceMode(TorchFunctionMode):
         if row is not None and row.ids is Ids.COPIES:
             self.behind.note_copied(given, out)
         return self.behind.read_array(name_of(func), given, out)
+
+
+def _of_vectors(places: Places) -> Tensor:
+    """Return the positions of ids, of those in their one-hot vectors."""
+    return places()[..., 0]
 
 
 def _holds_numbers(tensor: Tensor) -> bool:
