@@ -113,23 +113,26 @@ class Tokens:
         self.roots: list[Root] = [] if root is None else [root]
         self.every: Places = Once(lambda: _counted(given))
         self._holders: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._ever: set[int] = set()  # which says at once that a tensor holds none
         self.any_hot = False
         self.note(given, self.every)
 
     def note(self, tensor: Tensor, places: Places, hot: bool = False) -> None:
         """Remember a tensor that holds ids, or their one-hot vectors, and at which positions these stood."""
         self.any_hot |= hot
+        self._ever.add(id(tensor))
         if tensor.is_contiguous() and not places.lost:  # so that whatever is a view of the one is a view of the other
             given, places = places, Once(lambda: given().contiguous())
         self._holders[tensor] = _Holder(_version(tensor), places, hot)
 
     def forget(self, tensor: Tensor) -> None:
         """Note that a tensor holds other numbers now."""
-        self._holders.pop(tensor, None)
+        if self.holds(tensor):
+            del self._holders[tensor]
 
     def passes(self, new: Tensor, old: Tensor) -> None:
         """Note that a tensor now holds what another one does."""
-        holder = self._holders.get(old)
+        holder: _Holder | None = self._holders.get(old) if self.holds(old) else None
         if holder is None:
             self.forget(new)
         else:
@@ -137,7 +140,7 @@ class Tokens:
 
     def holds(self, tensor: Tensor) -> bool:
         """Say whether a tensor holds ids."""
-        return tensor in self._holders
+        return id(tensor) in self._ever and tensor in self._holders
 
     def hot(self, tensor: Tensor) -> bool:
         """Say whether a tensor holds one-hot vectors of ids."""
@@ -244,8 +247,11 @@ def note(found: Sequence[Moved], every: Sequence[Tokens], made: Any) -> None:
         for tokens in every:
             tokens.forget(tensor)
         for moved in found:
-            if moved.hot or tensor.dtype != torch.bool:
-                moved.tokens.note(tensor, moved.places(index, tensor), moved.hot)
+            places = moved.places(index, tensor)
+            # What a layer makes of floating numbers is no column: most of a network, of which nothing is kept.
+            mixed = places.lost and tensor.is_floating_point() and moved.tokens.given.is_floating_point()
+            if not mixed and (moved.hot or tensor.dtype != torch.bool):
+                moved.tokens.note(tensor, places, moved.hot)
 
 
 # What is looked up by ids ------------------------------------------------------------------------

@@ -323,7 +323,7 @@ class RelevanceMode(TorchFunctionMode):
         call = self.call
         here = Here(call, func, operation.name, operation.kind)
         if operation.composite:
-            if call.way.plain and not call.options.measuring:
+            if call.way.plain and not call.options.measuring and operation.ids is not Ids.LOOKS_UP:
                 out = func(*args, **kwargs)
                 self.reached(out)
                 return out
