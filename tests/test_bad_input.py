@@ -147,16 +147,21 @@ def test_integers_where_the_model_itself_refuses_them(dtype: torch.dtype) -> Non
         LRP(model).attribute(ids, 0)
 
 
+def given_table() -> Tensor:
+    """A table that is nobody's weight."""
+    return torch.arange(20.0, dtype=torch.float64).reshape(5, 4)
+
+
 LOOK_UPS: dict[str, Callable[[nn.Embedding, Tensor], Tensor]] = {
-    "indexing": lambda words, ids: words.weight[ids],
-    "index_select": lambda words, ids: words.weight.index_select(0, ids.flatten()).unflatten(0, ids.shape),
-    "one-hot": lambda words, ids: F.one_hot(ids, 5).to(words.weight) @ words.weight,
+    "indexing": lambda words, ids: given_table()[ids],
+    "as numbers": lambda words, ids: ids.to(words.weight)[..., None] * words.weight[0],
+    "one-hot": lambda words, ids: F.one_hot(ids, 5).to(words.weight) @ given_table(),
 }
 
 
 @pytest.mark.parametrize("name", LOOK_UPS)
 def test_token_ids_that_are_looked_up_otherwise(name: str) -> None:
-    """The message says what to call, and that is explained."""
+    """The message says what to call where no weight is looked up in, and that is explained."""
 
     class Reader(nn.Module):
         def __init__(self, look_up: Callable[[nn.Embedding, Tensor], Tensor]) -> None:

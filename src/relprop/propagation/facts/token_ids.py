@@ -217,7 +217,9 @@ def follow(
     given = tensors_in(values)
     holding = [(tokens, holders) for tokens in every if (holders := [x for x in given if tokens.holds(x)])]
     if does is Ids.CHANGES and len(holding) > 1:
-        return [Moved(tokens, _all(_lost(f"{name} made of the ids of two inputs"))) for tokens, _ in holding]
+        known = [why for tokens, holders in holding for x in holders if (why := tokens.places(x).lost)]
+        lost = _lost(known[0] if known else f"{name} made of the ids of two inputs")
+        return [Moved(tokens, _all(lost)) for tokens, _ in holding]
     if does is Ids.MOVES and not holding:
         return _vectors(every, name, args, kwargs)
     found: list[Moved] = []
@@ -235,9 +237,9 @@ def follow(
             if len(given) == 2 and len(holders) == 1 and len(holding) == 1 and holders[0].dtype != torch.bool:
                 found.append(Moved(tokens, _changed([tokens.places(holders[0])], name), hot=True))
         else:
-            lost = next((why for x in holders if (why := tokens.places(x).lost)), "")
+            why = next((why for x in holders if (why := tokens.places(x).lost)), "")
             new = f"were moved by {name}" if does is Ids.LOSES else f"{name} made of others"
-            found.append(Moved(tokens, _all(_lost(lost or new))))
+            found.append(Moved(tokens, _all(_lost(why or new))))
     return found
 
 

@@ -303,8 +303,8 @@ def _not_embedded(call: Call, name: str, dtype: torch.dtype) -> str:
     return (
         f"{name} holds integers ({dtype}), and no embedding of the model consumed them. Ids are explained where "
         "nn.Embedding or F.embedding looks them up, weight[ids] or index_select takes rows of a parameter or buffer, "
-        "or a weight multiplies their one-hot vectors: look them up so. Or give floating point numbers, such as the "
-        f"embedded tokens.{hint}"
+        "or a weight multiplies their one-hot vectors; otherwise call F.embedding(ids, weight). Or give floating point "
+        f"numbers, such as the embedded tokens.{hint}"
     )
 
 
