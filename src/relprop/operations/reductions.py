@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relprop.operations.rows import SPACES, Rows, affine, rows, weighted
+from relprop.operations.rows import SPACES, Rows, affine, by_entry_of_ids, rows, weighted
 from relprop.operations.sums import averaged, extremum
 from relprop.propagation.call import relus
 from relprop.propagation.call.operation_call import Here, native
@@ -284,8 +284,10 @@ ROWS: Rows = [
     *_taken("std", handler=native, keeps=keeps_nothing, difference=Difference.DEVIATION),
     *_taken("std_mean", "nuclear_norm", "frobenius_norm", "norm_except_dim", "svdvals", "eigvalsh", "nll_loss",
             "nll_loss_nd", "frexp", handler=native, keeps=keeps_nothing, difference=Difference.UNCOVERED),
-    *_taken("nan_to_num", handler=nan_to_num, keeps=function(-math.inf, math.inf, gate=False, homogeneous=False),
-            difference=Difference.KINKED),
+    *by_entry_of_ids(
+        _taken("nan_to_num", handler=nan_to_num, keeps=function(-math.inf, math.inf, gate=False, homogeneous=False),
+               difference=Difference.KINKED)
+    ),
     # Samples, systems of equations, transforms.
     *_taken("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d", handler=grid_sample,
             keeps=of(averaged_terms, _sampled), difference=Difference.LINEAR),
