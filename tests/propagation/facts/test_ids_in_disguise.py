@@ -143,11 +143,18 @@ LOOK_UPS: dict[str, LookUp] = {
     "take_along_dim": lambda s, x: torch.take_along_dim(s.weight, x.view(6, 1), dim=0).view(2, 3, 4),
     "one_hot, matmul": lambda s, x: F.one_hot(x, 6).double() @ s.weight,
     "one_hot, linear": lambda s, x: F.linear(F.one_hot(x, 6).to(s.weight.dtype), s.weight.t()),
-    "one_hot, multiplied and summed": lambda s, x: (F.one_hot(x, 6).double()[..., None] * s.weight).sum(-2),
     "compared": lambda s, x: (x[..., None] == torch.arange(6)).double() @ s.weight,
     "scattered": lambda s, x: torch.zeros(2, 3, 6).double().scatter_(2, x.unsqueeze(-1), 1) @ s.weight,
     "rows of an identity": lambda s, x: torch.eye(6).double()[x] @ s.weight,
     "two ways, joined": lambda s, x: torch.cat([F.one_hot(x[:, :1], 6).double() @ s.weight, s.weight[x[:, 1:]]], 1),
+}  # fmt: skip
+
+
+# Products that are linear layers by whatever rule stands there, of which LRP-0 is exact.
+LAYERS: dict[str, LookUp] = {
+    "one_hot, multiplied and summed": lambda s, x: (F.one_hot(x, 6).double()[..., None] * s.weight).sum(-2),
+    "one_hot, einsum": lambda s, x: torch.einsum("ntc,cd->ntd", F.one_hot(x, 6).double(), s.weight),
+    "one_hot, batched": lambda s, x: torch.bmm(F.one_hot(x, 6).double(), s.weight.expand(2, 6, 4)),
 }  # fmt: skip
 
 
@@ -183,7 +190,15 @@ def test_rows_of_a_weight(name: str, rules: str) -> None:
         assert_close(method.attribute(CHOSEN, target=1), other.attribute(CHOSEN, target=1))
 
 
-@pytest.mark.parametrize("name", ["indexed", "one_hot, matmul", "one_hot, multiplied and summed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_one_hot_vectors(name: str) -> None:
+    """A linear layer on one-hot vectors gives ids what LRP-0 gives their rows."""
+    model = Chooses(LAYERS[name])
+    assert_close(LRP(model, "lrp0", strict=True).attribute(CHOSEN, 1), LRP(EMBEDDED, "lrp0").attribute(CHOSEN, 1))
+    LRP(model, "lrp0").report(CHOSEN, target=1).check(1e-10)
+
+
+@pytest.mark.parametrize("name", ["indexed", "one_hot, matmul"])
 def test_a_loss_on_the_relevance_of_chosen_rows(name: str) -> None:
     """Its gradient reaches the weight as from an embedding."""
     gradients = []
