@@ -35,8 +35,8 @@ def _uncovered(*names: str, difference: Difference, ids: Ids) -> Rows:
 
 ROWS: Rows = [
     # Questions, answered by truth values: against zero the answer is a mask.
-    *constant("gt", "greater", "ge", "greater_equal", "__gt__", "__ge__", ids=Ids.NONE, truth=Truth.ABOVE),
-    *constant("lt", "less", "le", "less_equal", "__lt__", "__le__", ids=Ids.NONE, truth=Truth.BELOW),
+    *constant("gt", "greater", "ge", "greater_equal", "__gt__", "__ge__", ids=Ids.COMPARES, truth=Truth.ABOVE),
+    *constant("lt", "less", "le", "less_equal", "__lt__", "__le__", ids=Ids.COMPARES, truth=Truth.BELOW),
     *constant("logical_not", "bitwise_not", "__invert__", ids=Ids.NONE, truth=Truth.NEGATES),
     *constant("bool", ids=Ids.NONE, truth=Truth.KEEPS),
     # Integers.
@@ -46,6 +46,7 @@ ROWS: Rows = [
         "bitwise_left_shift", "__lshift__", "__rlshift__", "bitwise_right_shift", "__rshift__", "__rrshift__",
         "bucketize", ids=Ids.CHANGES, truth=Truth.NOTHING,
     ),
+    *constant("ne", "not_equal", "__ne__", "isnan", ids=Ids.COMPARES, truth=Truth.NOTHING),
     *constant("eq", "__eq__", ids=Ids.COMPARES, truth=Truth.NOTHING),
     *constant("one_hot", ids=Ids.ONE_HOT, truth=Truth.NOTHING),
     # New tensors, and the same without its past.

@@ -39,7 +39,9 @@ def embedded(call: Call, ids: Tensor, value: Tensor) -> Tensor:
     Raises:
         InputError: where the positions of the ids got lost.
     """
-    given = [(tokens, tokens.places(ids)) for tokens in call.known.tokens if tokens.holds(ids)]
+    every = call.known.tokens
+    given = [(tokens, tokens.places(ids)) for tokens in every if tokens.holds(ids)]
+    given += [(tokens, said) for tokens in every if (said := tokens.mask(ids)) is not None and said.follows]
     return start(call, "embedding", value, given) if given else value
 
 

@@ -115,6 +115,41 @@ def test_masks_of_ids_stay_constants() -> None:
         assert_close(LRP(Masked(mask)).attribute(MOVED, target=1), LRP(constant).attribute(MOVED, target=1))
 
 
+COMPARED: dict[str, Callable[[Tensor], Tensor]] = {
+    "above": lambda x: (x > 3).long(),
+    "between": lambda x: ((x > 1) & (x < 7)).int() * 2 + 1,
+    "flipped": lambda x: (x != 3).flip(1).long().flip(1),
+    "chosen": lambda x: torch.where(x == 2, 4, 7),
+    "a table": lambda x: torch.tensor([5, 8])[(x >= 2).long()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_comparisons_that_are_embedded(name: str) -> None:
+    """What is said of an id and embedded is relevance of that id."""
+    model = Sentence(COMPARED[name])
+    embedded = model.words(COMPARED[name](MOVED)).detach()
+    expected = LRP(_Embedded(model), "epsilon_gamma").attribute(embedded, target=1).sum(-1)
+    assert_close(LRP(model, "epsilon_gamma", strict=True).attribute(MOVED, target=1), expected)
+
+
+def test_positions_that_are_counted_in_masks_are_constants() -> None:
+    """Places of words, counted in a mask of ids as RoBERTa does, are nobody's."""
+
+    class Places(Sentence):
+        def __init__(self, fixed: bool) -> None:
+            super().__init__()
+            self.fixed = fixed
+
+        def forward(self, ids: Tensor) -> Tensor:
+            mask = (MOVED if self.fixed else ids).ne(1).int()
+            places = (mask.cumsum(1).type_as(mask) * mask).long() + 1
+            return self.last(F.relu(self.hidden(self.words(ids) + self.words(places))).sum(1))  # type: ignore[no-any-return]
+
+    found = LRP(Places(fixed=False), strict=True).attribute(MOVED, target=1)
+    assert_close(found, LRP(Places(fixed=True)).attribute(MOVED, target=1))
+
+
 def test_positions_that_are_counted_in_a_given_mask() -> None:
     """In a structure what is counted of integers is named where it is embedded, and the ids beside it are explained."""
 

@@ -224,7 +224,7 @@ class Ids(Enum):
     ONE_HOT = "one hot"
     """A vector for each, with a one in the place that it names."""
     COMPARES = "compares"
-    """Asks of each whether it is any of a list of numbers, which makes a one-hot vector."""
+    """Says something of each, which is a mask; whether it is any of a list of numbers, which is a one-hot vector."""
     LOSES = "loses"
     """Moves them by their size, or by their place in memory, where no position follows them."""
     LOOKS_UP = "looks up"

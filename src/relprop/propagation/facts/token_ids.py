@@ -68,6 +68,13 @@ class Once(Generic[T]):
         self._make, self.lost = make, lost
         self._found: T | None = None
 
+    @property
+    def follows(self) -> bool:
+        """Say whether it can be found."""
+        with suppress(Lost):
+            self()
+        return not self.lost
+
     def __call__(self) -> T:
         """Return what was found.
 
@@ -113,6 +120,7 @@ class Tokens:
         self.roots: list[Root] = [] if root is None else [root]
         self.every: Places = Once(lambda: _counted(given))
         self._holders: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._masks: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._ever: set[int] = set()  # which says at once that a tensor holds none
         self.any_hot = False
         self.note(given, self.every)
@@ -125,8 +133,19 @@ class Tokens:
             given, places = places, Once(lambda: given().contiguous())
         self._holders[tensor] = _Holder(_version(tensor), places, hot)
 
+    def note_mask(self, tensor: Tensor, places: Places) -> None:
+        """Remember a tensor that says something of ids, each in its place: a constant until it is looked up."""
+        self._masks[tensor] = _Holder(_version(tensor), places, hot=False)
+
+    def mask(self, tensor: Tensor) -> Places | None:
+        """Return the positions of the ids of which a tensor says something; None where it says nothing of them."""
+        holder: _Holder | None = self._masks.get(tensor) if len(self._masks) else None
+        return None if holder is None or holder.version != _version(tensor) else holder.places
+
     def forget(self, tensor: Tensor) -> None:
         """Note that a tensor holds other numbers now."""
+        if len(self._masks):
+            self._masks.pop(tensor, None)
         if self.holds(tensor):
             del self._holders[tensor]
 
@@ -154,7 +173,7 @@ class Tokens:
 
     def clear(self) -> None:
         """Let go of all tensors."""
-        self._holders = WeakTensorKeyDictionary()
+        self._holders, self._masks = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self.roots.clear()
 
 
@@ -182,11 +201,13 @@ class Moved:
 
     Attributes:
         hot: they are one-hot vectors.
+        mask: they say something of ids.
     """
 
     tokens: Tokens
     places: Callable[[int, Tensor], Places]
     hot: bool = False
+    mask: bool = False
 
 
 def follow(
@@ -220,6 +241,8 @@ def follow(
         known = [why for tokens, holders in holding for x in holders if (why := tokens.places(x).lost)]
         lost = _lost(known[0] if known else f"{name} made of the ids of two inputs")
         return [Moved(tokens, _all(lost)) for tokens, _ in holding]
+    if row is not None and not holding and (masks := _masks(every, func, row, given, args, kwargs)):
+        return masks
     if does is Ids.MOVES and not holding:
         return _vectors(every, name, args, kwargs)
     found: list[Moved] = []
@@ -234,8 +257,10 @@ def follow(
         elif does is Ids.ONE_HOT:
             found.append(Moved(tokens, _one_hot(tokens.places(holders[0])), hot=True))
         elif does is Ids.COMPARES:
-            if len(given) == 2 and len(holders) == 1 and len(holding) == 1 and holders[0].dtype != torch.bool:
-                found.append(Moved(tokens, _changed([tokens.places(holders[0])], name), hot=True))
+            if len(holders) == 1 and len(holding) == 1 and holders[0].dtype != torch.bool:
+                vectors = len(given) == 2 and name == "eq"
+                places = _changed([tokens.places(holders[0])], name)
+                found.append(Moved(tokens, places, hot=vectors, mask=not vectors))
         else:
             why = next((why for x in holders if (why := tokens.places(x).lost)), "")
             new = f"were moved by {name}" if does is Ids.LOSES else f"{name} made of others"
@@ -251,6 +276,9 @@ def note(found: Sequence[Moved], every: Sequence[Tokens], made: Any) -> None:
         for moved in found:
             places = moved.places(index, tensor)
             # What a layer makes of floating numbers is no column: most of a network, of which nothing is kept.
+            if moved.mask:
+                moved.tokens.note_mask(tensor, places)
+                continue
             mixed = places.lost and tensor.is_floating_point() and moved.tokens.given.is_floating_point()
             if not mixed and (moved.hot or tensor.dtype != torch.bool):
                 moved.tokens.note(tensor, places, moved.hot)
@@ -287,7 +315,7 @@ def look_up(every: Sequence[Tokens], func: Function, row: Operation, args: Args,
         at = [
             k
             for k, x in enumerate(items)
-            if isinstance(x, Tensor) and x.dtype != torch.bool and tokens.holds(x) and not tokens.hot(x)
+            if isinstance(x, Tensor) and x.dtype != torch.bool and not tokens.hot(x) and _said(tokens, x) is not None
         ]
         if len(at) > 1:
             found.append(Moved(tokens, _all(_lost(f"{row.name} made of several ids"))))
@@ -295,6 +323,11 @@ def look_up(every: Sequence[Tokens], func: Function, row: Operation, args: Args,
             dim = _dimension(items, at[0], table.dim()) if row.name == "__getitem__" else named.get("dim")
             found.append(Moved(tokens, _looked_up(tokens, func, named, signature, table.shape, dim, items[at[0]])))
     return LookUp(table, found) if found else None
+
+
+def _said(tokens: Tokens, tensor: Tensor) -> Places | None:
+    """Return the positions of ids, or of the ids of which a tensor says something."""
+    return tokens.places(tensor) if tokens.holds(tensor) else tokens.mask(tensor)
 
 
 _INDEXED = {
@@ -330,7 +363,8 @@ def _looked_up(
     dim: int | None,
     ids: Tensor,
 ) -> Callable[[int, Tensor], Places]:
-    count, places = tokens.given.numel() + 1, tokens.places(ids)
+    count, places = tokens.given.numel() + 1, _said(tokens, ids)
+    assert places is not None
 
     def numbers(device: torch.device) -> Tensor:
         order = torch.arange(count, device=device)
@@ -402,6 +436,30 @@ def _one_hot(places: Places) -> Callable[[int, Tensor], Places]:
     return one_hot
 
 
+def _masks(
+    every: Sequence[Tokens], func: Function, row: Operation, given: list[Tensor], args: Args, kwargs: Kwargs
+) -> list[Moved]:
+    """Return the positions in what a call makes of nothing but what says something of ids.
+
+    With other numbers that is no more of one id each: the places of words, counted in a mask, are nobody's.
+    """
+    found = []
+    for tokens in every:
+        said = [places for x in given if (places := tokens.mask(x)) is not None]
+        if not said:
+            continue
+        alone = len(said) == len(given)
+        if row.ids is Ids.COPIES:
+            found.append(Moved(tokens, _all(said[0]), mask=True))
+        elif row.ids is Ids.MOVES and len(row.entering) == 1 and tokens.mask(given[0]) is not None:
+            found.append(Moved(tokens, _moved(tokens, func, row.entering, args, kwargs), mask=True))
+        elif alone and (row.ids is Ids.CHANGES or row.name in ("where", "logical_and", "logical_or", "logical_not")):
+            found.append(Moved(tokens, _changed(said, row.name), mask=True))
+        elif row.ids is Ids.ONE_HOT:
+            found.append(Moved(tokens, _one_hot(said[0]), hot=True))
+    return found
+
+
 def _vectors(every: Sequence[Tokens], name: str, args: Args, kwargs: Kwargs) -> list[Moved]:
     """Return the positions in one-hot vectors that a number is scattered into: ``zeros.scatter(1, ids, 1)``."""
     named = dict(zip(("input", "dim", "index", "src"), args, strict=False)) | kwargs
@@ -455,10 +513,12 @@ def _placed(tokens: Tokens, value: Any, masks: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_placed(tokens, item, masks) for item in value)
     if isinstance(value, Tensor):
-        if value.dtype == torch.bool and (masks or not tokens.holds(value)):
+        if value.dtype == torch.bool and (masks or not (tokens.holds(value) or tokens.mask(value))):
             return _kept(value)
         if tokens.holds(value):
             return tokens.places(value)
+        if (said := tokens.mask(value)) is not None:
+            return said
         return torch.zeros((), dtype=torch.int64, device=value.device).expand(value.shape)
     return 0 if isinstance(value, (int, float)) else value
 

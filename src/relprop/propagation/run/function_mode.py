@@ -209,7 +209,11 @@ class RelevanceMode(TorchFunctionMode):
         return (
             row is not None
             and (row.ids is Ids.LOOKS_UP or row.composite)
-            and any(ids.holds(tensor) for ids in tokens for tensor in tensors_in((args, kwargs)))
+            and any(
+                ids.holds(tensor) or ids.mask(tensor) is not None
+                for ids in tokens
+                for tensor in tensors_in((args, kwargs))
+            )
         )
 
     def follow(
