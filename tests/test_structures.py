@@ -278,7 +278,7 @@ def test_ids_that_the_model_computes_with() -> None:
 
         def forward(self, ids: Tensor) -> Tensor:
             mask = ids.ne(0).to(torch.float64) * (1 - (ids == 8).double())
-            places = torch.cumsum((ids + 0 * ids.sum() > 0).long(), dim=1) * 1 + ids.clamp(max=0)
+            places = torch.cumsum((ids + 0 * ids.sum() > 0).long(), dim=1) * 1 + torch.zeros_like(ids)
             h = (self.words(ids) + self.places(places)) * mask[..., None]
             return self.head(h.sum(1))  # type: ignore[no-any-return]
 
