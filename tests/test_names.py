@@ -48,6 +48,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), *layers).double()
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")  # some read a unit before which no ReLU is
 @pytest.mark.parametrize("code", [code for code, _ in CODES], ids=[f"{heading}-{code}" for code, heading in CODES])
 def test_what_to_write_runs(code: str) -> None:
     """Either it is a method, which then explains, or it is a map already."""

@@ -237,8 +237,8 @@ seen: list[torch.Size] = []
 
 
 def test_the_kernel_does_it_where_nothing_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AttnLRP and CP-LRP keep no scores; a rule that looks at the probabilities is given them."""
-    model, x = settle(Attends(Kernel("bool"))), torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    """AttnLRP and CP-LRP keep no scores in single precision; a rule that looks at the probabilities is given them."""
+    model, x = settle(Attends(Kernel("bool"))).float(), torch.randn(2, LENGTH, WIDTH)
     given = {"mask": torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril(), "position": 2}
 
     def refused(*args: Any, **kwargs: Any) -> Tensor:

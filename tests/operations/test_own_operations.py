@@ -231,6 +231,8 @@ def _spelled(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
     return SPELLINGS[request.param]()
 
 
+# Guided backprop says where it meets no ReLU.
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [network, Gated])
 def test_it_is_explained_as_the_function_of_torch(
@@ -320,6 +322,7 @@ class Pair(nn.Module):
         return self.function(self.function(self.first(x), self.second(x)), self.third(x)).sum(1)
 
 
+@pytest.mark.filterwarnings("ignore::relprop.NoEffectWarning")
 @pytest.mark.parametrize("method", ["epsilon_gamma", "strict", "attnlrp", "flat", "deep_lift", "guided", "excitation"])
 def test_a_product_shares_as_one_of_torch(method: str) -> None:
     relprop.operation(Scale, kind="product")

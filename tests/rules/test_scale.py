@@ -90,9 +90,13 @@ def test_what_a_stabilizer_of_the_papers_means_has_stayed() -> None:
 # A network as deep as they come ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "alpha2" not in name])
+# alpha-beta conserves only where both signs occur, epsilon_ignore_bias gives a fifth of all relevance to its epsilon.
+CONSERVING = [name for name in NAMES if "alpha2" not in name and name != "epsilon_ignore_bias"]
+
+
+@pytest.mark.parametrize("name", CONSERVING)
 def test_fifty_convolutions_as_pytorch_initialises_them_conserve(name: str) -> None:
-    """Activations fade by 1e-20 on the way; alpha-beta conserves only where both signs occur."""
+    """Activations fade by 1e-20 on the way."""
     torch.manual_seed(0)
     blocks = [part for _ in range(50) for part in (nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU())]
     model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(144, 2, bias=False)).double()

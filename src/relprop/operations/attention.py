@@ -87,10 +87,13 @@ def scaled_dot_product_attention(
 def _needs_probabilities(here: Here, given: tuple[Tensor | None, ...]) -> bool:
     """Say whether more is asked of an attention than its kernel can tell.
 
-    That is a report, a second look, relevance that reaches zeros, and a second derivative, which no fused kernel has.
+    That is a report, a second look, relevance that reaches zeros, and a second derivative, which no fused kernel has;
+    and double precision: a kernel's backward computes ``exp(s - logsumexp(s))`` anew, of which large scores leave few
+    digits (of 1e10, six).
     """
     call, options = here.call, here.call.options
     asked = options.measuring or options.looking or options.create_graph
+    asked = asked or any(x is not None and x.dtype == torch.float64 for x in given[:3])
     return asked or any(here.active(x) and call.handles_zeros(x) for x in given if x is not None)
 
 

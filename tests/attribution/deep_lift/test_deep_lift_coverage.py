@@ -72,7 +72,7 @@ def outcome(name: str, rule: Any) -> tuple[Tensor, float, list[str]] | None:
             found, delta = DeepLift(Calls(name, call), rule).attribute(
                 x, baseline(x, call.domain), weigh, return_convergence_delta=True
             )
-        except (RuntimeError, InputError) as error:
+        except (RuntimeError, InputError, ModelError) as error:
             if any(word in str(error) for word in REFUSED):
                 return None
             raise

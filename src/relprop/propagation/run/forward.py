@@ -239,6 +239,7 @@ def forward(
             stack.enter_context(eager())
             stack.enter_context(foremost(call, presence))
             mode = stack.enter_context(RelevanceMode(call, presence))
+            stack.callback(mode.forget)
             try:
                 passed.output = call.model(*first, *args, **named, **(kwargs or {}))
             except RelpropError:

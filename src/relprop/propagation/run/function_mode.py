@@ -82,6 +82,10 @@ class RelevanceMode(TorchFunctionMode):
         self.refused: RelpropError | None = None
         self.behind = BehindAutograd(call, self.cuts)
 
+    def forget(self) -> None:
+        """Let go of the error that a function ended in, which holds what ran, and this mode in turn."""
+        self.refused = None
+
     def __torch_function__(self, func: Function, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if current() is not self.call:
             return func(*args, **(kwargs or {}))  # another attribution runs inside this one
