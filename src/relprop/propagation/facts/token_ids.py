@@ -258,7 +258,7 @@ def follow(
             found.append(Moved(tokens, _one_hot(tokens.places(holders[0])), hot=True))
         elif does is Ids.COMPARES:
             if len(holders) == 1 and len(holding) == 1 and holders[0].dtype != torch.bool:
-                vectors = len(given) == 2 and name == "eq"
+                vectors = len(given) == 2 and name.strip("_") == "eq"
                 places = _changed([tokens.places(holders[0])], name)
                 found.append(Moved(tokens, places, hot=vectors, mask=not vectors))
         else:
