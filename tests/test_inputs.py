@@ -105,12 +105,13 @@ def test_further_arguments_and_keywords() -> None:
 def test_every_way_to_ask_takes_the_same_arguments() -> None:
     model, x, y = settle(Two()), images(), vectors()
     method = LRP(model)
-    given: dict[str, Any] = {"additional_forward_args": (y, 3.0), "forward_kwargs": {"shift": 2.0}}
+    # Tensors that are given are no part of the layer before them, as numbers would be.
+    three, two = (torch.tensor(number, dtype=torch.float64) for number in (3.0, 2.0))
+    given: dict[str, Any] = {"additional_forward_args": (y, three), "forward_kwargs": {"shift": two}}
     expected = method.attribute(x, 1, **given)
     assert torch.equal(method.attribute_targets(x, [1], **given)[0], expected)
     layers = method.attribute_layers(x, "image", 1, **given)
-    # A number is part of the layer before it, a shift too: of its bias, in shares of which stabilizers count.
-    close(layers["image"], 3 * method.attribute_layers(x, "image", 1, y)["image"], 1e-5)
+    close(layers["image"], 3 * method.attribute_layers(x, "image", 1, y)["image"])
     report = method.report(x, 1, **given)
     assert report.relevance == pytest.approx(float(expected.sum()), abs=1e-12)
     assert any(row.name == "image" for row in method.rules.plan(model, x, 1, **given).rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import lru_cache, reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -54,7 +54,7 @@ def order_of(function: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwa
     return Permuted(tuple(stride - 1 for stride in function(*args, **kwargs).stride()))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _order(function: Callable[..., Any], rank: int, *args: Any) -> Permuted:
     return Permuted(tuple(stride - 1 for stride in function(_numbered(rank), *args).stride()))
 

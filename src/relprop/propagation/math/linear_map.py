@@ -64,7 +64,7 @@ class Geometry(ABC):
 
     def scaled(self, weight: Tensor, scale: Tensor) -> Tensor:
         """Return the weight whose output is multiplied by ``scale``, which has the shape of a bias."""
-        raise NotImplementedError(type(self).__name__)
+        raise NotImplementedError(type(self).__name__)  # of a sum, into which nothing is folded
 
     def folded(
         self, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None

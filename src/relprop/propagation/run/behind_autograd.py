@@ -17,22 +17,24 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from relprop.propagation.call.call import Call
 from relprop.propagation.facts.saved import has_storage, storage_key
-from relprop.propagation.run.without_gradient import Cut, Cuts
+from relprop.propagation.run.without_gradient import Cut
 from relprop.trees import tensors_in
 
 _WRITES = "writes into a tensor that depends on the input"
 _AS_IF = "relevance passes as if it had not. Write out of place, such as h = h.clamp(min=0)"
 _READ = (
     "reads numbers of what depends on the input, and they come back in what the model computes: they count as "
-    "constants, and their relevance is cut. Compute with tensors, or say by .detach() that a constant is meant."
+    "constants, and their relevance is cut. Compute with tensors"
 )
+_READ_NUMBERS = f"{_READ}, or read from x.detach() where a constant is meant."
+_READ_ARRAY = f"{_READ}."  # whose tensor is detached whether or not a constant is meant
 
 
 class BehindAutograd:
     """What was read from, and written into, the tensors of one call where autograd does not look."""
 
-    def __init__(self, call: Call, cuts: Cuts) -> None:
-        self._call, self._cuts = call, cuts
+    def __init__(self, call: Call) -> None:
+        self._call = call
         self._shared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # active, of which there is another view
         self._detached: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # the same without its past
         self._seen: list[_Seen] = []
@@ -112,7 +114,7 @@ class BehindAutograd:
         numbers = list(_floats(out))
         if not numbers or not self._call.way.explains:
             return out
-        self._cut = Cut(name, *self._call.place, (), _READ)
+        self._cut = Cut(name, *self._call.place, (), _READ_NUMBERS)
         self._floats.update(x for x in numbers if x != round(x, 2))
         return out if func is Tensor.__float__ else _followed(out)
 
@@ -122,7 +124,7 @@ class BehindAutograd:
         if not sources or not isinstance(out, np.ndarray) or not self._call.way.explains:
             return out
         self._seen.extend(_Seen.of(x, self._call.place) for x in sources)
-        self._cut, self._arrays = Cut(name, *self._call.place, (), _READ), True
+        self._cut, self._arrays = Cut(name, *self._call.place, (), _READ_ARRAY), True
         return out.view(Numbers)
 
     def come_back(self, args: Any, kwargs: Any, active: list[Tensor]) -> Cut | None:

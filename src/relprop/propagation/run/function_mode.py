@@ -80,7 +80,7 @@ class RelevanceMode(TorchFunctionMode):
         self.call, self.presence = call, presence
         self.cuts = Cuts(call)
         self.refused: RelpropError | None = None
-        self.behind = BehindAutograd(call, self.cuts)
+        self.behind = BehindAutograd(call)
 
     def forget(self) -> None:
         """Let go of the error that a function ended in, which holds what ran, and this mode in turn."""
