@@ -62,6 +62,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Reports are compared under epsilons that are large enough to be seen; what tests the warning records it.
+    config.addinivalue_line("filterwarnings", "ignore::relprop.StabilizerWarning")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m and -k leave out cases
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """See that every case has a name, and mark what is not to run everywhere."""
